@@ -1,0 +1,378 @@
+"""Every name gradwatch puts on a wire, once: attributes, metrics, events, Prometheus families.
+
+The agent, the collector, the alert rules and the dashboards all take their names from here, and
+``docs/telemetry.md`` is checked against it. OpenTelemetry's own names are used where they exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+SCOPE_NAME: Final = "gradwatch"
+
+# --- Resource attributes: who is speaking --------------------------------------------------------------
+
+SERVICE_NAME: Final = "service.name"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+RUN_ID: Final = "training.run.id"
+RUN_ATTEMPT: Final = "training.run.attempt"
+RANK: Final = "training.rank"
+WORLD_SIZE: Final = "training.world_size"
+MODEL: Final = "training.model"
+DATASET: Final = "training.dataset"
+TEAM: Final = "training.team"
+TIER: Final = "training.tier"
+TARGET: Final = "training.target"
+DEADLINE: Final = "training.deadline"
+SEED: Final = "training.seed"
+GIT_COMMIT: Final = "vcs.ref.head.revision"
+TORCH_VERSION: Final = "training.torch.version"
+CUDA_VERSION: Final = "training.cuda.version"
+PYTHON_VERSION: Final = "process.runtime.version"
+CONFIG_HASH: Final = "training.config.hash"
+HOST_NAME: Final = "host.name"
+PROCESS_PID: Final = "process.pid"
+PROCESS_COMMAND: Final = "process.command"
+
+RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
+    SERVICE_NAME: "The job. Becomes the Prometheus label `training_job`.",
+    SERVICE_INSTANCE_ID: "Unique per process.",
+    RUN_ID: "The run; all ranks and attempts of a run share it.",
+    RUN_ATTEMPT: "1-based attempt, when the caller or the launcher knows it.",
+    RANK: "Global 0-based rank.",
+    WORLD_SIZE: "Number of ranks.",
+    MODEL: "Name of the model; the class name of the first watched module unless told.",
+    DATASET: "Name of the data set, when told.",
+    TEAM: "Owning team, when told.",
+    TIER: "`production` or `experiment` (the default).",
+    TARGET: "The run's target, such as `val_loss<=0.5`, when told.",
+    DEADLINE: "Seconds from the start within which the target should hold, when told.",
+    SEED: "`torch.initial_seed()` at the start.",
+    GIT_COMMIT: "Commit of the working directory, when it is a git checkout.",
+    TORCH_VERSION: "Version of torch.",
+    CUDA_VERSION: "CUDA version torch was built for.",
+    PYTHON_VERSION: "Version of Python.",
+    CONFIG_HASH: "Hash of the hyper-parameters, when told.",
+    HOST_NAME: "Host.",
+    PROCESS_PID: "Process id.",
+    PROCESS_COMMAND: "The script or module that is running, without its arguments.",
+}
+
+TIER_PRODUCTION: Final = "production"
+TIER_EXPERIMENT: Final = "experiment"
+
+# --- Attributes of data points and events --------------------------------------------------------------
+
+LAYER_NAME: Final = "training.layer.name"
+OPTIMIZER: Final = "training.optimizer"
+PARAM_GROUP: Final = "training.param_group"
+DEVICE: Final = "training.device"
+METRIC_NAME: Final = "training.metric.name"
+EVENT_SEQUENCE: Final = "training.event.sequence"
+STEP: Final = "training.step"
+STATUS: Final = "training.run.status"
+REASON: Final = "training.run.reason"
+EXIT_CODE: Final = "process.exit.code"
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+BORN_IN: Final = "training.nonfinite.born_in"
+NONFINITE_STEPS: Final = "training.nonfinite.steps"
+NONFINITE_ELEMENTS: Final = "training.nonfinite.elements"
+NONFINITE_LAYERS: Final = "training.nonfinite.layers"
+LOSS_VALUE: Final = "training.loss.value"
+TARGET_VALUE: Final = "training.target.value"
+STEPS_OBSERVED: Final = "training.steps.observed"
+
+ATTRIBUTES: Final[dict[str, str]] = {
+    LAYER_NAME: "Qualified name of the parameter (or path of the module), without wrappers' parts.",
+    OPTIMIZER: "Index of the optimizer among the watched ones, when there is more than one.",
+    PARAM_GROUP: "Index of the optimizer's parameter group, when there is more than one.",
+    DEVICE: "Device, such as `cuda:0`.",
+    METRIC_NAME: "Name given to `watch.log(name=value)`.",
+    EVENT_SEQUENCE: "Counts the events of a process from 0; part of an event's key.",
+    STEP: "0-based optimizer step the event belongs to.",
+    STATUS: "`succeeded`, `failed` or `cancelled`.",
+    REASON: "Why the run ended so: exception type, `exit 3`, `SIGTERM`, `interrupted`.",
+    EXIT_CODE: "Exit code, when known.",
+    EXCEPTION_TYPE: "Qualified class name of the exception.",
+    EXCEPTION_MESSAGE: "First line of the exception's message, at most 200 characters.",
+    BORN_IN: "`loss`-side or gradient-side origin of a non-finite value, absent when not known: "
+    "`forward`, `loss`, `backward`, `parameters`.",
+    NONFINITE_STEPS: "Non-finite steps of this process so far, this one included.",
+    NONFINITE_ELEMENTS: "Non-finite gradient elements in the step; absent where they were not counted.",
+    NONFINITE_LAYERS: "Number of parameters with a non-finite gradient in the step.",
+    LOSS_VALUE: "The loss of the step, `NaN` and `Infinity` included.",
+    TARGET_VALUE: "The value that reached the target.",
+    STEPS_OBSERVED: "Steps whose gradients were read in the interval.",
+}
+
+# --- Metrics (OTLP) ------------------------------------------------------------------------------------
+
+MetricKind = Literal["gauge", "sum", "exponential_histogram"]
+
+# OpenTelemetry's unit codes (UCUM) and the words that Prometheus names carry for them.
+_UNIT_WORDS: Final = {"s": "seconds", "By": "bytes", "W": "watts", "1": "ratio"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One OTLP metric: its name, UCUM unit, kind, meaning and the attributes of its points."""
+
+    name: str
+    unit: str
+    kind: MetricKind
+    description: str
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def prometheus_name(self) -> str:
+        """Name on ``/metrics``: dots to underscores, unit word, ``_total`` for sums."""
+        name = self.name.replace(".", "_")
+        word = _UNIT_WORDS.get(self.unit)
+        if word and not name.endswith(f"_{word}"):
+            name = f"{name}_{word}"
+        return f"{name}_total" if self.kind == "sum" else name
+
+
+# fmt: off
+LOSS: Final = Metric(
+    "training.loss", "{loss}", "gauge",
+    "Loss of the step: unscaled, summed over the micro-batches that were backpropagated; "
+    "`watch.log(loss=...)` wins.", (OPTIMIZER,),
+)
+LEARNING_RATE: Final = Metric(
+    "training.learning_rate", "{learning_rate}", "gauge", "Learning rate of the step.",
+    (OPTIMIZER, PARAM_GROUP),
+)
+STEP_INDEX: Final = Metric("training.step", "{step}", "gauge", "0-based index of the optimizer step.")
+GRADIENT_NORM: Final = Metric(
+    "training.gradient.norm", "{norm}", "gauge",
+    "L2 norm over all gradients of the step, before clipping; only steps that were observed.", (OPTIMIZER,),
+)
+LAYER_GRADIENT_NORM: Final = Metric(
+    "training.layer.gradient.norm", "{norm}", "exponential_histogram",
+    "L2 norm of a parameter's gradient over the observed steps of the interval (delta, scale 3, "
+    "zero threshold 0).", (LAYER_NAME, OPTIMIZER),
+)
+NONFINITE: Final = Metric(
+    "training.gradient.nonfinite", "{step}", "sum",
+    "Steps with a non-finite loss or gradient (delta).",
+)
+STEP_DURATION: Final = Metric(
+    "training.step.duration", "s", "gauge", "From the end of one optimizer step to the end of the next.",
+)
+LOGGED: Final = Metric(
+    "training.metric", "{value}", "gauge", "Any other number given to `watch.log(name=value)`.",
+    (METRIC_NAME,),
+)
+DEVICE_MEMORY_ALLOCATED: Final = Metric(
+    "training.device.memory.allocated", "By", "gauge", "Held by tensors, from torch's allocator.", (DEVICE,)
+)
+DEVICE_MEMORY_RESERVED: Final = Metric(
+    "training.device.memory.reserved", "By", "gauge", "Held by torch's caching allocator.", (DEVICE,)
+)
+DEVICE_MEMORY_PEAK: Final = Metric(
+    "training.device.memory.peak", "By", "gauge", "Peak reserved since the start of the process.", (DEVICE,)
+)
+DEVICE_MEMORY_LIMIT: Final = Metric(
+    "training.device.memory.limit", "By", "gauge", "Memory of the device.", (DEVICE,)
+)
+HW_GPU_UTILIZATION: Final = Metric(
+    "hw.gpu.utilization", "1", "gauge", "Share of time in which a kernel ran, from NVML.", (DEVICE,)
+)
+HW_GPU_MEMORY_USAGE: Final = Metric(
+    "hw.gpu.memory.usage", "By", "gauge", "Memory in use by all processes, from NVML.", (DEVICE,)
+)
+HW_GPU_MEMORY_LIMIT: Final = Metric(
+    "hw.gpu.memory.limit", "By", "gauge", "Total memory, from NVML.", (DEVICE,)
+)
+HW_POWER: Final = Metric("hw.power", "W", "gauge", "Power draw, from NVML.", (DEVICE,))
+PROCESS_MEMORY: Final = Metric("process.memory.usage", "By", "gauge", "Resident memory of the process.")
+HOST_MEMORY_LIMIT: Final = Metric(
+    "training.host.memory.limit", "By", "gauge", "Memory of the host, or of the process's cgroup if lower."
+)
+AGENT_OVERHEAD: Final = Metric(
+    "gradwatch.agent.overhead", "1", "gauge",
+    "Share of step time that gradwatch spent on the training thread over the interval.",
+)
+AGENT_DROPPED: Final = Metric(
+    "gradwatch.agent.dropped", "{item}", "sum",
+    "Events and samples the agent could not deliver and gave up (delta).",
+)
+
+METRICS: Final[tuple[Metric, ...]] = (
+    LOSS, LEARNING_RATE, STEP_INDEX, GRADIENT_NORM, LAYER_GRADIENT_NORM, NONFINITE, STEP_DURATION, LOGGED,
+    DEVICE_MEMORY_ALLOCATED, DEVICE_MEMORY_RESERVED, DEVICE_MEMORY_PEAK, DEVICE_MEMORY_LIMIT,
+    HW_GPU_UTILIZATION, HW_GPU_MEMORY_USAGE, HW_GPU_MEMORY_LIMIT, HW_POWER,
+    PROCESS_MEMORY, HOST_MEMORY_LIMIT, AGENT_OVERHEAD, AGENT_DROPPED,
+)
+
+# fmt: on
+
+EXPONENTIAL_HISTOGRAM_SCALE: Final = 3
+
+# --- Events (log records with an event name) -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its name, meaning and attributes."""
+
+    name: str
+    description: str
+    attributes: tuple[str, ...] = ()
+
+
+# fmt: off
+RUN_STARTED: Final = Event("training.run.started", "The process began to watch.", (EVENT_SEQUENCE,))
+RUN_HEARTBEAT: Final = Event(
+    "training.run.heartbeat", "Sign of life, every 5 s; updates the run and is not stored.",
+    (EVENT_SEQUENCE, STEP),
+)
+RUN_ENDED: Final = Event(
+    "training.run.ended", "The process is about to end, and why.",
+    (EVENT_SEQUENCE, STEP, STATUS, REASON, EXIT_CODE, EXCEPTION_TYPE, EXCEPTION_MESSAGE),
+)
+NONFINITE_STEP: Final = Event(
+    "training.nonfinite", "A step with a non-finite loss or gradient: each of the first ten, then 100, 1000...",
+    (EVENT_SEQUENCE, STEP, LAYER_NAME, BORN_IN, NONFINITE_STEPS, NONFINITE_ELEMENTS, NONFINITE_LAYERS, LOSS_VALUE),
+)
+TARGET_REACHED: Final = Event(
+    "training.target.reached", "The target held for the first time.",
+    (EVENT_SEQUENCE, STEP, TARGET, TARGET_VALUE),
+)
+
+EVENTS: Final[tuple[Event, ...]] = (RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, NONFINITE_STEP, TARGET_REACHED)
+
+# fmt: on
+
+RUN_EVENT_PREFIX: Final = "training.run."
+
+# --- Prometheus: the collector's /metrics --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One Prometheus metric family on the collector's ``/metrics``."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+
+# fmt: off
+# `training_job` and never `job`: Prometheus owns `job` and `instance` as scrape labels.
+JOB_LABELS: Final = ("training_job", "model", "dataset", "team", "tier")
+RUN_LABELS: Final = ("run_id", *JOB_LABELS)
+
+RUN_INFO: Final = Family(
+    "gradwatch_run_info", "gauge",
+    "1 for every run that is live, or failed or was lost within the last hour.",
+    (*RUN_LABELS, "status", "reason", "host"),
+)
+RUN_STARTED_TIMESTAMP: Final = Family(
+    "gradwatch_run_started_timestamp_seconds", "gauge", "When the run started (Unix time).", RUN_LABELS
+)
+RUN_LAST_SEEN_TIMESTAMP: Final = Family(
+    "gradwatch_run_last_seen_timestamp_seconds", "gauge", "Last sign of life of the run (Unix time).", RUN_LABELS
+)
+RUN_MEMORY_HEADROOM: Final = Family(
+    "gradwatch_run_memory_headroom_ratio", "gauge",
+    "(limit - peak) / limit of the tightest device of the run; of the host for a run without devices.",
+    RUN_LABELS,
+)
+RUNS_LIVE: Final = Family("gradwatch_runs_live", "gauge", "Runs that are running now.", JOB_LABELS)
+RUNS_ENDED: Final = Family(
+    "gradwatch_runs_ended_total", "counter", "Runs ended since the collector started, by status.",
+    (*JOB_LABELS, "status"),
+)
+TIME_TO_TARGET: Final = Family(
+    "gradwatch_time_to_target_seconds", "gauge",
+    "Median time from start to target over the job's last 20 runs that reached it.", JOB_LABELS,
+)
+LAST_METRIC: Final = Family(
+    "gradwatch_last_metric", "gauge", "Last value of a logged metric over the job's runs.", (*JOB_LABELS, "name")
+)
+FINDING_ACTIVE: Final = Family(
+    "gradwatch_finding_active", "gauge", "1 while a finding is open.",
+    ("run_id", "rule", "severity", "team", "tier", "training_job"),
+)
+FINDINGS_OPENED: Final = Family(
+    "gradwatch_findings_opened_total", "counter", "Findings opened since the collector started.",
+    (*JOB_LABELS, "rule"),
+)
+
+SLO_LABELS: Final = ("slo", "training_job", "model", "dataset", "team", "tier")
+SLO_VERDICT: Final = Family(
+    "gradwatch_slo_verdict", "gauge", "1 for the objective's current verdict, 0 for the others.",
+    (*SLO_LABELS, "verdict"),
+)
+SLO_SLI: Final = Family(
+    "gradwatch_slo_sli_ratio", "gauge", "Good / counted events in the window.", SLO_LABELS
+)
+SLO_TARGET: Final = Family("gradwatch_slo_target_ratio", "gauge", "The objective's target.", SLO_LABELS)
+SLO_BUDGET_REMAINING: Final = Family(
+    "gradwatch_slo_budget_remaining_ratio", "gauge", "1 - bad / (n (1 - target)); may be negative.", SLO_LABELS
+)
+SLO_EVENTS: Final = Family(
+    "gradwatch_slo_events", "gauge", "Counted events in the window, by quality (`good`, `bad`).",
+    (*SLO_LABELS, "quality"),
+)
+SLO_P_VALUE: Final = Family(
+    "gradwatch_slo_p_value", "gauge",
+    "Exact binomial P(X >= bad | n, 1 - target): how surprising the window would be if the target held.",
+    SLO_LABELS,
+)
+
+COLLECTOR_RECEIVED: Final = Family(
+    "gradwatch_collector_received_total", "counter", "Items received over OTLP, by signal.", ("signal",)
+)
+COLLECTOR_COMMITTED: Final = Family(
+    "gradwatch_collector_committed_total", "counter", "Items committed to the database, by signal.", ("signal",)
+)
+COLLECTOR_REJECTED: Final = Family(
+    "gradwatch_collector_rejected_total", "counter", "Requests refused, by reason.", ("reason",)
+)
+COLLECTOR_COMMIT_DURATION: Final = Family(
+    "gradwatch_collector_commit_duration_seconds", "histogram", "Time of one group commit."
+)
+COLLECTOR_QUEUE_DEPTH: Final = Family(
+    "gradwatch_collector_queue_depth", "gauge", "Requests waiting for a commit."
+)
+COLLECTOR_EVALUATED_TIMESTAMP: Final = Family(
+    "gradwatch_collector_evaluated_timestamp_seconds", "gauge",
+    "When runs, findings and objectives were last evaluated (Unix time).",
+)
+
+# The OTLP gauges that `/metrics` repeats for live runs, latest value, highest over ranks and devices.
+RUN_GAUGES: Final[tuple[Metric, ...]] = (
+    LOSS, LEARNING_RATE, STEP_INDEX, GRADIENT_NORM, STEP_DURATION, NONFINITE,
+    DEVICE_MEMORY_ALLOCATED, DEVICE_MEMORY_PEAK, DEVICE_MEMORY_LIMIT, HW_GPU_UTILIZATION,
+    PROCESS_MEMORY, HOST_MEMORY_LIMIT, AGENT_OVERHEAD,
+)
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    *(
+        Family(m.prometheus_name, "counter" if m.kind == "sum" else "gauge", m.description, RUN_LABELS)
+        for m in RUN_GAUGES
+    ),
+    RUN_INFO, RUN_STARTED_TIMESTAMP, RUN_LAST_SEEN_TIMESTAMP, RUN_MEMORY_HEADROOM, RUNS_LIVE, RUNS_ENDED,
+    TIME_TO_TARGET, LAST_METRIC, FINDING_ACTIVE, FINDINGS_OPENED,
+    SLO_VERDICT, SLO_SLI, SLO_TARGET, SLO_BUDGET_REMAINING, SLO_EVENTS, SLO_P_VALUE,
+    COLLECTOR_RECEIVED, COLLECTOR_COMMITTED, COLLECTOR_REJECTED, COLLECTOR_COMMIT_DURATION,
+    COLLECTOR_QUEUE_DEPTH, COLLECTOR_EVALUATED_TIMESTAMP,
+)
+
+# fmt: on
+
+# --- Findings and objectives ---------------------------------------------------------------------------
+
+RULE_RUN_FAILED: Final = "run_failed"
+RULE_RUN_LOST: Final = "run_lost"
+RULE_NONFINITE: Final = "nonfinite"
+RULE_MEMORY_HEADROOM: Final = "memory_headroom"
+
+SLO_TRAINING_SUCCESS_RATE: Final = "training-success-rate"
+SLO_TIME_TO_CONVERGENCE: Final = "time-to-convergence"

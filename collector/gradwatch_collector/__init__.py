@@ -1,0 +1,1 @@
+"""OTLP in, SQL, run life-cycle, findings, ``/metrics`` and the JSON API."""

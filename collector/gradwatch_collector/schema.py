@@ -1,0 +1,266 @@
+"""The tables, once: migrations are checked against them.
+
+Moments are BIGINT Unix nanoseconds in UTC: exact, the same in SQLite and PostgreSQL, and free of naive
+datetimes. Column types that differ between the two databases say so with a variant.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    REAL,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    }
+)
+
+# SQLite only auto-increments a plain INTEGER primary key.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+Json = JSON().with_variant(JSONB(), "postgresql")
+# Vectors: compressed bytes in SQLite, arrays that SQL can unnest in PostgreSQL.
+Float32s = LargeBinary().with_variant(ARRAY(REAL), "postgresql")
+Float64s = LargeBinary().with_variant(ARRAY(Double), "postgresql")
+Int64s = LargeBinary().with_variant(ARRAY(BigInteger), "postgresql")
+
+# --- Runs ----------------------------------------------------------------------------------------------
+
+run = Table(
+    "run",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("job", Text, nullable=False),
+    Column("model", Text),
+    Column("dataset", Text),
+    Column("team", Text),
+    Column("tier", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("rank_count", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("last_seen_at", BigInteger, nullable=False),
+    Column("last_step", BigInteger),
+    Column("last_loss", Double),
+    Column("last_loss_nonfinite", Boolean, nullable=False),
+    Column("host", Text),
+    Column("commit", Text),
+    Column("target", Text),
+    Column("deadline_seconds", Double),
+    Column("target_reached_at", BigInteger),
+    Index(None, "status"),
+    Index(None, "ended_at"),
+    Index(None, "job", "started_at"),
+    Index(None, "started_at", "run_id"),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("cause_rank", Integer),
+    Column("rank_count", Integer, nullable=False),
+    Column("will_retry", Boolean, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("last_seen_at", BigInteger, nullable=False),
+)
+
+# One operating-system process of a run. Also kept for telemetry that belongs to no run.
+process = Table(
+    "process",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("instance", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("exit_code", Integer),
+    Column("evidence", Json, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("last_seen_at", BigInteger, nullable=False),
+    Column("last_step", BigInteger),
+    Column("last_loss", Double),
+    Column("last_loss_nonfinite", Boolean, nullable=False),
+    # False until the first training.run.* event: until then it is telemetry, not a run.
+    Column("is_run", Boolean, nullable=False),
+    Column("resource", Json, nullable=False),
+    Index(None, "status", "last_seen_at"),
+)
+
+# Every change of a run's status, with its evidence; corrections are appended, nothing is overwritten.
+run_history = Table(
+    "run_history",
+    metadata,
+    Column("history_id", RowId, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reason", Text),
+    Column("evidence", Json, nullable=False),
+    Index(None, "run_id", "history_id"),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("instance", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("body", Text),
+    Column("attributes", Json, nullable=False),
+    Index(None, "run_id", "time"),
+)
+
+span = Table(
+    "span",
+    metadata,
+    Column("trace_id", Text, primary_key=True),
+    Column("span_id", Text, primary_key=True),
+    Column("parent_span_id", Text),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("end", BigInteger, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("attributes", Json, nullable=False),
+    Column("events", Json, nullable=False),
+    Index(None, "run_id", "start"),
+)
+
+finding = Table(
+    "finding",
+    metadata,
+    Column("finding_id", RowId, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("rank", Integer),
+    Column("step", BigInteger),
+    Column("layer", Text),
+    Column("born_in", Text),
+    Column("first_seen", BigInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False),
+    Column("resolved_at", BigInteger),
+    Column("evidence", Json, nullable=False),
+    UniqueConstraint("run_id", "attempt", "rule"),
+    Index(None, "state", "last_seen"),
+)
+
+# --- Numbers: interned series, frames as they arrive, blocks after compaction --------------------------
+
+metric = Table(
+    "metric",
+    metadata,
+    Column("metric_id", RowId, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("temporality", Integer, nullable=False),
+    Column("monotonic", Boolean, nullable=False),
+    UniqueConstraint("name", "unit", "kind", "temporality", "monotonic"),
+)
+
+attribute_set = Table(
+    "attribute_set",
+    metadata,
+    Column("set_id", RowId, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("width", Integer, nullable=False),
+    Column("points", Json, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("series_id", RowId, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("metric_id", RowId, ForeignKey(metric.c.metric_id), nullable=False),
+    Column("field", Text, nullable=False),
+    Column("set_id", RowId, ForeignKey(attribute_set.c.set_id), nullable=False),
+    UniqueConstraint("run_id", "attempt", "rank", "metric_id", "field", "set_id"),
+)
+
+
+def _payload() -> list[Column[object]]:
+    # Exactly one of f32, f64, i64, packed is set: the column is the type. Values are layer-major:
+    # all times of the first point, then all of the second.
+    return [
+        Column("count", Integer, nullable=False),
+        Column("times", Int64s),  # NULL when count is 1: then it is the key's time
+        Column("f32", Float32s),
+        Column("f64", Float64s),
+        Column("i64", Int64s),
+        Column("packed", LargeBinary),
+    ]
+
+
+# Append table; PostgreSQL partitions it by time (the first migration and `partitions.py`).
+frame = Table(
+    "frame",
+    metadata,
+    Column("series_id", RowId, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, primary_key=True, autoincrement=False),
+    *_payload(),
+    postgresql_partition_by="RANGE (time)",
+)
+
+block = Table(
+    "block",
+    metadata,
+    Column("series_id", RowId, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_time", BigInteger, nullable=False),
+    *_payload(),
+)
+
+# --- Access --------------------------------------------------------------------------------------------
+
+token = Table(
+    "token",
+    metadata,
+    Column("token_id", RowId, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("team", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
