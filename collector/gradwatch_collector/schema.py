@@ -85,7 +85,6 @@ attempt = Table(
     Column("will_retry", Boolean, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
-    Column("last_seen_at", BigInteger, nullable=False),
 )
 
 # One operating-system process of a run. Also kept for telemetry that belongs to no run.
