@@ -20,7 +20,6 @@ import yaml
 from gradwatch import conventions as names
 
 RULES_FILE: Final = Path(__file__).parent / "rules" / "gradwatch.rules.yaml"
-RUNBOOK_URL: Final = "https://github.com/gradwatch/gradwatch/blob/main/alerts/runbooks"
 GRAFANA_URL: Final = "http://127.0.0.1:3000"
 
 # The scrape job of prometheus.yaml: `up` is the one series that only Prometheus can make.
@@ -73,11 +72,11 @@ def over_replicas(selector: str) -> str:
     return f"max without ({', '.join(REPLICA_LABELS)}) ({selector})"
 
 
-def _finding(rule: str, name: str, *, summary: str, description: str) -> Alert:
+def _finding(rule: str, *, summary: str, description: str) -> Alert:
     # The collector has already decided the severity, from the evidence and the tier: the series carries it.
     series = f'{names.FINDING_ACTIVE.name}{{rule="{rule}", severity=~"{PAGE}|{TICKET}"}}'
     return Alert(
-        name=name,
+        name=names.RULE_ALERTS[rule],
         expr=f"{over_replicas(series)} == 1",
         summary=summary,
         description=description,
@@ -98,14 +97,12 @@ RUNS: Final = Group(
     (
         _finding(
             names.RULE_RUN_FAILED,
-            "TrainingRunFailed",
             summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} failed",
             description=f"The latest attempt of the run ended as failed{_REASON} and will not be retried."
             " See `gradwatch runs show {{ $labels.run_id }}`.",
         ),
         _finding(
             names.RULE_RUN_LOST,
-            "TrainingRunLost",
             summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} fell silent",
             description="No rank of the run has sent a sign of life within the limit, and none said it ended:"
             " killed, out of host memory, node gone or cut off."
@@ -113,7 +110,6 @@ RUNS: Final = Group(
         ),
         _finding(
             names.RULE_NONFINITE,
-            "TrainingNonFinite",
             summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} has NaN or Inf in its"
             f' {{{{ if eq $labels.severity "{PAGE}" }}}}steps, repeatedly{{{{ else }}}}steps{{{{ end }}}}',
             description="The loss or a gradient was not finite. The first step and layer are in"
@@ -121,7 +117,6 @@ RUNS: Final = Group(
         ),
         _finding(
             names.RULE_MEMORY_HEADROOM,
-            "TrainingMemoryHeadroomLow",
             summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} is close to running out of memory",
             description="The peak of the run's tightest device (of the host, for a run without devices) leaves"
             " little below the limit. See `gradwatch runs show {{ $labels.run_id }}`.",
@@ -137,9 +132,10 @@ OBJECTIVES: Final = Group(
     "gradwatch-objectives",
     (
         Alert(
-            name="TrainingSuccessRateBudget",
+            name="GradwatchSuccessRateBudget",
             expr=f"{_p_value} < {BUDGET_P_VALUE} and ignoring (quality) {_bad} >= {BUDGET_LEAST_BAD}",
-            summary="More training runs fail than {{ $labels.slo }} allows",
+            summary="More training runs{{ with $labels.training_job }} of {{ . }}{{ end }}"
+            "{{ with $labels.tier }} in tier {{ . }}{{ end }} fail than {{ $labels.slo }} allows",
             description="With the objective's target true, as many bad runs as in its window would be seen"
             ' with probability {{ $value | printf "%.2g" }}. See `gradwatch slo report`.',
             labels=(("severity", TICKET),),
@@ -215,7 +211,7 @@ SERVICE: Final = Group(
 GROUPS: Final = (RUNS, OBJECTIVES, SERVICE)
 
 
-def render(*, runbook_url: str = RUNBOOK_URL, grafana_url: str = GRAFANA_URL) -> str:
+def render(*, runbook_url: str = names.RUNBOOK_BASE_URL, grafana_url: str = GRAFANA_URL) -> str:
     """The rule file as YAML text, with the links below the two absolute URLs."""
     document = {
         "groups": [
@@ -238,7 +234,7 @@ def _rule(alert: Alert, runbook_url: str, grafana_url: str) -> dict[str, object]
     rule["annotations"] = {
         "summary": alert.summary,
         "description": alert.description,
-        "runbook_url": f"{runbook_url.rstrip('/')}/{alert.name}.md",
+        "runbook_url": names.runbook_url(alert.name, runbook_url),
         "dashboard_url": f"{grafana_url.rstrip('/')}/d/{alert.dashboard}",
     }
     return rule
@@ -247,7 +243,9 @@ def _rule(alert: Alert, runbook_url: str, grafana_url: str) -> dict[str, object]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the rule file, or with ``--check`` compare it; returns the exit code."""
     parser = argparse.ArgumentParser(description="Build the Prometheus alerting rules.")
-    parser.add_argument("--runbook-url", default=RUNBOOK_URL, help="absolute URL of the folder of runbooks")
+    parser.add_argument(
+        "--runbook-url", default=names.RUNBOOK_BASE_URL, help="absolute URL of the folder of runbooks"
+    )
     parser.add_argument("--grafana-url", default=GRAFANA_URL, help="absolute URL of Grafana")
     parser.add_argument("--output", type=Path, default=RULES_FILE, help="rule file to write or compare")
     parser.add_argument("--check", action="store_true", help="fail when the file differs, and write nothing")

@@ -353,11 +353,14 @@ RUN_GAUGES: Final[tuple[Metric, ...]] = (
     PROCESS_MEMORY, HOST_MEMORY_LIMIT, AGENT_OVERHEAD,
 )
 
+def family_of(metric: Metric) -> Family:
+    """Return the per-run family that repeats an OTLP metric on ``/metrics``."""
+    kind: Literal["gauge", "counter"] = "counter" if metric.kind == "sum" else "gauge"
+    return Family(metric.prometheus_name, kind, metric.description, RUN_LABELS)
+
+
 FAMILIES: Final[tuple[Family, ...]] = (
-    *(
-        Family(m.prometheus_name, "counter" if m.kind == "sum" else "gauge", m.description, RUN_LABELS)
-        for m in RUN_GAUGES
-    ),
+    *map(family_of, RUN_GAUGES),
     RUN_INFO, RUN_STARTED_TIMESTAMP, RUN_LAST_SEEN_TIMESTAMP, RUN_MEMORY_HEADROOM, RUNS_LIVE, RUNS_ENDED,
     TIME_TO_TARGET, LAST_METRIC, FINDING_ACTIVE, FINDINGS_OPENED,
     SLO_VERDICT, SLO_SLI, SLO_TARGET, SLO_BUDGET_REMAINING, SLO_EVENTS, SLO_P_VALUE,
@@ -373,6 +376,21 @@ RULE_RUN_FAILED: Final = "run_failed"
 RULE_RUN_LOST: Final = "run_lost"
 RULE_NONFINITE: Final = "nonfinite"
 RULE_MEMORY_HEADROOM: Final = "memory_headroom"
+
+# The alert that an open finding of the rule raises. Every alert has a runbook of its name.
+RULE_ALERTS: Final[dict[str, str]] = {
+    RULE_RUN_FAILED: "GradwatchRunFailed",
+    RULE_RUN_LOST: "GradwatchRunLost",
+    RULE_NONFINITE: "GradwatchNonfinite",
+    RULE_MEMORY_HEADROOM: "GradwatchMemoryHeadroom",
+}
+RUNBOOK_BASE_URL: Final = "https://github.com/gradwatch/gradwatch/blob/main/alerts/runbooks"
+
+
+def runbook_url(alert: str, base_url: str = RUNBOOK_BASE_URL) -> str:
+    """Absolute address of an alert's runbook."""
+    return f"{base_url.rstrip('/')}/{alert}.md"
+
 
 SLO_TRAINING_SUCCESS_RATE: Final = "training-success-rate"
 SLO_TIME_TO_CONVERGENCE: Final = "time-to-convergence"
