@@ -16,6 +16,7 @@ from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.lifecycle import REASON_HEARTBEAT_TIMEOUT, AttemptState, ProcessState, roll_up
 from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, Source
+from gradwatch_collector.runs import described
 from gradwatch_collector.upsert import upsert
 from gradwatch_slo.runs import Status
 
@@ -82,7 +83,7 @@ class Registry:
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
             return
-        changes = _progress_changes(batch.frames)
+        changes = _progress_changes(batch.frames, row)
         for event in run_events:
             changes |= _event_changes(event, row, received_at)
         corrected = row["status"] == Status.LOST and "status" not in changes
@@ -219,7 +220,7 @@ def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[Row
         "host": lead["resource"].get(c.HOST_NAME),
         "commit": lead["resource"].get(c.GIT_COMMIT),
     }
-    values |= _description(lead["resource"])
+    values |= described(lead["resource"])
     connection.execute(upsert(connection, schema.run, {"run_id": run_id, **values}, update=values))
     if before is None or (before.status, before.reason, before.attempt) != (
         state.status,
@@ -239,25 +240,12 @@ def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[Row
         )
 
 
-def _description(resource: dict[str, Any]) -> dict[str, Any]:
-    tier = resource.get(c.TIER)
-    return {
-        "job": str(resource.get(c.SERVICE_NAME) or "unknown"),
-        "model": resource.get(c.MODEL),
-        "dataset": resource.get(c.DATASET),
-        "team": resource.get(c.TEAM),
-        "tier": tier if tier in (c.TIER_PRODUCTION, c.TIER_EXPERIMENT) else c.TIER_EXPERIMENT,
-        "target": resource.get(c.TARGET),
-        "deadline_seconds": resource.get(c.DEADLINE),
-    }
-
-
 def _event_changes(event: EventRecord, row: RowMapping, received_at: int) -> dict[str, Any]:
     # A sender's clock may be ahead of ours; nothing happened after it was received.
     at = min(event.time, received_at)
     step = event.attributes.get(c.STEP)
     changes: dict[str, Any] = {}
-    if isinstance(step, int) and step >= (row["last_step"] if row["last_step"] is not None else -1):
+    if isinstance(step, int) and (row["last_step"] is None or step > row["last_step"]):
         changes["last_step"] = step
     if event.name == c.RUN_STARTED.name:
         changes["started_at"] = at
@@ -284,10 +272,10 @@ def _ending(value: object) -> Status:
     return Status.FAILED if status is Status.RUNNING else status
 
 
-def _progress_changes(frames: Sequence[Frame]) -> dict[str, Any]:
+def _progress_changes(frames: Sequence[Frame], row: RowMapping) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     step = _newest_value(frames, c.STEP_INDEX.name)
-    if step is not None:
+    if step is not None and (row["last_step"] is None or step > row["last_step"]):
         changes["last_step"] = int(step)
     loss = _newest_value(frames, c.LOSS.name)
     if loss is not None:

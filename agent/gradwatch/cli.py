@@ -1,0 +1,64 @@
+"""The ``gradwatch`` command: subcommands are loaded by name, so that none costs what another needs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from typing import Final
+
+import click
+
+# Name -> where the click command lives, and what it does. Strings, not imports: the agent installs without
+# SQL and the collector without torch, and `gradwatch --help` costs neither.
+COMMANDS: Final = {
+    "alerts": ("gradwatch_collector.commands.export:alerts", "Copy the Prometheus rules and runbooks."),
+    "collector": ("gradwatch_collector.commands.serve:collector", "Receive, store and evaluate telemetry."),
+    "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),
+    "db": ("gradwatch_collector.commands.db:db", "Create and migrate the database."),
+    "demo": ("gradwatch_collector.commands.demo:demo", "See the whole thing on this machine."),
+    "runs": ("gradwatch_collector.commands.runs:runs", "What ran, and how it ended."),
+    "slo": ("gradwatch_collector.commands.slo:slo", "Is the training service healthy?"),
+    "token": ("gradwatch_collector.commands.token:token", "Access tokens of the collector."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the subcommands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a subcommand; say which extra is missing when it cannot be."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"`gradwatch {cmd_name}` needs the package {error.name!r}: pip install 'gradwatch[collector]'"
+            ) from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the subcommands from the table, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("gradwatch"), prog_name="gradwatch")
+def main() -> None:
+    """Watch PyTorch training: gradients, NaNs, run endings, SLOs.
+
+    Start with `gradwatch demo`, or run `gradwatch collector serve` and put
+    `gradwatch.watch(model, optimizer)` into a training script.
+    """
+
+
+if __name__ == "__main__":
+    sys.exit(main())

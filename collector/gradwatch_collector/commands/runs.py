@@ -1,0 +1,160 @@
+"""``gradwatch runs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradwatch_collector import views
+from gradwatch_collector.commands.options import database_option, format_option, open_database
+
+_COLOURS = {
+    "running": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "lost": "magenta",
+    "cancelled": "yellow",
+}
+
+
+@click.group()
+def runs() -> None:
+    """What ran, and how it ended."""
+
+
+@runs.command("list")
+@database_option
+@format_option("table", "json")
+@click.option("--status", type=click.Choice(sorted(_COLOURS)), help="Only runs that stand so.")
+@click.option("--job", help="Only runs of this job.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, views.MAX_LIMIT))
+@click.option("--cursor", help="Go on from `next_cursor` of an earlier call.")
+def list_command(
+    database: str, output: str, status: str | None, job: str | None, limit: int, cursor: str | None
+) -> None:
+    """List runs, newest first.
+
+    \b
+    Example:
+      gradwatch runs list --status failed --format json
+    """
+    engine = open_database(database)
+    try:
+        with engine.connect() as connection:
+            page = views.list_runs(connection, limit=limit, cursor=cursor, status=status, job=job)
+    except views.BadCursorError as error:
+        raise click.ClickException(str(error)) from error
+    if output == "json":
+        _print_json(page)
+        return
+    if not page["runs"]:
+        click.echo("no runs yet: add gradwatch.watch(model, optimizer) to a training script")
+        return
+    Console().print(runs_table(page["runs"]))
+    if page["next_cursor"]:
+        click.echo(f"more: gradwatch runs list --cursor {page['next_cursor']}")
+
+
+@runs.command("show")
+@click.argument("run_id", metavar="RUN")
+@database_option
+@format_option("table", "json")
+def show_command(run_id: str, database: str, output: str) -> None:
+    """Show one run: how it ended, findings, gradient norms by layer, events.
+
+    \b
+    Example:
+      gradwatch runs show digits-nan --format json
+    """
+    engine = open_database(database)
+    with engine.connect() as connection:
+        shown = views.show_run(connection, run_id)
+    if shown is None:
+        raise click.ClickException(f"no run {run_id!r}; `gradwatch runs list` names them")
+    if output == "json":
+        _print_json(shown)
+    else:
+        _print_run(Console(), shown)
+
+
+def runs_table(rows: list[views.Json]) -> Table:
+    """Return runs as a table, one a line."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("RUN", "JOB", "STATUS", "REASON", "STEPS", "LOSS", "STARTED", "TOOK"):
+        table.add_column(
+            heading, overflow="fold", justify="right" if heading in ("STEPS", "LOSS", "TOOK") else "left"
+        )
+    for row in rows:
+        table.add_row(
+            row["run_id"],
+            row["job"],
+            f"[{_COLOURS[row['status']]}]{row['status']}[/]",
+            row["reason"] or "",
+            "" if row["last_step"] is None else str(row["last_step"] + 1),
+            _loss(row),
+            row["started_at"][:19].replace("T", " "),
+            _took(row),
+        )
+    return table
+
+
+def _print_run(console: Console, shown: views.Json) -> None:
+    console.print(runs_table([shown]))
+    for finding in shown["findings"]:
+        where = " ".join(
+            f"{name} {finding[name]}"
+            for name in ("step", "layer", "rank", "born_in")
+            if finding.get(name) is not None
+        )
+        console.print(f"\n[bold red]{finding['rule']}[/] ({finding['severity']}, {finding['state']}) {where}")
+        console.print(
+            f"  cause   {finding['cause']}\n  action  {finding['action']}\n  runbook {finding['runbook_url']}"
+        )
+    if shown["layers"]:
+        console.print()
+        console.print(layers_table(shown["layers"]))
+    console.print("\n[bold]EVENTS[/]")
+    for event in reversed(shown["events"][:20]):
+        console.print(
+            f"  {event['time'][11:23]}  {event['name']}  {_facts(event['attributes'])}", highlight=False
+        )
+
+
+def layers_table(layers: list[views.Json]) -> Table:
+    """Return gradient norms by layer as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("LAYER", "STEPS OBSERVED", "MEAN NORM", "MIN", "MAX"):
+        table.add_column(heading, justify="left" if heading == "LAYER" else "right", overflow="fold")
+    for layer in layers:
+        numbers = ("-" if layer[name] is None else f"{layer[name]:.4g}" for name in ("mean", "min", "max"))
+        table.add_row(layer["layer"], str(layer["steps_observed"]), *numbers)
+    return table
+
+
+def _facts(attributes: dict[str, Any]) -> str:
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in attributes.items())
+
+
+def _loss(row: views.Json) -> str:
+    if row["last_loss_nonfinite"]:
+        return "NaN"
+    return "" if row["last_loss"] is None else f"{row['last_loss']:.4g}"
+
+
+def _took(row: views.Json) -> str:
+    seconds = views.seconds_between(row["started_at"], row["ended_at"] or row["last_seen_at"])
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{int(seconds):02d}s" if minutes else f"{seconds:.1f}s"
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")

@@ -1,0 +1,66 @@
+"""``gradwatch collector serve``."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from gradwatch_collector.commands.options import database_option, open_database
+from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
+
+
+@click.group()
+def collector() -> None:
+    """Receive, store and evaluate telemetry."""
+
+
+@collector.command("serve")
+@database_option
+@click.option(
+    "--listen",
+    "address",
+    default="127.0.0.1:4318",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="HTTP address for OTLP, the API and /metrics. Port 0 takes a free one.",
+)
+@click.option(
+    "--lost-after",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=1.0),
+    metavar="SECONDS",
+    help="Silence after which a running run is lost.",
+)
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
+)
+@click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
+def serve_command(
+    database: str, address: str, lost_after: float, allowed_hosts: tuple[str, ...], require_token: bool
+) -> None:
+    """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
+
+    \b
+    Example:
+      gradwatch collector serve --db sqlite:///gradwatch.db --listen 127.0.0.1:4318
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    host, port = _split(address)
+    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
+    engine = open_database(database, upgrade_sqlite=True)
+    try:
+        bound = listen(settings, engine)
+    except ListenError as error:
+        raise click.ClickException(str(error)) from error
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {engine.url!r}")
+    serve(engine, settings, bound)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65_535:
+        raise click.BadParameter(f"{address!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint="--listen")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,193 @@
+"""The loop that looks at what was stored: silence, findings, objectives, compaction.
+
+One tick is one short transaction; everything it learns is published as one immutable :class:`Snapshot`, which
+``/metrics`` and the API read without touching the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from gradwatch_slo.objectives import Objective
+from gradwatch_slo.report import ObjectiveReport, evaluate
+from sqlalchemy import Connection, Engine, func, select
+
+from gradwatch_collector import schema
+from gradwatch_collector.compaction import compact
+from gradwatch_collector.database import transaction
+from gradwatch_collector.findings import DETECTORS, Observation, Scene, reconcile
+from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.registry import mark_silent
+from gradwatch_collector.runs import JobLabels, RunRow, load_facts, load_runs, moment
+from gradwatch_slo.runs import Status
+
+logger = logging.getLogger(__name__)
+
+_NANOS = 1_000_000_000
+# A failed or lost run stays visible (and its findings open) for an hour; any other ending ends them at once.
+_SICK_FOR = 3600 * _NANOS
+_SLOS_EVERY = 15 * _NANOS
+_TIME_TO_TARGET_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the last tick knew. ``runs``: live, or failed or lost within the last hour, the sickest first."""
+
+    evaluated_at: int
+    runs: Sequence[RunRow] = ()
+    findings: Sequence[tuple[RunRow, Observation]] = ()
+    ended: Counter[tuple[JobLabels, Status]] = field(default_factory=Counter)
+    opened: Counter[tuple[JobLabels, str]] = field(default_factory=Counter)
+    jobs: frozenset[JobLabels] = frozenset()
+    time_to_target: dict[JobLabels, float] = field(default_factory=dict)
+    objectives: Sequence[ObjectiveReport] = ()
+
+
+class Evaluator:
+    """Runs :meth:`tick` every ``interval`` seconds on a thread of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        live: LiveRuns,
+        objectives: Sequence[Objective],
+        *,
+        lost_after: float,
+        interval: float = 1.0,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._engine = engine
+        self._live = live
+        self._objectives = objectives
+        self._lost_after = int(lost_after * _NANOS)
+        self._interval = interval
+        self._now = now
+        self._up_since = now()
+        self._slos_at = 0
+        self._history_id: int | None = None
+        self.snapshot = Snapshot(evaluated_at=0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the tick that is under way."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self.tick()
+            except Exception:
+                # The database may be away for a while; the alert on the age of the evaluation tells.
+                logger.exception("evaluation failed; trying again in %g s", self._interval)
+
+    def tick(self) -> Snapshot:
+        """Evaluate once and publish what was found."""
+        now = self._now()
+        with transaction(self._engine) as connection:
+            mark_silent(connection, now, self._lost_after, self._up_since)
+            runs = _recent_runs(connection, now)
+            scene = Scene(connection, now, runs, self._live)
+            observations = [found for detect in DETECTORS for found in detect(scene)]
+            opened = reconcile(connection, observations, now)
+            snapshot = self._count(connection, runs, observations, opened, now)
+            if now - self._slos_at >= _SLOS_EVERY or snapshot.ended != self.snapshot.ended:
+                self._slos_at = now
+                snapshot = replace(
+                    snapshot,
+                    objectives=evaluate_objectives(connection, self._objectives, now),
+                    time_to_target=_time_to_target(connection),
+                )
+        self.snapshot = snapshot
+        self._live.forget({run.run_id for run in runs})
+        with transaction(self._engine) as connection:
+            compact(connection, now)
+        return snapshot
+
+    def _count(
+        self,
+        connection: Connection,
+        runs: Sequence[RunRow],
+        observations: Sequence[Observation],
+        opened: Sequence[Observation],
+        now: int,
+    ) -> Snapshot:
+        before = self.snapshot
+        by_id = {run.run_id: run for run in runs}
+        ended, jobs = before.ended.copy(), set(before.jobs)
+        for row in self._new_history(connection):
+            run = by_id.get(row.run_id) or next(
+                iter(load_runs(connection, schema.run.c.run_id == row.run_id)), None
+            )
+            if run is not None:
+                jobs.add(run.job_labels)
+                if row.status != Status.RUNNING:
+                    ended[run.job_labels, Status(row.status)] += 1
+        jobs.update(run.job_labels for run in runs)
+        counted = before.opened.copy()
+        for found in opened:
+            counted[by_id[found.run_id].job_labels, found.rule] += 1
+        return replace(
+            before,
+            evaluated_at=now,
+            runs=runs,
+            findings=[(by_id[found.run_id], found) for found in observations],
+            ended=ended,
+            opened=counted,
+            jobs=frozenset(jobs),
+        )
+
+    def _new_history(self, connection: Connection) -> Sequence[object]:
+        history = schema.run_history.c
+        if self._history_id is None:
+            self._history_id = connection.scalar(select(func.max(history.history_id))) or 0
+            return ()
+        rows = connection.execute(
+            select(history.history_id, history.run_id, history.status)
+            .where(history.history_id > self._history_id)
+            .order_by(history.history_id)
+        ).all()
+        if rows:
+            self._history_id = rows[-1].history_id
+        return rows
+
+
+def evaluate_objectives(
+    connection: Connection, objectives: Sequence[Objective], now: int
+) -> Sequence[ObjectiveReport]:
+    """Evaluate objectives over the stored runs. ``now`` in Unix nanoseconds."""
+    at = moment(now)
+    longest = max((objective.window.start(at) for objective in objectives), default=at, key=lambda t: at - t)
+    since = now - int((at - longest) / timedelta(microseconds=1)) * 1000
+    return evaluate(objectives, load_facts(connection, since), at)
+
+
+def _recent_runs(connection: Connection, now: int) -> list[RunRow]:
+    run = schema.run.c
+    sick = run.status.in_([Status.FAILED, Status.LOST]) & (run.ended_at >= now - _SICK_FOR)
+    runs = load_runs(connection, (run.status == Status.RUNNING) | sick)
+    return sorted(runs, key=lambda r: (r.status is Status.RUNNING, -r.started_at))
+
+
+def _time_to_target(connection: Connection) -> dict[JobLabels, float]:
+    run = schema.run.c
+    reached = load_runs(connection, run.target_reached_at.is_not(None), limit=1000)
+    by_job: dict[JobLabels, list[float]] = {}
+    for row in reached:
+        seconds = by_job.setdefault(row.job_labels, [])
+        if row.target_reached_at is not None and len(seconds) < _TIME_TO_TARGET_RUNS:
+            seconds.append(max(0.0, (row.target_reached_at - row.started_at) / _NANOS))
+    return {job: statistics.median(seconds) for job, seconds in by_job.items()}

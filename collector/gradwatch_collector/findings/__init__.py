@@ -1,0 +1,15 @@
+"""What the collector finds wrong by itself: one module a detector, all of one shape.
+
+A detector is a function of a :class:`Scene` that yields an :class:`Observation` for everything that is wrong
+now. :func:`reconcile` opens, updates and resolves the stored findings to match.
+"""
+
+from gradwatch_collector.findings import memory_headroom, nonfinite, run_endings
+from gradwatch_collector.findings.advice import ADVICE
+from gradwatch_collector.findings.observation import Detector, Observation, Scene, Severity
+from gradwatch_collector.findings.store import reconcile
+
+DETECTORS: tuple[Detector, ...] = (run_endings.detect, nonfinite.detect, memory_headroom.detect)
+RULES: tuple[str, ...] = tuple(ADVICE)
+
+__all__ = ["DETECTORS", "RULES", "Observation", "Scene", "Severity", "reconcile"]

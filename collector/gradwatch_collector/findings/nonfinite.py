@@ -1,0 +1,74 @@
+"""NaN or Inf in a loss or gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from sqlalchemy import RowMapping, select
+
+from gradwatch import conventions as c
+from gradwatch_collector import schema
+from gradwatch_collector.findings.observation import Observation, Scene, Severity
+
+# "Repeated": three or more bad steps in a hundred.
+REPEATED_STEPS = 3
+REPEATED_WINDOW = 100
+
+
+def detect(scene: Scene) -> Iterable[Observation]:
+    """Yield one observation for each attempt with non-finite steps; repeated ones are loud."""
+    tiers = {run.run_id: run.tier for run in scene.runs}
+    event = schema.event
+    rows = scene.connection.execute(
+        select(event.c.run_id, event.c.attempt, event.c.rank, event.c.time, event.c.attributes)
+        .where(event.c.name == c.NONFINITE_STEP.name, event.c.run_id.in_(list(tiers)))
+        .order_by(event.c.run_id, event.c.attempt, event.c.time)
+    ).mappings()
+    for (run_id, attempt), group in groupby(rows, key=lambda row: (row["run_id"], row["attempt"])):
+        events = list(group)
+        first = min(events, key=lambda row: (row["attributes"].get(c.STEP, 0), row["time"]))
+        attributes = first["attributes"]
+        repeated = is_repeated(events)
+        yield Observation(
+            run_id=run_id,
+            attempt=attempt,
+            rule=c.RULE_NONFINITE,
+            severity=Severity.for_tier(tiers[run_id]) if repeated else Severity.TICKET,
+            first_seen=first["time"],
+            last_seen=max(row["time"] for row in events),
+            rank=first["rank"],
+            step=attributes.get(c.STEP),
+            layer=attributes.get(c.LAYER_NAME),
+            born_in=attributes.get(c.BORN_IN),
+            evidence={
+                "nonfinite_steps": max(row["attributes"].get(c.NONFINITE_STEPS, 1) for row in events),
+                "nonfinite_layers": attributes.get(c.NONFINITE_LAYERS),
+                "nonfinite_elements": attributes.get(c.NONFINITE_ELEMENTS),
+                "repeated": repeated,
+            },
+        )
+
+
+def is_repeated(events: Sequence[RowMapping]) -> bool:
+    """Return whether three or more bad steps fell within a hundred.
+
+    The agent reports each of a process's first ten bad steps, then the hundredth, the thousandth...: between
+    two reports the share of bad steps decides.
+    """
+    by_rank: dict[int, list[tuple[int, int]]] = {}
+    for row in events:
+        attributes = row["attributes"]
+        by_rank.setdefault(row["rank"], []).append(
+            (attributes.get(c.STEP, 0), attributes.get(c.NONFINITE_STEPS, 1))
+        )
+    for reports in by_rank.values():
+        reports.sort()
+        for index, (step, count) in enumerate(reports):
+            for later_step, later_count in reports[index + 1 :]:
+                bad, steps = later_count - count + 1, later_step - step + 1
+                if bad >= REPEATED_STEPS and bad * REPEATED_WINDOW >= REPEATED_STEPS * max(
+                    steps, REPEATED_WINDOW
+                ):
+                    return True
+    return False

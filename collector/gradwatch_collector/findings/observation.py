@@ -1,0 +1,57 @@
+"""The values detectors take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection
+
+from gradwatch import conventions as c
+from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.runs import RunRow
+
+
+class Severity(StrEnum):
+    """How loud a finding is. Only production pages; the worst of an experiment is a ticket."""
+
+    PAGE = "page"
+    TICKET = "ticket"
+    INFO = "info"
+
+    @classmethod
+    def for_tier(cls, tier: str) -> Severity:
+        """Return the loudest severity a run of this tier may have."""
+        return cls.PAGE if tier == c.TIER_PRODUCTION else cls.TICKET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One thing that is wrong with one attempt of one run now. Moments in Unix nanoseconds."""
+
+    run_id: str
+    attempt: int
+    rule: str
+    severity: Severity
+    first_seen: int
+    last_seen: int
+    rank: int | None = None
+    step: int | None = None
+    layer: str | None = None
+    born_in: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What detectors look at: the runs that are live or ended within the last hour, and their numbers."""
+
+    connection: Connection
+    now: int
+    runs: Sequence[RunRow]
+    live: LiveRuns
+
+
+Detector = Callable[[Scene], Iterable[Observation]]

@@ -1,0 +1,126 @@
+"""The collector put together: receiver, writer, evaluator, API and the socket they listen on."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from gradwatch_slo.objectives import default_objectives
+from prometheus_client import CollectorRegistry
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from gradwatch_collector import api, otlp
+from gradwatch_collector.auth import Gate, Tokens, has_tokens
+from gradwatch_collector.evaluator import Evaluator
+from gradwatch_collector.exposition import RunMetrics
+from gradwatch_collector.ingest import Ingest
+from gradwatch_collector.instruments import Instruments
+from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.registry import Registry
+
+
+class ListenError(Exception):
+    """The collector may not, or cannot, listen on the address it was given; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What `serve` was told."""
+
+    host: str
+    port: int
+    lost_after: float
+    allowed_hosts: Sequence[str] = ()
+    require_token: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
+    """Bind the address, or say in one line why not.
+
+    Raises:
+        ListenError: the port is in use, the address is not ours, or it is not loopback and there is no token.
+    """
+    address = f"{settings.host}:{settings.port}"
+    if not settings.is_loopback:
+        with engine.connect() as connection:
+            if not has_tokens(connection):
+                raise ListenError(
+                    f"refusing to listen on {address} without a token: others could reach it. "
+                    "Create one with `gradwatch token create NAME`, or listen on 127.0.0.1"
+                )
+    host = settings.host.strip("[]")
+    try:
+        info = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(info[0], info[1])
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(info[4])
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {address}: {error.strerror or error}; choose another with --listen HOST:PORT"
+        ) from error
+    return bound
+
+
+def application(engine: Engine, settings: ServerSettings) -> Starlette:
+    """Return the ASGI application; its lifespan starts and stops the writer and the evaluator."""
+    metrics = CollectorRegistry()
+    ProcessCollector(registry=metrics)
+    GCCollector(registry=metrics)
+    live = LiveRuns()
+    instruments = Instruments(metrics)
+    ingest = Ingest(engine, Registry(), instruments=instruments, on_committed=live.update)
+    evaluator = Evaluator(engine, live, default_objectives(), lost_after=settings.lost_after)
+    metrics.register(RunMetrics(evaluator, live))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        ingest.start()
+        evaluator.start()
+        try:
+            yield
+        finally:
+            evaluator.stop()
+            ingest.stop()
+
+    guarded = settings.require_token or not settings.is_loopback
+    gate = Middleware(
+        Gate, hosts=(settings.host, *settings.allowed_hosts), tokens=Tokens(engine) if guarded else None
+    )
+    return Starlette(
+        routes=[*otlp.routes(ingest), *api.routes(engine, evaluator, metrics)],
+        middleware=[gate],
+        lifespan=lifespan,
+    )
+
+
+def serve(engine: Engine, settings: ServerSettings, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are answered first."""
+    config = uvicorn.Config(
+        application(engine, settings),
+        http="httptools",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        # The Gate, not a proxy's headers, decides who is asking.
+        proxy_headers=False,
+    )
+    uvicorn.Server(config).run(sockets=[bound])
