@@ -1,0 +1,25 @@
+"""Alembic's entry point, called by `gradwatch_collector.database` with a connection in its own transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic import context
+
+from gradwatch_collector import schema
+
+
+def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+    """Leave out the partitions of `frame`: code makes and drops them daily."""
+    return not (kind == "table" and name is not None and name.startswith("frame_d"))
+
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=schema.metadata,
+    include_name=include_name,
+    render_as_batch=connection.dialect.name == "sqlite",
+    compare_type=True,
+)
+context.run_migrations()
