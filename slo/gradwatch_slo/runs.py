@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
+
+REASON_PREEMPTED: Final = "preempted"
 
 
 class Status(StrEnum):
@@ -24,6 +27,8 @@ class RunFacts:
     ``ended_at`` of a lost run is its last sign of life. ``target_reached_at`` is the first moment the run's
     target held. ``deadline`` is the run's own time-to-convergence threshold, counted from ``started_at``.
     ``will_retry``: the latest attempt failed and will be tried again, so the run is not over.
+    ``received_at``: when the collector last heard of the run; no clock of a training host can move a moment
+    past it.
     """
 
     run_id: str
@@ -41,3 +46,4 @@ class RunFacts:
     target_reached_at: datetime | None = None
     will_retry: bool = False
     excluded: bool = False
+    received_at: datetime | None = None

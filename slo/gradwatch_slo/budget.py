@@ -1,0 +1,18 @@
+"""Error budgets in exact arithmetic: nothing is rounded before it is compared."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+
+
+def budget_allows(total: int, target: Decimal) -> int:
+    """Return how many of ``total`` events may be bad: floor(n (1 - target))."""
+    return int(total * (1 - Fraction(target)))
+
+
+def budget_remaining(bad: int, total: int, target: Decimal) -> Fraction:
+    """Return the unspent share, 1 - bad / (n (1 - target)): negative when overspent, 1 when nothing counted."""
+    if total == 0:
+        return Fraction(1)
+    return 1 - bad / (total * (1 - Fraction(target)))

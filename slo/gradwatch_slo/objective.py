@@ -1,0 +1,298 @@
+"""Objectives as they are evaluated, made from validated OpenSLO documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
+from gradwatch_slo.openslo import (
+    SLI,
+    SLO,
+    DataSource,
+    MetricSource,
+    RatioMetric,
+    SLISpec,
+    TimeWindowSpec,
+    source_mismatches,
+)
+from gradwatch_slo.problems import ObjectiveFileError, Problem, suggestion
+from gradwatch_slo.reader import Document, read_documents
+from gradwatch_slo.source import ENDED_STATUSES, SOURCE_TYPE, GradwatchSource
+from gradwatch_slo.windows import TimeWindow
+from gradwatch_slo.yaml_lines import FieldPath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """One target of one SLO that gradwatch evaluates itself.
+
+    ``name`` is the SLO's and ``indicator`` the SLI's ``metadata.name``. ``target`` in [0, 1), as written.
+    ``selection`` says which runs it is about; ``group_by`` which fields it is reported by.
+    """
+
+    name: str
+    indicator: str
+    target: Decimal
+    window: TimeWindow
+    measure: Measure
+    selection: Selection
+    group_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unevaluated:
+    """An SLO that is valid OpenSLO, but not for gradwatch to evaluate, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be evaluated: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveSet:
+    """What files of objectives contain: objectives, and SLOs that can only be warned about."""
+
+    objectives: tuple[Objective, ...]
+    unevaluated: tuple[Unevaluated, ...] = ()
+
+
+def load_objectives(paths: Iterable[Path]) -> ObjectiveSet:
+    """Read and validate files; documents may refer to each other across them.
+
+    Raises:
+        ObjectiveFileError: with every problem of every file.
+    """
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            documents += read_documents(path)
+        except ObjectiveFileError as error:
+            problems += error.problems
+    if problems:
+        # References into a file that was refused cannot be judged.
+        raise ObjectiveFileError(problems)
+    return objectives_of(documents)
+
+
+def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
+    """Return what validated documents ask for.
+
+    Raises:
+        ObjectiveFileError: references that lead nowhere, names used twice, indicators without a meaning.
+    """
+    catalogue = _Catalogue(documents)
+    objectives: list[Objective] = []
+    unevaluated: list[Unevaluated] = []
+    seen: dict[tuple[object, ...], Document] = {}
+    for document in documents:
+        slo = document.content
+        if not isinstance(slo, SLO):
+            continue
+        made = catalogue.translate(document, slo)
+        if isinstance(made, Unevaluated):
+            unevaluated.append(made)
+        for objective in made if isinstance(made, list) else ():
+            # Tiers share a name and differ in what they select; the same selection twice is a mistake.
+            identity = (objective.name, objective.selection, objective.measure, objective.target)
+            if identity in seen:
+                message = f"found {objective.name} for the same runs and target twice, expected it once"
+                catalogue.problems.append(document.problem(("metadata", "name"), message))
+            seen[identity] = document
+            objectives.append(objective)
+    if catalogue.problems:
+        raise ObjectiveFileError(catalogue.problems)
+    return ObjectiveSet(tuple(objectives), tuple(unevaluated))
+
+
+class _Catalogue:
+    """The documents by kind and name, and the problems found while SLOs are translated."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.problems: list[Problem] = []
+        self._named: dict[tuple[str, str], Document] = {}
+        for document in documents:
+            content = document.content
+            key = (content.kind, content.metadata.name)
+            if key in self._named and content.kind != "SLO":
+                message = f"found a second {content.kind} '{key[1]}', expected each name once"
+                self.problems.append(document.problem(("metadata", "name"), message))
+            self._named.setdefault(key, document)
+
+    def translate(self, document: Document, slo: SLO) -> list[Objective] | Unevaluated:
+        """Return an objective for each target; none where there is a problem."""
+        spec = slo.spec
+        if spec.indicator is not None:
+            where, name, indicator = document, spec.indicator.metadata.name, spec.indicator.spec
+            path: FieldPath = ("spec", "indicator", "spec")
+        else:
+            assert spec.indicator_ref is not None  # validation lets exactly one through
+            found = self._named.get(("SLI", spec.indicator_ref))
+            if found is None or not isinstance(found.content, SLI):
+                names = [name for kind, name in self._named if kind == "SLI"]
+                self._problem(
+                    document,
+                    ("spec", "indicatorRef"),
+                    f"found '{spec.indicator_ref}', expected the name of an SLI in these files"
+                    + suggestion(spec.indicator_ref, names),
+                )
+                return []
+            where, name, indicator, path = found, spec.indicator_ref, found.content.spec, ("spec",)
+        self._check_threshold(document, slo, indicator)
+        source, measure = self._measure(where, path, indicator)
+        reason = measure if isinstance(measure, str) else _unsupported(slo)
+        if reason is not None:
+            return Unevaluated(slo.metadata.name, reason)
+        if source is None or measure is None or isinstance(measure, str):
+            return []
+        return [
+            Objective(
+                name=slo.metadata.name,
+                indicator=name,
+                target=objective.ratio,
+                window=_window(spec.time_window[0]),
+                measure=measure,
+                selection=_selection(source),
+                group_by=tuple(source.group_by),
+            )
+            for objective in spec.objectives
+        ]
+
+    def _check_threshold(self, document: Document, slo: SLO, indicator: SLISpec) -> None:
+        if indicator.threshold_metric is None:
+            return
+        objectives = slo.spec.objectives
+        if len(objectives) > 1:
+            self._problem(
+                document,
+                ("spec", "objectives"),
+                f"found {len(objectives)}, expected only 1 with a thresholdMetric",
+            )
+        for index, objective in enumerate(objectives):
+            if objective.op is None or objective.value is None:
+                message = "found no op and value, expected both with a thresholdMetric"
+                self._problem(document, ("spec", "objectives", index), message)
+
+    def _measure(
+        self, document: Document, path: FieldPath, indicator: SLISpec
+    ) -> tuple[GradwatchSource | None, Measure | str | None]:
+        """Return the source that selects runs and the measure: a reason if there is none, None on a problem."""
+        if indicator.ratio_metric is None:
+            return None, "gradwatch evaluates ratio metrics, not threshold metrics"
+        path = (*path, "ratioMetric")
+        sources: dict[str, GradwatchSource] = {}
+        for name, metric in _metrics(indicator.ratio_metric):
+            source = self._source(document, (*path, name, "metricSource"), metric)
+            if not isinstance(source, GradwatchSource):
+                return None, source
+            sources[name] = source
+        for source in sources.values():
+            if source.unit != "run":
+                return None, f"units of kind {source.unit} are not evaluated yet, only run"
+        if "raw" in sources:
+            return sources["raw"], self._judged(document, path, indicator.ratio_metric, sources["raw"])
+        return sources["total"], self._counted(document, path, sources)
+
+    def _judged(
+        self, document: Document, path: FieldPath, ratio: RatioMetric, source: GradwatchSource
+    ) -> Measure | None:
+        if ratio.raw_type != "success":
+            message = f"found '{ratio.raw_type}', expected 'success': gradwatch measures are good / counted"
+            self._problem(document, (*path, "rawType"), message)
+        if source.measure == "success":
+            return SuccessRate(source.min_duration or timedelta(0))
+        if source.measure == "convergence":
+            return Convergence(source.deadline)
+        message = "found 'count', expected one of success, convergence in a raw ratio"
+        self._problem(document, (*path, "raw", "metricSource", "spec", "measure"), message)
+        return None
+
+    def _counted(
+        self, document: Document, path: FieldPath, sources: dict[str, GradwatchSource]
+    ) -> Measure | None:
+        complete = True
+        for name, source in sources.items():
+            spec = (*path, name, "metricSource", "spec")
+            misplaced = [("measure", f"found '{source.measure}', expected 'count' here, or raw")]
+            misplaced *= source.measure != "count"
+            if name != "total":
+                total = sources["total"]
+                if source.group_by and source.group_by != total.group_by:
+                    misplaced.append(
+                        ("groupBy", "found another groupBy than total's, expected the same or none")
+                    )
+                if source.min_duration is not None and source.min_duration != total.min_duration:
+                    misplaced.append(
+                        ("minDuration", "found another one than total's, expected the same or none")
+                    )
+            for field, message in misplaced:
+                complete = False
+                self._problem(document, (*spec, field), message)
+        if not complete:
+            return None
+        name = "bad" if "bad" in sources else "good"
+        return CountRatio(
+            total=_selection(sources["total"], outcome=True),
+            matching=_selection(sources[name], outcome=True),
+            inverted=name == "bad",
+            min_duration=sources["total"].min_duration or timedelta(0),
+        )
+
+    def _source(
+        self, document: Document, path: FieldPath, metric: MetricSource
+    ) -> GradwatchSource | str | None:
+        """Return the source; or why it is not gradwatch's; or None after a problem."""
+        kind = metric.type
+        if kind is None and metric.metric_source_ref is not None:
+            found = self._named.get(("DataSource", metric.metric_source_ref))
+            if found is None or not isinstance(found.content, DataSource):
+                return f"the DataSource '{metric.metric_source_ref}' is not in these files"
+            kind = found.content.spec.type
+            if kind == SOURCE_TYPE and (mismatches := list(source_mismatches(metric.spec))):
+                for inner, message in mismatches:
+                    self._problem(document, (*path, "spec", *inner), message)
+                return None
+        if kind != SOURCE_TYPE:
+            return f"metrics of the source type '{kind}' are out of reach, only gradwatch's own are evaluated"
+        return GradwatchSource.model_validate(metric.spec)
+
+    def _problem(self, document: Document, path: FieldPath, message: str) -> None:
+        problem = document.problem(path, message)
+        if problem not in self.problems:  # an SLI may serve several SLOs
+            self.problems.append(problem)
+
+
+def _metrics(ratio: RatioMetric) -> Iterator[tuple[str, MetricSource]]:
+    for name, metric in (("raw", ratio.raw), ("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total)):
+        if metric is not None:
+            yield name, metric.metric_source
+
+
+def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:
+    """Return which runs a source is about, or with ``outcome`` also how they ended."""
+    values = source.where.values()
+    if outcome:
+        values.setdefault("status", ENDED_STATUSES)
+    else:
+        values = {name: value for name, value in values.items() if name not in ("status", "reason")}
+    return Selection(tuple(values.items()))
+
+
+def _unsupported(slo: SLO) -> str | None:
+    if slo.spec.budgeting_method != "Occurrences":
+        return f"the budgeting method {slo.spec.budgeting_method} is not evaluated yet, only Occurrences"
+    calendar = slo.spec.time_window[0].calendar
+    if calendar is not None and calendar.time_zone != "UTC":
+        return f"calendar windows in {calendar.time_zone} are not evaluated yet, only in UTC"
+    return None
+
+
+def _window(spec: TimeWindowSpec) -> TimeWindow:
+    start = None if spec.calendar is None else spec.calendar.start_time.replace(tzinfo=UTC)
+    return TimeWindow(spec.duration, start)

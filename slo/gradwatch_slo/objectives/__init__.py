@@ -1,0 +1,25 @@
+"""The objectives gradwatch ships: OpenSLO v1 files beside this module, to use or to copy and change."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+from gradwatch_slo.objective import ObjectiveSet, objectives_of
+from gradwatch_slo.reader import Document, parse_documents
+
+# In the order of reports.
+SHIPPED: Final = ("service.yaml", "training-success-rate.yaml", "time-to-convergence.yaml")
+
+
+def default_documents() -> list[Document]:
+    """Return the shipped documents."""
+    here = files(__name__)
+    return [
+        document for name in SHIPPED for document in parse_documents(here.joinpath(name).read_bytes(), name)
+    ]
+
+
+def default_objectives() -> ObjectiveSet:
+    """Return the shipped objectives: training success rate and time-to-convergence, by tier."""
+    return objectives_of(default_documents())
