@@ -1,0 +1,117 @@
+"""Reading series back: blocks and frames as one, ordered, each time once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from sqlalchemy import Connection, Row, select
+
+from gradwatch_collector import packed, schema, segments
+from gradwatch_collector.records import Attributes, Times, Vector
+from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
+
+_PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
+_FRAMES: Final = f"SELECT time, {_PAYLOAD} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"  # noqa: S608 - our names
+_BLOCKS: Final = (
+    f"SELECT time, {_PAYLOAD} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"  # noqa: S608 - our names
+)
+_EVER: Final = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PointSeries:
+    """All values of one point: one process, one field of one metric, one set of attributes.
+
+    ``times``: Unix nanoseconds, shape ``[n]``, strictly increasing. ``values``: shape ``[n]``, or None for a
+    packed field, which has one byte string for each time in ``packed``.
+    """
+
+    attempt: int
+    rank: int
+    attributes: Attributes
+    times: Times
+    values: Vector | None
+    packed: tuple[bytes, ...] = ()
+
+
+def read_series(
+    connection: Connection,
+    run_id: str,
+    metric: str,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    since: int | None = None,
+    until: int | None = None,
+) -> list[PointSeries]:
+    """Return every point of a run's metric, by attempt, rank and first appearance.
+
+    ``attributes`` selects the points that have (at least) these. ``since`` and ``until`` are inclusive, in Unix
+    nanoseconds. Where integers and floats were sent for the same point, all come back as float64.
+    """
+    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
+    pieces: dict[tuple[int, int, str], list[Segment]] = {}
+    found: dict[tuple[int, int, str], Attributes] = {}
+    for row in _series(connection, run_id, metric, field, attempt, rank):
+        chosen = [
+            (index, point)
+            for index, point in enumerate(row.points)
+            if attributes is None or attributes.items() <= point.items()
+        ]
+        if not chosen:
+            continue
+        stretches = [_between(part, low, high) for part in _stretches(connection, row.series_id, low, high)]
+        for index, point in chosen:
+            place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
+            found.setdefault(place, point)
+            pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
+    return [_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts]
+
+
+def _series(
+    connection: Connection, run_id: str, metric: str, field: str, attempt: int | None, rank: int | None
+) -> Sequence[Row[int, int, int, Any]]:
+    series, sets = schema.series.c, schema.attribute_set.c
+    query = (
+        select(series.series_id, series.attempt, series.rank, sets.points)
+        .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
+        .join(schema.attribute_set, sets.set_id == series.set_id)
+        .where(series.run_id == run_id, schema.metric.c.name == metric, series.field == field)
+        .order_by(series.attempt, series.rank, series.series_id)
+    )
+    if attempt is not None:
+        query = query.where(series.attempt == attempt)
+    if rank is not None:
+        query = query.where(series.rank == rank)
+    return connection.execute(query).all()
+
+
+def _stretches(connection: Connection, series_id: int, low: int, high: int) -> Iterable[Segment]:
+    # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
+    frames = segments.fetch(connection, _FRAMES, (series_id, high))
+    blocks = segments.fetch(connection, _BLOCKS, (series_id, high, low))
+    return segments.merge(segments.from_row(row[0], row[1:]) for row in (*blocks, *frames))
+
+
+def _between(segment: Segment, low: int, high: int) -> Segment:
+    start, end = np.searchsorted(segment.times, low), np.searchsorted(segment.times, high, side="right")
+    return segment.take(slice(int(start), int(end)))
+
+
+def _joined(place: tuple[int, int, str], attributes: Attributes, parts: Sequence[Segment]) -> PointSeries:
+    attempt, rank, _ = place
+    times = np.concatenate([part.times for part in parts])
+    order = np.argsort(times)
+    if any(part.values is None for part in parts):
+        joined = [packed.split(each)[0] for part in parts for each in part.packed]
+        return PointSeries(
+            attempt, rank, attributes, times[order], None, tuple(joined[i] for i in order.tolist())
+        )
+    values: Vector = np.concatenate([part.values[0] for part in parts if part.values is not None])
+    return PointSeries(attempt, rank, attributes, times[order], values[order])
