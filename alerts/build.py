@@ -24,9 +24,6 @@ GRAFANA_URL: Final = "http://127.0.0.1:3000"
 
 # The scrape job of prometheus.yaml: `up` is the one series that only Prometheus can make.
 SCRAPE_JOB: Final = "gradwatch-collector"
-# What a scrape adds and tells replicas of the collector apart. Several of them on one database report the
-# same findings, which must stay one alert.
-REPLICA_LABELS: Final = ("instance", "job", "pod")
 
 # A collector that is away must not resolve its findings and raise them again when it is back: a restart with
 # a migration stays well below this. It only delays the notification that a finding is resolved.
@@ -68,8 +65,8 @@ class Group:
 
 
 def over_replicas(selector: str) -> str:
-    """The highest value over the replicas of the collector."""
-    return f"max without ({', '.join(REPLICA_LABELS)}) ({selector})"
+    """The highest value over the collector's replicas, which all report the same findings: one alert."""
+    return f"max without ({', '.join(names.REPLICA_LABELS)}) ({selector})"
 
 
 def _finding(rule: str, *, summary: str, description: str) -> Alert:

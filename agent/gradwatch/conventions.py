@@ -266,6 +266,8 @@ class Family:
 # `training_job` and never `job`: Prometheus owns `job` and `instance` as scrape labels.
 JOB_LABELS: Final = ("training_job", "model", "dataset", "team", "tier")
 RUN_LABELS: Final = ("run_id", *JOB_LABELS)
+# What a scrape adds, and all that differs between replicas of the collector on one database.
+REPLICA_LABELS: Final = ("instance", "job", "pod")
 
 RUN_INFO: Final = Family(
     "gradwatch_run_info", "gauge",
