@@ -58,8 +58,8 @@ def evaluate(
     """Evaluate objectives by what is known at ``now``, over the windows at ``as_of`` (default: now).
 
     ``runs``: all that are known, older than the windows too: they are the baseline of time-to-convergence.
-    Reports follow the order of the objectives, groups sorted within each. Fields of ``groupBy`` that ``where``
-    limits are reported for each of its values, runs or no runs; an objective never vanishes from the report.
+    Reports follow the order of the objectives. When ``where`` limits every field of ``groupBy``, each of its
+    values is reported, runs or no runs; else the groups that have runs, sorted. An objective never vanishes.
     """
     moment = now if as_of is None else as_of
     known = standings(runs, now, moment)
@@ -73,7 +73,8 @@ def _reports(
     objective: Objective, known: Sequence[Standing], as_of: datetime, baselines: Mapping[str, timedelta]
 ) -> list[ObjectiveReport]:
     window = objective.window.at(as_of)
-    tallies = {group: _Tally() for group in _expected_groups(objective)}
+    expected = list(_expected_groups(objective))
+    tallies = {group: _Tally() for group in expected}
     for standing in known:
         # What goes on has not ended anywhere else: it belongs to the window that is open.
         within = standing.ended is None or window.contains(standing.ended)
@@ -85,7 +86,7 @@ def _reports(
         return [_report(objective, (), window, 0, 0)]
     return [
         _report(objective, group, window, tally.good, tally.bad)
-        for group, tally in sorted(tallies.items(), key=lambda item: [value or "" for value in item[0]])
+        for group, tally in (tallies.items() if expected else sorted(tallies.items(), key=_by_name))
     ]
 
 
@@ -97,6 +98,10 @@ class _Tally:
     def add(self, quality: Quality) -> None:
         self.good += quality is Quality.GOOD
         self.bad += quality is Quality.BAD
+
+
+def _by_name(item: tuple[Group, _Tally]) -> list[str]:
+    return [value or "" for value in item[0]]
 
 
 def _expected_groups(objective: Objective) -> Iterable[Group]:

@@ -15,9 +15,8 @@ SHIPPED: Final = ("service.yaml", "training-success-rate.yaml", "time-to-converg
 def default_documents() -> list[Document]:
     """Return the shipped documents."""
     here = files(__name__)
-    return [
-        document for name in SHIPPED for document in parse_documents(here.joinpath(name).read_bytes(), name)
-    ]
+    contents = ((here.joinpath(name).read_bytes(), name) for name in SHIPPED)
+    return [document for content, name in contents for document in parse_documents(content, name)]
 
 
 def default_objectives() -> ObjectiveSet:

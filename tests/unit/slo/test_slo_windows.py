@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch_slo.durations import Duration, parse_length
+from gradwatch_slo.windows import TimeWindow
+
+moments = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+durations = st.builds(Duration, st.integers(1, 40), st.sampled_from("mhdwMQY"))
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["1m", "12h", "28d", "4w", "1M", "1Q", "1Y"])
+def test_a_duration_reads_as_it_is_written(text: str) -> None:
+    assert str(Duration.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "28", "d", "0d", "-1d", "1.5d", "1 d", "1s", "1D", "1d2h", "٣d", "101Y", "9" * 30 + "d"]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a duration"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"), [("0s", timedelta(0)), ("60s", timedelta(seconds=60)), ("2h", timedelta(hours=2))]
+)
+def test_lengths_of_time_know_seconds_and_zero(text: str, length: timedelta) -> None:
+    assert parse_length(text) == length
+
+
+@pytest.mark.parametrize("text", ["1M", "60", "s", "-1s", "1e3s"])
+def test_what_is_no_length_of_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a length of time"):
+        parse_length(text)
+
+
+@pytest.mark.parametrize(
+    ("duration", "start"),
+    [
+        ("28d", "2026-03-03 12:00"),
+        ("1M", "2026-02-28 12:00"),
+        ("1Q", "2025-12-31 12:00"),
+        ("1Y", "2025-03-31 12:00"),
+    ],
+)
+def test_a_rolling_window_reaches_back_from_the_moment(duration: str, start: str) -> None:
+    window = TimeWindow(Duration.parse(duration)).at(utc("2026-03-31 12:00"))
+    assert (window.start, window.end, window.rolling) == (utc(start), utc("2026-03-31 12:00"), True)
+
+
+@pytest.mark.parametrize(
+    ("duration", "anchor", "start", "end"),
+    [
+        ("1M", "2026-01-01", "2026-03-01", "2026-04-01"),
+        ("1Q", "2020-01-01", "2026-01-01", "2026-04-01"),
+        ("1w", "2026-01-05", "2026-03-30", "2026-04-06"),
+        # The last day of the month stays the last day: it does not wander to the 28th.
+        ("1M", "2026-01-31", "2026-03-31", "2026-04-30"),
+        ("1Y", "2024-02-29", "2026-02-28", "2027-02-28"),
+        ("1d", "2030-06-01", "2026-03-31", "2026-04-01"),
+    ],
+)
+def test_a_calendar_window_contains_the_moment(duration: str, anchor: str, start: str, end: str) -> None:
+    window = TimeWindow(Duration.parse(duration), utc(anchor)).at(utc("2026-03-31 12:00"))
+    assert (window.start, window.end, window.rolling) == (utc(start), utc(end), False)
+
+
+@given(durations, moments, moments)
+def test_calendar_windows_follow_each_other_without_a_gap(
+    duration: Duration, anchor: datetime, moment: datetime
+) -> None:
+    rule = TimeWindow(duration, anchor)
+    window = rule.at(moment)
+    assert window.start <= moment < window.end
+    assert rule.at(window.end).start == window.end
+    assert window.contains(window.start)
+    assert not window.contains(window.end)
+
+
+@given(durations, moments)
+def test_a_rolling_window_holds_both_its_ends(duration: Duration, moment: datetime) -> None:
+    window = TimeWindow(duration).at(moment)
+    tick = timedelta(microseconds=1)
+    assert window.contains(window.start)
+    assert window.contains(moment)
+    assert not window.contains(window.start - tick)
+    assert not window.contains(moment + tick)
