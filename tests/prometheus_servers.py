@@ -261,9 +261,9 @@ class Prometheus:
 
     url: str
 
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Evaluate an instant query now."""
-        return self._result("query", query=expr)
+    def query(self, expr: str, *, at: float | None = None) -> list[dict[str, Any]]:
+        """Evaluate an instant query, now or at a Unix time in seconds."""
+        return self._result("query", query=expr, **({} if at is None else {"time": f"{at}"}))
 
     def query_range(self, expr: str, *, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Evaluate a range query; times in Unix seconds."""
