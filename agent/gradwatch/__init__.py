@@ -1,0 +1,9 @@
+"""Training observability for PyTorch: ``watch = gradwatch.watch(model, optimizer)`` is all a loop needs.
+
+Importing this package imports neither torch nor the OpenTelemetry SDK; ``watch()`` does.
+"""
+
+from gradwatch.settings import SettingsError
+from gradwatch.watching import Watch, watch
+
+__all__ = ["SettingsError", "Watch", "watch"]

@@ -1,0 +1,79 @@
+"""Values that leave a device without stopping it: a pinned ring and an event, asked at a later hook.
+
+Only the training thread uses this: querying an event from another thread breaks CUDA-graph capture.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+# Steps in flight. A host further ahead than this is not waiting for losses; then the oldest are still waited
+# for and new values are given up, and counted.
+_SLOTS: Final = 256
+
+
+class Slot:
+    """One vector on its way to the host. ``width`` elements of the buffer are meant."""
+
+    __slots__ = ("buffer", "event", "width")
+
+    def __init__(self, capacity: int, dtype: torch.dtype) -> None:
+        self.buffer = torch.empty(capacity, dtype=dtype, pin_memory=True)
+        self.event = torch.cuda.Event()
+        self.width = 0
+
+    def arrived(self) -> bool:
+        """Whether the copy has finished; never waits."""
+        return self.event.query()
+
+    def values(self) -> list[float]:
+        """The values; only once they ``arrived``."""
+        numbers: list[float] = self.buffer[: self.width].tolist()
+        return numbers
+
+
+class DeviceRing:
+    """Slots of one device, reused in turn."""
+
+    def __init__(self, device: torch.device, capacity: int, dtype: torch.dtype) -> None:
+        self._device = device
+        self._capacity = capacity
+        self._dtype = dtype
+        self._free: deque[Slot] = deque()
+        self._made = 0
+
+    def send(self, parts: Sequence[torch.Tensor]) -> Slot | None:
+        """Start the copy of these vectors, one after the other; None when the ring is full."""
+        width = sum(part.numel() for part in parts)
+        if width > self._capacity:
+            self._free.clear()
+            self._made = 0
+            self._capacity = 2 * width
+        if self._free:
+            slot = self._free.popleft()
+        elif self._made < _SLOTS:
+            slot = Slot(self._capacity, self._dtype)
+            self._made += 1
+        else:
+            return None
+        with torch.cuda.device(self._device):
+            vectors = [part.detach().reshape(-1).to(self._dtype) for part in parts]
+            vector = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+            slot.width = width
+            slot.buffer[:width].copy_(vector, non_blocking=True)
+            slot.event.record()
+        return slot
+
+    def recycle(self, slot: Slot) -> None:
+        """Take back a slot whose values were read."""
+        if slot.buffer.numel() == self._capacity:
+            self._free.append(slot)
+
+
+def is_capturing() -> bool:
+    """Whether this thread is recording a CUDA graph: then nothing of ours may touch the stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,161 @@
+"""The export thread: the only one that talks to the outside, in slices, and never at training's expense."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from gradwatch.interval import count_points
+from gradwatch.safety import Throttle, internal_error, log
+from gradwatch.telemetry import Attributes, Event, Exporter, MetricPoints
+
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS: Final = 5.0
+
+# Kept for a collector that is away; past these the oldest go, and are counted. About 20 MB together.
+_EVENTS_KEPT: Final = 10_000
+_POINTS_KEPT: Final = 50_000
+# Python threads share one lock: hold it for about this long, then let training have it.
+_SLICE_SECONDS: Final = 0.0005
+_REST_SECONDS: Final = 0.0005
+
+
+class Pacer:
+    """Called between small pieces of background work; rests when a slice is used up."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def __call__(self) -> None:
+        """Rest if it is time."""
+        now = time.perf_counter()
+        if now >= self._until:
+            if now < self._until + 10 * _SLICE_SECONDS:
+                time.sleep(_REST_SECONDS)
+                now = time.perf_counter()
+            self._until = now + _SLICE_SECONDS
+
+
+class ExportThread:
+    """Delivers events at once and metrics once an interval; keeps what could not be delivered, within a bound.
+
+    Args:
+        exporter: Where to.
+        resource: Called at each delivery, so that a model added later is in it.
+        collect: Makes the points of the interval; gets the number of items dropped since the last call.
+        heartbeat: Emits a sign of life.
+        interval: Seconds between deliveries of metrics.
+        destination: Named in the one warning a minute about a collector that is away.
+    """
+
+    def __init__(
+        self,
+        exporter: Exporter,
+        resource: Callable[[], Attributes],
+        collect: Callable[[int], Sequence[MetricPoints]],
+        heartbeat: Callable[[], None],
+        interval: float,
+        destination: str,
+    ) -> None:
+        self._exporter = exporter
+        self._resource = resource
+        self._collect = collect
+        self._heartbeat = heartbeat
+        self._interval = interval
+        self._destination = destination
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque()
+        self._metrics: deque[Sequence[MetricPoints]] = deque()
+        self._kept_points = 0
+        self._dropped = 0
+        self._away = Throttle()
+        self._wake = threading.Event()
+        self._flushes: deque[threading.Event] = deque()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="gradwatch-export", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def emit(self, event: Event) -> None:
+        """Deliver an event as soon as possible. Never waits."""
+        with self._lock:
+            if len(self._events) >= _EVENTS_KEPT:
+                self._events.popleft()
+                self._dropped += 1
+            self._events.append(event)
+        self._wake.set()
+
+    def flush(self, timeout: float) -> bool:
+        """Have everything sent, events first; wait at most ``timeout`` seconds. True when the attempt is over."""
+        done = threading.Event()
+        self._flushes.append(done)
+        self._wake.set()
+        return done.wait(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Flush, and end the thread, within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        self.flush(timeout)
+        self._closing = True
+        self._wake.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        next_beat = time.monotonic() + HEARTBEAT_SECONDS
+        next_metrics = time.monotonic() + self._interval
+        while not self._closing:
+            self._wake.wait(max(0.0, min(next_beat, next_metrics) - time.monotonic()))
+            self._wake.clear()
+            flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
+            now = time.monotonic()
+            try:
+                if now >= next_beat:
+                    next_beat = now + HEARTBEAT_SECONDS
+                    self._heartbeat()
+                self._send_events()
+                if flushes or now >= next_metrics:
+                    next_metrics = now + self._interval
+                    self._send_metrics()
+            except Exception as error:  # noqa: BLE001 - rule 2: this thread must live as long as training
+                for done in flushes:
+                    done.set()
+                internal_error(error, "export thread")
+            for done in flushes:
+                done.set()
+        self._exporter.close()
+
+    def _send_events(self) -> None:
+        with self._lock:
+            batch, self._events = self._events, deque()
+        if batch and not self._delivered(self._exporter.send_events, tuple(batch)):
+            with self._lock:
+                self._events.extendleft(reversed(batch))
+
+    def _send_metrics(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        points = self._collect(dropped)
+        self._metrics.append(points)
+        self._kept_points += count_points(points)
+        while self._kept_points > _POINTS_KEPT and len(self._metrics) > 1:
+            lost = count_points(self._metrics.popleft())
+            self._kept_points -= lost
+            self._dropped += lost
+        while self._metrics and self._delivered(self._exporter.send_metrics, self._metrics[0]):
+            self._kept_points -= count_points(self._metrics.popleft())
+
+    def _delivered(self, send: Callable[[Attributes, Sequence[T]], bool], batch: Sequence[T]) -> bool:
+        if send(self._resource(), batch):
+            return True
+        if self._away.allows():
+            log.warning(
+                "cannot deliver telemetry to %s; training goes on, and up to %d points are kept for it",
+                self._destination, _POINTS_KEPT,
+            )  # fmt: skip
+        return False

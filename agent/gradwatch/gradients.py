@@ -1,0 +1,207 @@
+"""Gradient norms: one fused read per device and type, and the names of the layers they belong to.
+
+CPU gradients are read at once (that costs no synchronisation); gradients on a device leave through the ring
+in ``device_ring`` and arrive a step or more later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_WRAPPER_PARTS: Final = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+# Squares of these overflow or lose half their digits in their own type: an fp16 norm above 256 would be inf.
+_HALF: Final = frozenset({torch.float16, torch.bfloat16})
+
+
+def layer_name(qualified: str) -> str:
+    """A parameter's qualified name without the parts that wrappers (DDP, compile, FSDP) put in."""
+    return ".".join(part for part in qualified.split(".") if part not in _WRAPPER_PARTS) or qualified
+
+
+def named_parameters(model: nn.Module) -> dict[int, str]:
+    """Layer name of every parameter by its ``id``; a shared parameter has the first of its names."""
+    return {id(parameter): layer_name(name) for name, parameter in model.named_parameters()}
+
+
+def is_distributed_tensor(tensor: Tensor) -> bool:
+    """Whether the tensor is a shard (DTensor), whose local norm would be wrong as a global one."""
+    return hasattr(tensor, "to_local")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Parameters of one device and type. ``accumulate``: the type to accumulate in, None for their own."""
+
+    device: torch.device
+    accumulate: torch.dtype | None
+    indices: tuple[int, ...]
+    parameters: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNorms:
+    """Norms that are still on a device: ``vector`` has one element for each of ``indices``."""
+
+    indices: tuple[int, ...]
+    vector: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One read of all gradients. ``norms[i]`` belongs to parameter ``indices[i]``.
+
+    ``complete`` is False where a gradient could not be read without a synchronisation: then there is no
+    global norm to report.
+    """
+
+    indices: tuple[int, ...]
+    norms: list[float]
+    on_device: tuple[DeviceNorms, ...] = ()
+    complete: bool = True
+
+
+class GradientReader:
+    """Reads the gradients of a fixed list of parameters."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = tuple(parameters)
+        grouped: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        self.unreadable = 0
+        for index, parameter in enumerate(self.parameters):
+            if is_distributed_tensor(parameter) or parameter.device.type not in {"cpu", "cuda"}:
+                self.unreadable += 1
+            else:
+                grouped.setdefault((parameter.device, parameter.dtype), []).append(index)
+        self._groups = tuple(
+            _Group(
+                device,
+                torch.float32 if dtype in _HALF else None,
+                tuple(indices),
+                tuple(self.parameters[i] for i in indices),
+            )
+            for (device, dtype), indices in grouped.items()
+        )
+        self._only = self._groups[0] if len(self._groups) == 1 and not self.unreadable else None
+        self.devices = tuple({group.device for group in self._groups if group.device.type != "cpu"})
+
+    def read(self) -> Reading:
+        """L2 norms of all present gradients, before anything else touches them."""
+        group = self._only
+        if group is not None and group.device.type == "cpu":
+            grads = [grad for p in group.parameters if (grad := p.grad) is not None]
+            indices = group.indices
+            if len(grads) != len(indices):
+                indices = tuple(i for i, p in zip(indices, group.parameters, strict=True) if p.grad is not None)
+            norms, complete = _host_norms(grads, group.accumulate)
+            return Reading(indices, norms, complete=complete)
+        return self._read_groups()
+
+    def _read_groups(self) -> Reading:
+        indices: list[int] = []
+        norms: list[float] = []
+        on_device: list[DeviceNorms] = []
+        complete = not self.unreadable
+        for group in self._groups:
+            present = [
+                (i, g)
+                for i, p in zip(group.indices, group.parameters, strict=True)
+                if (g := p.grad) is not None
+            ]
+            if group.device.type == "cpu":
+                values, whole = _host_norms([g for _, g in present], group.accumulate)
+                norms += values
+                indices += [i for i, _ in present]
+                complete &= whole
+                continue
+            plain = [(i, values) for i, g in present if (values := _dense(g)) is not None]
+            complete &= len(plain) == len(present)
+            if plain:
+                vector = torch.stack(_foreach_norm([g for _, g in plain], group.accumulate)).detach()
+                on_device.append(DeviceNorms(tuple(i for i, _ in plain), vector))
+        return Reading(tuple(indices), norms, tuple(on_device), complete)
+
+    def nonfinite(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Which of these parameters have a CPU gradient with a NaN or Inf element."""
+        return tuple(
+            i for i in indices if (g := self.parameters[i].grad) is not None and not _is_finite(g)
+        )  # fmt: skip
+
+    def nonfinite_elements(self, indices: Iterable[int]) -> int:
+        """Number of NaN and Inf elements in these CPU gradients."""
+        total = 0
+        for i in indices:
+            grad = self.parameters[i].grad
+            if grad is not None and (values := _dense(grad)) is not None:
+                total += values.numel() - int(torch.isfinite(values).sum())
+        return total
+
+    def nonfinite_parameters(self) -> tuple[int, ...]:
+        """Which parameters on the CPU hold a NaN or Inf themselves."""
+        return tuple(
+            i
+            for group in self._groups
+            if group.device.type == "cpu"
+            for i, p in zip(group.indices, group.parameters, strict=True)
+            if not _is_finite(p)
+        )
+
+    def has_nan_parameter(self, indices: Iterable[int]) -> bool:
+        """Whether one of these CPU parameters holds a NaN, and not just infinities."""
+        return any(bool(torch.isnan(self.parameters[i].detach()).any()) for i in indices)
+
+    def exact_norm(self, index: int) -> float:
+        """Norm of one CPU gradient, accumulated in float64: for the one that overflowed in its own type."""
+        grad = self.parameters[index].grad
+        values = None if grad is None else _dense(grad)
+        return 0.0 if values is None else float(torch.linalg.vector_norm(values.detach().abs().double()))
+
+
+def _foreach_norm(grads: list[Tensor], accumulate: torch.dtype | None) -> Sequence[Tensor]:
+    # mypy sees `_foreach_norm` as untyped; it is what torch's own clip_grad_norm_ rests on.
+    if accumulate is None:
+        return torch._foreach_norm(grads, 2.0)  # noqa: SLF001 - no public fused norm exists
+    return torch._foreach_norm(grads, 2.0, dtype=accumulate)  # noqa: SLF001
+
+
+def _host_norms(grads: list[Tensor], accumulate: torch.dtype | None) -> tuple[list[float], bool]:
+    if not grads:
+        return [], True
+    try:
+        # `.item()` on a CPU scalar is 0.17 us; stacking them first and `.tolist()` costs half as much again.
+        return [norm.item() for norm in _foreach_norm(grads, accumulate)], True
+    except (RuntimeError, NotImplementedError):
+        # Sparse gradients raise in the fused call.
+        return list(_one_by_one(grads, accumulate)), True
+
+
+def _one_by_one(grads: list[Tensor], accumulate: torch.dtype | None) -> Iterator[float]:
+    for grad in grads:
+        values = _dense(grad)
+        yield 0.0 if values is None else torch.linalg.vector_norm(values.detach(), dtype=accumulate).item()
+
+
+def _dense(grad: Tensor) -> Tensor | None:
+    """The gradient's values as a strided tensor; None where finding them would synchronise a device."""
+    if grad.layout is torch.strided:
+        return grad
+    if grad.layout is torch.sparse_coo:
+        if grad.is_coalesced():
+            return grad.values()
+        # An uncoalesced gradient holds an index twice, and its norm is not that of its values.
+        return None if grad.is_cuda else grad.detach().coalesce().values()
+    return grad.values()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    values = _dense(tensor)
+    if values is None or values.numel() == 0:
+        return True
+    # The inf-norm reads the tensor once and allocates nothing, unlike isfinite().all().
+    return bool(torch.isfinite(torch.linalg.vector_norm(values.detach(), float("inf"))))

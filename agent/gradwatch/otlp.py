@@ -1,0 +1,189 @@
+"""Telemetry as OTLP over HTTP, through the OpenTelemetry SDK's exporters.
+
+Their retries are left out, because they sleep through an exit: a request is sent, once more on a fresh
+connection if the old one was dead, and keeping what failed is the export thread's business. Importing this
+module imports the SDK, a fifth of a second; ``watch()`` does it, and only for this exporter.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar, cast
+
+import requests
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExportResult
+from opentelemetry.sdk.metrics import export as sdk
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExportResult
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from gradwatch import conventions
+from gradwatch.telemetry import Attributes, Event, HistogramPoint, MetricPoints, Point
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+_CONNECT_SECONDS: Final = 1.0
+_REPLY_SECONDS: Final = 5.0
+_SCOPE: Final = InstrumentationScope(conventions.SCOPE_NAME)
+_EMPTY_BUCKETS: Final = sdk.Buckets(0, [])
+_SDK_LOGGERS: Final = (
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+)
+
+
+class CollectorUnreachableError(Exception):
+    """No connection. Not one of the errors that the SDK would retry with growing pauses."""
+
+
+class _Session(requests.Session):
+    """Short time-outs, and one more try for a pooled connection that the collector closed."""
+
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send one request."""
+        kwargs["timeout"] = (_CONNECT_SECONDS, _REPLY_SECONDS)
+        try:
+            try:
+                return super().request(*args, **kwargs)
+            except requests.ConnectionError as error:
+                if isinstance(error, requests.ConnectTimeout):
+                    raise
+                return super().request(*args, **kwargs)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise CollectorUnreachableError(str(error)) from None
+
+
+class _Quiet(logging.Filter):
+    """Holds back what the SDK would say from our thread at each attempt; the user's own exporters still speak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread: int | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record may pass."""
+        return record.thread != self.thread
+
+
+class _Paced(Sequence[T], Generic[S, T]):
+    """Makes SDK points as the encoder asks for them, so that building and encoding share one pace."""
+
+    def __init__(self, points: Sequence[S], convert: Callable[[S], T], pace: Callable[[], None]) -> None:
+        self._points = points
+        self._convert = convert
+        self._pace = pace
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self._points[index]
+        return [self._convert(p) for p in chosen] if isinstance(index, slice) else self._convert(chosen)  # type: ignore[union-attr, arg-type]
+
+    def __iter__(self) -> Iterator[T]:
+        for point in self._points:
+            yield self._convert(point)
+            self._pace()
+
+
+class OtlpExporter:
+    """Sends to ``{endpoint}/v1/logs`` and ``/v1/metrics`` with gzip."""
+
+    def __init__(self, endpoint: str, headers: Mapping[str, str], pace: Callable[[], None]) -> None:
+        self._pace = pace
+        self._quiet = _Quiet()
+        for name in _SDK_LOGGERS:
+            logging.getLogger(name).addFilter(self._quiet)
+        common: dict[str, Any] = {
+            "headers": dict(headers),
+            "timeout": _REPLY_SECONDS,
+            "compression": Compression.Gzip,
+        }
+        self._logs = OTLPLogExporter(f"{endpoint}/v1/logs", session=_Session(), **common)
+        self._metrics = OTLPMetricExporter(f"{endpoint}/v1/metrics", session=_Session(), **common)
+        self._resource: tuple[Attributes, Resource] | None = None
+
+    def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
+        """See ``gradwatch.telemetry.Exporter``."""
+        self._quiet.thread = threading.get_ident()
+        owner = self._sdk_resource(resource)
+        records = [
+            ReadableLogRecord(
+                LogRecord(
+                    timestamp=event.time,
+                    observed_timestamp=event.time,
+                    severity_number=SeverityNumber.INFO,
+                    attributes=cast("dict[str, Any]", event.attributes),
+                    event_name=event.name,
+                ),
+                owner,
+                _SCOPE,
+            )
+            for event in events
+        ]
+        return self._logs.export(records) is LogRecordExportResult.SUCCESS
+
+    def send_metrics(self, resource: Attributes, metrics: Sequence[MetricPoints]) -> bool:
+        """See ``gradwatch.telemetry.Exporter``."""
+        self._quiet.thread = threading.get_ident()
+        converted = [self._metric(batch) for batch in metrics]
+        scope = sdk.ScopeMetrics(_SCOPE, converted, "")
+        data = sdk.MetricsData([sdk.ResourceMetrics(self._sdk_resource(resource), [scope], "")])
+        return self._metrics.export(data) is MetricExportResult.SUCCESS
+
+    def close(self) -> None:
+        """Close the connections; the SDK's loggers are as before."""
+        self._logs.shutdown()
+        self._metrics.shutdown()
+        for name in _SDK_LOGGERS:
+            logging.getLogger(name).removeFilter(self._quiet)
+
+    def _sdk_resource(self, attributes: Attributes) -> Resource:
+        if self._resource is None or self._resource[0] is not attributes:
+            self._resource = (attributes, Resource(attributes))
+        return self._resource[1]
+
+    def _metric(self, batch: MetricPoints) -> sdk.Metric:
+        metric = batch.metric
+        data: sdk.Gauge | sdk.Sum | sdk.ExponentialHistogram
+        if metric.kind == "exponential_histogram":
+            histograms = cast("Sequence[HistogramPoint]", batch.points)
+            data = sdk.ExponentialHistogram(
+                _Paced(histograms, _histogram_point, self._pace), AggregationTemporality.DELTA
+            )
+        else:
+            numbers = _Paced(cast("Sequence[Point]", batch.points), _number_point, self._pace)
+            if metric.kind == "sum":
+                data = sdk.Sum(numbers, AggregationTemporality.DELTA, is_monotonic=True)
+            else:
+                data = sdk.Gauge(numbers)
+        return sdk.Metric(metric.name, metric.description, metric.unit, data)
+
+
+def _number_point(point: Point) -> sdk.NumberDataPoint:
+    return sdk.NumberDataPoint(point.attributes, point.start, point.time, point.value)
+
+
+def _histogram_point(point: HistogramPoint) -> sdk.ExponentialHistogramDataPoint:
+    return sdk.ExponentialHistogramDataPoint(
+        attributes=point.attributes,
+        start_time_unix_nano=point.start,
+        time_unix_nano=point.time,
+        count=point.count,
+        sum=point.sum,
+        scale=conventions.EXPONENTIAL_HISTOGRAM_SCALE,
+        zero_count=point.zero_count,
+        positive=sdk.Buckets(point.offset, point.buckets),
+        negative=_EMPTY_BUCKETS,
+        flags=0,
+        min=point.minimum,
+        max=point.maximum,
+    )

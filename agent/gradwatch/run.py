@@ -1,0 +1,263 @@
+"""One run of this process: everything between the hooks on the training thread and the exporter."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from gradwatch import conventions
+from gradwatch.budget import Budget
+from gradwatch.clock import Clock
+from gradwatch.conventions import Event as EventName
+from gradwatch.endings import CANCELLED, Ending, EndingWatch
+from gradwatch.exporter import ExportThread, Pacer
+from gradwatch.identity import Identity, resource_attributes
+from gradwatch.interval import Interval
+from gradwatch.memory import memory_points
+from gradwatch.nonfinite import is_reported
+from gradwatch.observer import StepObserver
+from gradwatch.safety import shielded
+from gradwatch.settings import Settings
+from gradwatch.sigterm import SigtermWatch
+from gradwatch.telemetry import (
+    Attributes,
+    AttributeValue,
+    Event,
+    Exporter,
+    LoggedValue,
+    MetricPoints,
+    NonfiniteStep,
+    StepRecord,
+)
+
+_EXIT_SECONDS: Final = 2.0
+_SIGTERM_SECONDS: Final = 0.15
+
+
+class Run:
+    """Ties the observer, the interval, the export thread and the endings of one run together."""
+
+    def __init__(self, settings: Settings, model: str | None, exporter: Exporter | None = None) -> None:
+        clock = Clock()
+        self.settings = settings
+        self.identity = Identity.resolve(settings)
+        self._resource: Attributes = resource_attributes(settings, self.identity, model)
+        self._clock = clock.branch()
+        self._lock = threading.Lock()
+        self._sequence = itertools.count()
+        self._nonfinite = 0
+        self._target_reached = False
+        self._ended = False
+        self._sigterm_came = False
+        pace = Pacer()
+        self._pace = pace
+        self._interval = Interval(clock.now())
+        self.observer = StepObserver(
+            self,
+            clock,
+            new_budget=lambda: Budget(settings.overhead_budget, settings.every),
+            capture_loss=settings.capture_loss,
+            start_step=settings.start_step,
+        )
+        self._thread = ExportThread(
+            exporter or _otlp(settings, pace),
+            lambda: self._resource,
+            self._collect,
+            self._heartbeat,
+            settings.export_interval,
+            settings.endpoint,
+        )
+        self._endings = EndingWatch(self.end)
+        self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
+
+    def begin(self) -> None:
+        """Install everything and say that the run started."""
+        self._thread.start()
+        self._emit(conventions.RUN_STARTED, {})
+        self.observer.install()
+        self._endings.install()
+        self._sigterm.install()
+        atexit.register(self._at_exit)
+
+    @shielded(None)
+    def close(self, ending: Ending) -> None:
+        """End the run and leave nothing behind."""
+        self.observer.remove()
+        self.end(ending)
+        self._endings.remove()
+        self._sigterm.remove()
+        atexit.unregister(self._at_exit)
+        self._thread.close(_EXIT_SECONDS)
+
+    def abandon_in_child(self) -> None:
+        """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
+        self._ended = True
+        self.observer.remove_in_child()
+        self._endings.remove()
+        self._sigterm.forget_in_child()
+        atexit.unregister(self._at_exit)
+
+    # --- StepSink: called on the training thread --------------------------------------------------------
+
+    def step(self, record: StepRecord) -> None:
+        """See ``StepSink``."""
+        self._interval.steps.append(record)
+        target = self.settings.target
+        if (
+            target is not None
+            and not self._target_reached
+            and target.metric == "loss"
+            and record.loss is not None
+        ):
+            self._check_target(record.loss, record.step)
+
+    def logged(self, value: LoggedValue) -> None:
+        """See ``StepSink``."""
+        self._interval.logged.append(value)
+        target = self.settings.target
+        if target is not None and not self._target_reached and target.metric == value.name:
+            self._check_target(value.value, max(self.settings.start_step, self.observer.step - 1))
+
+    def wants_nonfinite_detail(self) -> bool:
+        """See ``StepSink``."""
+        return is_reported(self._nonfinite + 1)
+
+    def nonfinite(self, step: NonfiniteStep) -> None:
+        """See ``StepSink``."""
+        self._nonfinite += 1
+        self._interval.nonfinite += 1
+        if is_reported(self._nonfinite):
+            known: dict[str, AttributeValue | None] = {
+                conventions.STEP: step.step,
+                conventions.LAYER_NAME: step.layer,
+                conventions.BORN_IN: step.born_in,
+                conventions.NONFINITE_STEPS: self._nonfinite,
+                conventions.NONFINITE_LAYERS: step.layers,
+                conventions.NONFINITE_ELEMENTS: step.elements,
+                conventions.LOSS_VALUE: step.loss,
+            }
+            self._emit(conventions.NONFINITE_STEP, known)
+
+    def _check_target(self, value: float, step: int) -> None:
+        target = self.settings.target
+        if target is not None and math.isfinite(value) and target.holds(value):
+            self._target_reached = True
+            self._emit(
+                conventions.TARGET_REACHED,
+                {
+                    conventions.STEP: step,
+                    conventions.TARGET: str(target),
+                    conventions.TARGET_VALUE: value,
+                },
+            )
+
+    # --- Events ------------------------------------------------------------------------------------------
+
+    def _emit(self, event: EventName, attributes: Mapping[str, AttributeValue | None]) -> None:
+        with self._lock:  # time and sequence in the same order
+            known = {name: value for name, value in attributes.items() if value is not None}
+            known[conventions.EVENT_SEQUENCE] = next(self._sequence)
+            self._thread.emit(Event(event.name, self._clock.now(), known))
+
+    def _heartbeat(self) -> None:
+        if not self._ended:
+            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: self.observer.step})
+
+    def end(self, ending: Ending) -> None:
+        """Report the ending; only the first one counts."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        if self._sigterm_came:
+            ending = Ending(
+                CANCELLED,
+                self._sigterm_reason(),
+                ending.exit_code,
+                ending.exception_type,
+                ending.exception_message,
+            )
+        self._emit(
+            conventions.RUN_ENDED,
+            {
+                conventions.STEP: self.observer.step,
+                conventions.STATUS: ending.status,
+                conventions.REASON: ending.reason,
+                conventions.EXIT_CODE: ending.exit_code,
+                conventions.EXCEPTION_TYPE: ending.exception_type,
+                conventions.EXCEPTION_MESSAGE: ending.exception_message,
+            },
+        )
+
+    def _at_exit(self) -> None:
+        self.close(self._endings.at_exit())
+
+    def _sigterm_reason(self) -> str:
+        return "preempted" if self.settings.preemptible else "SIGTERM"
+
+    def _note_sigterm(self) -> None:
+        self._sigterm_came = True
+
+    def _die_of_sigterm(self) -> None:
+        self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
+        self._thread.flush(_SIGTERM_SECONDS)
+
+    # --- Export thread -----------------------------------------------------------------------------------
+
+    def _collect(self, dropped: int) -> Sequence[MetricPoints]:
+        now = self._clock_now()
+        points = self._interval.points(now, self.observer.optimizer_count, dropped, self._pace)
+        return [*points, *memory_points(now)]
+
+    def _clock_now(self) -> int:
+        with self._lock:
+            return self._clock.now()
+
+
+def _otlp(settings: Settings, pace: Callable[[], None]) -> Exporter:
+    from gradwatch.otlp import OtlpExporter
+
+    return OtlpExporter(settings.endpoint, settings.headers, pace)
+
+
+# --- The run of this process -------------------------------------------------------------------------------
+
+_current: Run | None = None
+
+
+def current() -> Run | None:
+    """The run that ``watch()`` calls share, if one is open."""
+    return _current
+
+
+def open_run(settings: Settings, model: str | None, exporter: Exporter | None) -> Run:
+    """Begin the run of this process."""
+    global _current
+    run = Run(settings, model, exporter)
+    run.begin()
+    _current = run
+    return run
+
+
+def close_run(run: Run, ending: Ending) -> None:
+    """End it."""
+    global _current
+    if _current is run:
+        _current = None
+    run.close(ending)
+
+
+@shielded(None)
+def _after_fork() -> None:
+    global _current
+    run, _current = _current, None
+    if run is not None:
+        run.abandon_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,213 @@
+"""What the user can set: keyword, then ``GRADWATCH_*``, then the standard ``OTEL_*``, then the default."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from gradwatch import conventions
+from gradwatch.target import Target
+
+T = TypeVar("T")
+
+DEFAULT_ENDPOINT: Final = "http://127.0.0.1:4318"
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+_TIERS: Final = (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
+
+
+class SettingsError(ValueError):
+    """A setting the user gave cannot be used. The only error ``watch()`` raises besides ``TypeError``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything ``watch()`` was told, resolved and checked.
+
+    Attributes:
+        job: Name of the job (``service.name``).
+        run_id: The caller's run id; None lets the launcher or gradwatch choose.
+        attempt: 1-based; None when the caller does not know.
+        rank: Global rank; None lets the launcher or ``torch.distributed`` say.
+        deadline: Seconds from the start within which the target should hold.
+        config: Hyper-parameters; only their hash leaves the process.
+        every: Observe gradients at every n-th step; None lets the overhead budget decide.
+        overhead_budget: Share of step time that the training thread may spend here.
+        start_step: Index of the first step, after a resume.
+        export_interval: Seconds between exports of metrics.
+        endpoint: Base URL of the OTLP/HTTP collector.
+        headers: Sent with each request.
+        resource: Additional resource attributes.
+        disabled: Watch nothing.
+        preemptible: SIGTERM means that the scheduler preempted the run.
+    """
+
+    job: str
+    model: str | None = None
+    dataset: str | None = None
+    team: str | None = None
+    tier: str = conventions.TIER_EXPERIMENT
+    run_id: str | None = None
+    attempt: int | None = None
+    rank: int | None = None
+    target: Target | None = None
+    deadline: float | None = None
+    config: Mapping[str, object] | None = None
+    capture_loss: bool = True
+    every: int | None = None
+    overhead_budget: float = 0.005
+    start_step: int = 0
+    export_interval: float = 5.0
+    endpoint: str = DEFAULT_ENDPOINT
+    headers: Mapping[str, str]
+    resource: Mapping[str, str]
+    disabled: bool = False
+    preemptible: bool = False
+
+    @classmethod
+    def resolve(
+        cls, keywords: Mapping[str, Any], environ: Mapping[str, str] = os.environ, program: str | None = None
+    ) -> Settings:
+        """Merge keywords and environment. Keywords that are None count as not given.
+
+        Raises:
+            SettingsError: One clear line naming the setting, what it was and what is expected.
+        """
+        resource = _pairs("OTEL_RESOURCE_ATTRIBUTES", environ)
+        standard = {
+            "job": environ.get("OTEL_SERVICE_NAME") or resource.pop(conventions.SERVICE_NAME, None),
+            "endpoint": environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
+            "disabled": environ.get("OTEL_SDK_DISABLED"),
+        }
+
+        def setting(name: str, convert: Callable[[Any], T], default: T) -> T:
+            variable = f"GRADWATCH_{name.upper()}"
+            for source, raw in (
+                (name, keywords.get(name)),
+                (variable, environ.get(variable) or None),
+                ("OTEL_*", standard.get(name) or None),
+            ):
+                if raw is not None:
+                    try:
+                        return convert(raw)
+                    except (ValueError, TypeError) as error:
+                        raise SettingsError(f"gradwatch: {source}={raw!r}: {error}") from None
+            return default
+
+        return cls(
+            job=setting("job", _text, program or _program()),
+            model=setting("model_name", _text, None),
+            dataset=setting("dataset", _text, None),
+            team=setting("team", _text, None),
+            tier=setting("tier", _tier, conventions.TIER_EXPERIMENT),
+            run_id=setting("run_id", _text, None),
+            attempt=setting("attempt", _integer(1), None),
+            rank=setting("rank", _integer(0), None),
+            target=setting("target", _target, None),
+            deadline=setting("deadline", _positive, None),
+            config=setting("config", _mapping, None),
+            capture_loss=setting("capture_loss", _boolean, True),
+            every=setting("every", _integer(1), None),
+            overhead_budget=setting("overhead_budget", _share, 0.005),
+            start_step=setting("start_step", _integer(0), 0),
+            export_interval=setting("export_interval", _positive, 5.0),
+            endpoint=setting("endpoint", _url, DEFAULT_ENDPOINT),
+            headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
+            resource=resource,
+            disabled=setting("disabled", _boolean, False),
+            preemptible=setting("preemptible", _boolean, False),
+        )
+
+
+def _program() -> str:
+    stem = PurePath(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    return stem if stem and stem not in {"-c", "-m", "__main__", "ipykernel_launcher"} else "training"
+
+
+def _text(raw: object) -> str:
+    text = str(raw).strip()
+    if not text:
+        raise ValueError("expected a text that is not empty")
+    return text
+
+
+def _tier(raw: object) -> str:
+    if raw not in _TIERS:
+        raise ValueError(f"expected {' or '.join(_TIERS)}")
+    return str(raw)
+
+
+def _integer(least: int) -> Callable[[Any], int]:
+    def convert(raw: Any) -> int:
+        try:
+            number = int(raw)
+        except (ValueError, TypeError, OverflowError):
+            number = least - 1
+        if number < least or isinstance(raw, bool) or (isinstance(raw, float) and raw != number):
+            raise ValueError(f"expected a whole number, {least} or more")
+        return number
+
+    return convert
+
+
+def _positive(raw: Any) -> float:
+    try:
+        number = float(raw)
+    except (ValueError, TypeError):
+        number = math.nan
+    if not (0 < number < math.inf):
+        raise ValueError("expected a number of seconds above 0")
+    return number
+
+
+def _share(raw: Any) -> float:
+    try:
+        number = float(raw)
+    except (ValueError, TypeError):
+        number = math.nan
+    if not (0 < number <= 1):
+        raise ValueError("expected a share of step time above 0 and at most 1, such as 0.005")
+    return number
+
+
+def _boolean(raw: object) -> bool:
+    word = str(raw).strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def _target(raw: object) -> Target:
+    return raw if isinstance(raw, Target) else Target.parse(str(raw))
+
+
+def _mapping(raw: object) -> Mapping[str, object]:
+    if not isinstance(raw, Mapping):
+        raise TypeError("expected a mapping of hyper-parameters")
+    return dict(raw)
+
+
+def _url(raw: object) -> str:
+    url = str(raw).strip().rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ValueError(f"expected an http or https URL, such as {DEFAULT_ENDPOINT}")
+    return url
+
+
+def _pairs(variable: str, environ: Mapping[str, str]) -> dict[str, str]:
+    # W3C baggage form, as the OpenTelemetry specification asks: key=value,key=value, percent-encoded.
+    pairs = {}
+    for item in environ.get(variable, "").split(","):
+        key, separator, value = item.partition("=")
+        if separator and key.strip():
+            pairs[unquote(key.strip())] = unquote(value.strip())
+    return pairs

@@ -1,0 +1,113 @@
+"""What travels from the training thread to the export thread, and from there to an exporter.
+
+These are gradwatch's own types: an exporter turns them into a wire format, so that neither the training
+thread nor a test needs the OpenTelemetry SDK. Records made on the training thread are named tuples, because
+a frozen dataclass costs about a microsecond more to make, every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from gradwatch.conventions import Metric
+
+AttributeValue = str | int | float | bool
+Attributes = Mapping[str, AttributeValue]
+
+
+class StepRecord(NamedTuple):
+    """One step of one optimizer.
+
+    ``time`` is the step's end in Unix nanoseconds, shared by all its scalars; ``duration`` in nanoseconds, None
+    where no earlier step ended. ``norms`` are the pre-clip L2 norms of the gradients named by ``layers`` at
+    ``indices``; None where the step was not observed. ``spent``: nanoseconds of the training thread.
+    """
+
+    optimizer: int
+    step: int
+    time: int
+    duration: int | None
+    loss: float | None
+    learning_rates: tuple[float | None, ...]
+    layers: Sequence[str]
+    indices: Sequence[int] | None
+    norms: Sequence[float] | None
+    gradient_norm: float | None
+    nonfinite: bool
+    skipped: bool
+    spent: int
+
+
+class NonfiniteStep(NamedTuple):
+    """A step with a non-finite loss or gradient; what is not known is None."""
+
+    step: int
+    layer: str | None = None
+    born_in: str | None = None
+    layers: int = 0
+    elements: int | None = None
+    loss: float | None = None
+
+
+class LoggedValue(NamedTuple):
+    """One number given to ``watch.log``."""
+
+    name: str
+    time: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. ``time`` in Unix nanoseconds."""
+
+    name: str
+    time: int
+    attributes: Attributes
+
+
+class Point(NamedTuple):
+    """One number of a gauge or a delta sum; ``start`` is 0 for gauges. Times in Unix nanoseconds."""
+
+    time: int
+    value: float | int
+    attributes: Attributes
+    start: int = 0
+
+
+class HistogramPoint(NamedTuple):
+    """One exponential histogram (delta). ``buckets[i]`` counts values in (b^(offset+i), b^(offset+i+1)]."""
+
+    start: int
+    time: int
+    attributes: Attributes
+    count: int
+    sum: float
+    minimum: float
+    maximum: float
+    zero_count: int
+    offset: int
+    buckets: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoints:
+    """Points of one metric."""
+
+    metric: Metric
+    points: Sequence[Point] | Sequence[HistogramPoint]
+
+
+class Exporter(Protocol):
+    """Where telemetry goes. Called from one background thread; False means: keep it and try again."""
+
+    def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
+        """Deliver events, oldest first."""
+
+    def send_metrics(self, resource: Attributes, metrics: Sequence[MetricPoints]) -> bool:
+        """Deliver points."""
+
+    def close(self) -> None:
+        """Release what the exporter holds."""

@@ -1,0 +1,224 @@
+"""``gradwatch.watch``: the one line in a training loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.safety import internal_error, shielded
+from gradwatch.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gradwatch.run import Run
+    from gradwatch.target import Target
+    from gradwatch.telemetry import Exporter
+
+
+class Watch:
+    """What ``watch()`` returns. Usable as a context manager; inert in a process it was not made in."""
+
+    def __init__(self, run: Run | None) -> None:
+        self._run = run
+
+    def log(self, **values: object) -> None:
+        """Record numbers: Python or NumPy numbers, or one-element tensors (read without a synchronisation).
+
+        ``loss`` replaces the captured loss of the step in progress, or of the last one if no ``backward()`` was
+        seen since; ``lr`` replaces its learning rate. Any other name becomes a metric of its own, and is what
+        ``target`` is compared with.
+        """
+        run = self._run
+        if run is not None:
+            try:
+                run.observer.log(values)
+            except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+                internal_error(error, "watch.log")
+
+    @property
+    def step(self) -> int:
+        """Index of the optimizer step in progress: ``start_step`` plus the steps that ended."""
+        return self._run.observer.step if self._run is not None else 0
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None for a watch that watches nothing."""
+        return self._run.identity.run_id if self._run is not None else None
+
+    def close(self) -> None:
+        """End the run and take all hooks off.
+
+        Called while an exception is being handled (``finally``, ``except``), that exception is the ending.
+        """
+        self._close(sys.exc_info()[1])
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close(error)
+
+    @shielded(None)
+    def _close(self, error: BaseException | None) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            from gradwatch.endings import ending_of
+            from gradwatch.run import close_run
+
+            close_run(run, ending_of(error))
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[None]]:
+        """Pickle and deepcopy as a watch that watches nothing: hooks stay with the process."""
+        return (Watch, (None,))
+
+
+def watch(
+    model: Any = None,
+    optimizer: Any = None,
+    *,
+    job: str | None = None,
+    model_name: str | None = None,
+    dataset: str | None = None,
+    team: str | None = None,
+    tier: str | None = None,
+    run_id: str | None = None,
+    attempt: int | None = None,
+    rank: int | None = None,
+    target: str | Target | None = None,
+    deadline: float | None = None,
+    config: Mapping[str, object] | None = None,
+    capture_loss: bool | None = None,
+    every: int | None = None,
+    overhead_budget: float | None = None,
+    start_step: int | None = None,
+    export_interval: float | None = None,
+    endpoint: str | None = None,
+    preemptible: bool | None = None,
+    exporter: Exporter | None = None,
+) -> Watch:
+    """Watch training: gradient norms by layer, NaN and Inf, loss, learning rate, time, memory, and the ending.
+
+    All calls in a process belong to one run; each adds its models and optimizers to it, and settings come from
+    the first. Calling twice with the same objects is calling once. Every setting can also be given as
+    ``GRADWATCH_<NAME>``; the standard ``OTEL_*`` variables are honoured.
+
+    Args:
+        model: A module, several, or a mapping of names to modules. None names layers by optimizer group.
+        optimizer: An optimizer (or a wrapper around one), or several. None watches every optimizer that steps
+            parameters of the models.
+        job: Name of the job; default: the script's name.
+        model_name: Name of the model; default: its class.
+        dataset: Name of the data set.
+        team: Owning team.
+        tier: ``production`` or ``experiment`` (default).
+        run_id: Id of the run; default: the launcher's, else made.
+        attempt: 1-based attempt.
+        rank: Global rank.
+        target: What the run tries to reach, such as ``val_loss<=0.5``.
+        deadline: Seconds within which the target should hold.
+        config: Hyper-parameters; only their hash leaves the process.
+        capture_loss: Capture the loss where ``backward()`` is called (default True).
+        every: Observe gradients at every n-th step; default: as often as the overhead budget allows.
+        overhead_budget: Share of step time gradwatch may take on the training thread (default 0.005).
+        start_step: Index of the first step, after a resume.
+        export_interval: Seconds between exports of metrics (default 5).
+        endpoint: Base URL of the OTLP/HTTP collector (default http://127.0.0.1:4318).
+        preemptible: SIGTERM means preemption.
+        exporter: Where telemetry goes instead, such as ``gradwatch.testing.InMemoryExporter()``.
+
+    Raises:
+        SettingsError: A setting cannot be used; the message says what is expected.
+        TypeError: ``model`` or ``optimizer`` is not one.
+    """
+    keywords = {
+        name: value for name, value in locals().items() if name not in {"model", "optimizer", "exporter"}
+    }
+    settings = Settings.resolve(keywords)
+    models, optimizers = _models(model, model_name), _optimizers(optimizer)
+    if settings.disabled or _in_data_loader_worker():
+        return Watch(None)
+    return _attach(settings, models, optimizers, exporter) or Watch(None)
+
+
+@shielded(None)
+def _attach(
+    settings: Settings, models: Mapping[str, nn.Module], optimizers: list[Any], exporter: Exporter | None
+) -> Watch | None:
+    from gradwatch import run as runs
+
+    run = runs.current()
+    if run is None:
+        run = runs.open_run(settings, next(iter(models), None), exporter)
+    for name, module in models.items():
+        run.observer.add_model(module, name)
+    for one in optimizers:
+        run.observer.add_optimizer(one)
+    if not optimizers:
+        run.observer.adopt_optimizers()
+    return Watch(run)
+
+
+def _models(model: Any, name: str | None) -> dict[str, nn.Module]:
+    """Modules by name."""
+    from torch import nn
+
+    if model is None:
+        return {}
+    if isinstance(model, nn.Module):
+        return {name or _class_name(model): model}
+    if not isinstance(model, Mapping):
+        named: dict[str, nn.Module] = {}
+        for module in _items(model, "model"):
+            base = _class_name(module)
+            unique = next(n for n in _numbered(base) if n not in named)
+            named[unique] = module
+        model = named
+    for module in model.values():
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"gradwatch.watch: expected a torch.nn.Module, got {type(module).__name__}")
+    return dict(model)
+
+
+def _numbered(base: str) -> Iterable[str]:
+    yield base
+    number = 2
+    while True:
+        yield f"{base}_{number}"
+        number += 1
+
+
+def _class_name(module: Any) -> str:
+    """Class of the module inside DDP's, compile's and similar wrappers."""
+    for attribute in ("module", "_orig_mod"):
+        inner = getattr(module, attribute, None)
+        if inner is not None and hasattr(inner, "named_parameters"):
+            return _class_name(inner)
+    return type(module).__name__
+
+
+def _optimizers(optimizer: Any) -> list[Any]:
+    from gradwatch.watched import unwrap
+
+    if optimizer is None:
+        return []
+    several = isinstance(optimizer, (list, tuple, set, frozenset))
+    return [unwrap(one) for one in (optimizer if several else (optimizer,))]
+
+
+def _items(several: Any, what: str) -> list[Any]:
+    try:
+        return list(several)
+    except TypeError:
+        raise TypeError(
+            f"gradwatch.watch: {what} must be a torch.nn.Module, got {type(several).__name__}"
+        ) from None
+
+
+def _in_data_loader_worker() -> bool:
+    data = sys.modules.get("torch.utils.data")
+    return data is not None and data.get_worker_info() is not None
