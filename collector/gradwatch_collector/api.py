@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from gradwatch_slo.report import report_json
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,69 +16,84 @@ from starlette.routing import Route
 
 from gradwatch_collector import views
 from gradwatch_collector.evaluator import Evaluator
+from gradwatch_slo.report import report_json
+
+logger = logging.getLogger(__name__)
 
 # What Prometheus 2.x asks for by default and every version reads.
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def routes(engine: Engine, evaluator: Evaluator, metrics: CollectorRegistry) -> list[Route]:
-    """Return the routes of the API over one database."""
+class Api:
+    """Answers from one database and the evaluator's newest snapshot."""
 
-    async def read(view: Callable[[Connection], Any]) -> Response:
-        def run() -> Any:
-            with engine.connect() as connection:
-                return view(connection)
+    def __init__(self, engine: Engine, evaluator: Evaluator, metrics: CollectorRegistry) -> None:
+        self._engine = engine
+        self._evaluator = evaluator
+        self._metrics = metrics
 
-        try:
-            found = await run_in_threadpool(run)
-        except views.BadCursorError as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        except SQLAlchemyError:
-            return JSONResponse(
-                {"error": "the database is not available"}, status_code=503, headers={"Retry-After": "5"}
-            )
-        if found is None:
-            return JSONResponse({"error": "no such run"}, status_code=404)
-        return JSONResponse(found)
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/api/v1/runs", self.runs),
+            Route("/api/v1/runs/{run_id:path}", self.run),
+            Route("/api/v1/slos", self.slos),
+            Route("/metrics", self.prometheus),
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+        ]
 
-    async def runs(request: Request) -> Response:
+    async def runs(self, request: Request) -> Response:
+        """List runs, newest first."""
         query = request.query_params
-        try:
-            limit = int(query.get("limit", views.MAX_LIMIT))
-        except ValueError:
-            return JSONResponse({"error": "limit must be a number from 1 to 1000"}, status_code=400)
-        return await read(
+        limit = query.get("limit", str(views.MAX_LIMIT))
+        if not limit.isdigit() or not 1 <= int(limit) <= views.MAX_LIMIT:
+            return _error(400, f"limit is {limit!r}; it must be a number from 1 to {views.MAX_LIMIT}")
+        return await self._read(
             lambda connection: views.list_runs(
                 connection,
-                limit=limit,
+                limit=int(limit),
                 cursor=query.get("cursor"),
                 status=query.get("status"),
                 job=query.get("job"),
             )
         )
 
-    async def run(request: Request) -> Response:
+    async def run(self, request: Request) -> Response:
+        """Show one run."""
         run_id = request.path_params["run_id"]
-        return await read(lambda connection: views.show_run(connection, run_id))
+        return await self._read(lambda connection: views.show_run(connection, run_id))
 
-    async def slos(_: Request) -> Response:
-        return JSONResponse(report_json(evaluator.snapshot.objectives))
+    async def slos(self, _: Request) -> Response:
+        """Report the objectives as last evaluated."""
+        return JSONResponse(report_json(self._evaluator.snapshot.objectives))
 
-    async def prometheus(_: Request) -> Response:
-        return Response(await run_in_threadpool(generate_latest, metrics), media_type=_EXPOSITION)
+    async def prometheus(self, _: Request) -> Response:
+        """Render /metrics."""
+        return Response(await run_in_threadpool(generate_latest, self._metrics), media_type=_EXPOSITION)
 
-    async def healthz(_: Request) -> Response:
+    async def healthz(self, _: Request) -> Response:
+        """Say that the process answers."""
         return PlainTextResponse("ok\n")
 
-    async def readyz(_: Request) -> Response:
-        response = await read(lambda connection: {"ready": connection.scalar(text("SELECT 1")) == 1})
-        return response
+    async def readyz(self, _: Request) -> Response:
+        """Say whether the database answers."""
+        return await self._read(lambda connection: {"ready": connection.scalar(text("SELECT 1")) == 1})
 
-    return [
-        Route("/api/v1/runs", runs),
-        Route("/api/v1/runs/{run_id:path}", run),
-        Route("/api/v1/slos", slos),
-        Route("/metrics", prometheus),
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-    ]
+    async def _read(self, view: Callable[[Connection], Any]) -> Response:
+        def run() -> Any:
+            with self._engine.connect() as connection:
+                return view(connection)
+
+        try:
+            found = await run_in_threadpool(run)
+        except views.BadCursorError as error:
+            return _error(400, str(error))
+        except SQLAlchemyError:
+            logger.exception("cannot read from the database")
+            return _error(503, "the database is not available", {"Retry-After": "5"})
+        return _error(404, "no such run") if found is None else JSONResponse(found)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status_code=status, headers=headers)

@@ -13,19 +13,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
-from gradwatch_slo.objectives import Objective
-from gradwatch_slo.report import ObjectiveReport, evaluate
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, Row, func, select
 
 from gradwatch_collector import schema
 from gradwatch_collector.compaction import compact
 from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, reconcile
 from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.partitions import maintain_partitions
 from gradwatch_collector.registry import mark_silent
-from gradwatch_collector.runs import JobLabels, RunRow, load_facts, load_runs, moment
+from gradwatch_collector.runs import JobLabels, RunRow, load_facts, load_runs, moment, nanos
+from gradwatch_slo.objective import Objective
+from gradwatch_slo.report import ObjectiveReport, evaluate
 from gradwatch_slo.runs import Status
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _NANOS = 1_000_000_000
 # A failed or lost run stays visible (and its findings open) for an hour; any other ending ends them at once.
 _SICK_FOR = 3600 * _NANOS
 _SLOS_EVERY = 15 * _NANOS
+_UPKEEP_EVERY = 10 * _NANOS
 _TIME_TO_TARGET_RUNS = 20
 
 
@@ -72,6 +73,7 @@ class Evaluator:
         self._now = now
         self._up_since = now()
         self._slos_at = 0
+        self._upkept_at = 0
         self._history_id: int | None = None
         self.snapshot = Snapshot(evaluated_at=0)
         self._stop = threading.Event()
@@ -113,9 +115,19 @@ class Evaluator:
                 )
         self.snapshot = snapshot
         self._live.forget({run.run_id for run in runs})
-        with transaction(self._engine) as connection:
-            compact(connection, now)
+        if now - self._upkept_at >= _UPKEEP_EVERY:
+            self._upkept_at = now
+            self._upkeep(now)
         return snapshot
+
+    def _upkeep(self, now: int) -> None:
+        # Short transactions one after the other: ingest gets its turn in between.
+        more = True
+        while more and not self._stop.is_set():
+            with transaction(self._engine) as connection:
+                more = compact(connection, now).more
+        with transaction(self._engine) as connection:
+            maintain_partitions(connection, now)
 
     def _count(
         self,
@@ -150,7 +162,7 @@ class Evaluator:
             jobs=frozenset(jobs),
         )
 
-    def _new_history(self, connection: Connection) -> Sequence[object]:
+    def _new_history(self, connection: Connection) -> Sequence[Row[tuple[int, str, str]]]:
         history = schema.run_history.c
         if self._history_id is None:
             self._history_id = connection.scalar(select(func.max(history.history_id))) or 0
@@ -170,9 +182,8 @@ def evaluate_objectives(
 ) -> Sequence[ObjectiveReport]:
     """Evaluate objectives over the stored runs. ``now`` in Unix nanoseconds."""
     at = moment(now)
-    longest = max((objective.window.start(at) for objective in objectives), default=at, key=lambda t: at - t)
-    since = now - int((at - longest) / timedelta(microseconds=1)) * 1000
-    return evaluate(objectives, load_facts(connection, since), at)
+    since = min((objective.window.at(at).start for objective in objectives), default=at)
+    return evaluate(objectives, load_facts(connection, nanos(since)), at)
 
 
 def _recent_runs(connection: Connection, now: int) -> list[RunRow]:

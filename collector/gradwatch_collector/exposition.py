@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from gradwatch_slo.report import ObjectiveReport
-from gradwatch_slo.verdict import Verdict
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,7 +13,9 @@ from gradwatch_collector.evaluator import Evaluator, Snapshot
 from gradwatch_collector.findings import RULES
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.runs import RunRow
+from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
+from gradwatch_slo.verdict import Verdict
 
 # 8 series a run render in 0.6 s for 10 000 runs (measured with prometheus-client): the sickest are enough.
 MAX_RUNS: Final = 1_000

@@ -67,6 +67,7 @@ class RunRow:
             deadline=None if self.deadline_seconds is None else timedelta(seconds=self.deadline_seconds),
             target_reached_at=None if self.target_reached_at is None else moment(self.target_reached_at),
             will_retry=self.will_retry,
+            received_at=moment(self.last_seen_at),
         )
 
 

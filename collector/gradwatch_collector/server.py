@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import uvicorn
-from gradwatch_slo.objectives import default_objectives
 from prometheus_client import CollectorRegistry
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -17,7 +16,8 @@ from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from gradwatch_collector import api, otlp
+from gradwatch_collector import otlp
+from gradwatch_collector.api import Api
 from gradwatch_collector.auth import Gate, Tokens, has_tokens
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
@@ -25,6 +25,7 @@ from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.registry import Registry
+from gradwatch_slo.objectives import default_objectives
 
 
 class ListenError(Exception):
@@ -87,7 +88,7 @@ def application(engine: Engine, settings: ServerSettings) -> Starlette:
     live = LiveRuns()
     instruments = Instruments(metrics)
     ingest = Ingest(engine, Registry(), instruments=instruments, on_committed=live.update)
-    evaluator = Evaluator(engine, live, default_objectives(), lost_after=settings.lost_after)
+    evaluator = Evaluator(engine, live, default_objectives().objectives, lost_after=settings.lost_after)
     metrics.register(RunMetrics(evaluator, live))
 
     @contextlib.asynccontextmanager
@@ -105,7 +106,7 @@ def application(engine: Engine, settings: ServerSettings) -> Starlette:
         Gate, hosts=(settings.host, *settings.allowed_hosts), tokens=Tokens(engine) if guarded else None
     )
     return Starlette(
-        routes=[*otlp.routes(ingest), *api.routes(engine, evaluator, metrics)],
+        routes=[*otlp.routes(ingest), *Api(engine, evaluator, metrics).routes()],
         middleware=[gate],
         lifespan=lifespan,
     )

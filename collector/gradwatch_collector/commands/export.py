@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import click
+
 from gradwatch.assets import asset_dir
 
 _directory = click.argument("directory", type=click.Path(file_okay=False, path_type=Path))

@@ -1,0 +1,60 @@
+# Every target sets up what it needs; nothing has to be prepared but Python 3.11+ and make.
+PYTHON ?= python3
+# Pinned and installed before anything that depends on it: an unpinned torch pulls in gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Tests run on every core; PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench servers clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on them
+	$(BIN)/gradwatch demo
+
+test: $(VENV)/.dev lint servers ## Lint, then run all tests
+	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## Check style, types and generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict alerts/build.py
+	$(BIN)/mypy --strict dashboards/build.py
+	$(BIN)/python alerts/build.py --check
+	$(BIN)/python dashboards/build.py --check
+	$(BIN)/python docs/build.py --check
+
+format: $(VENV)/.dev ## Format the code and rebuild generated files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python alerts/build.py
+	$(BIN)/python dashboards/build.py
+	$(BIN)/python docs/build.py
+
+bench: $(VENV)/.dev ## Print the first figures: agent overhead, ingest rate, bytes a value
+	$(BIN)/python benchmarks/agent_overhead.py
+	$(BIN)/python benchmarks/collector_ingest.py
+
+servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
+	@scripts/install-servers
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.torch:
+	scripts/make-venv $(PYTHON) $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,61 @@
+"""Gradient norms by layer over a whole attempt, from the stored interval aggregates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from gradwatch import conventions as c
+from gradwatch_collector.reading import read_series
+
+_Reduce = Callable[[npt.NDArray[np.float64]], Any]
+_FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "max": np.max}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """L2 norms of one parameter's gradient over the observed steps of all ranks; finite steps only."""
+
+    layer: str
+    optimizer: int | None
+    steps_observed: int
+    mean: float | None
+    minimum: float | None
+    maximum: float | None
+
+    def json(self) -> dict[str, Any]:
+        """Return the shape ``runs show`` gives."""
+        return {
+            "layer": self.layer,
+            "optimizer": self.optimizer,
+            "steps_observed": self.steps_observed,
+            "mean": self.mean,
+            "min": self.minimum,
+            "max": self.maximum,
+        }
+
+
+def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[LayerSummary]:
+    """Return the layers of an attempt in the order the agent reported them."""
+    totals: dict[tuple[str, int | None], dict[str, float]] = {}
+    for field, reduce in _FIELDS.items():
+        for point in read_series(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt):
+            if point.values is None or not point.values.size:
+                continue
+            place = (str(point.attributes.get(c.LAYER_NAME)), point.attributes.get(c.OPTIMIZER))
+            held = totals.setdefault(place, {})
+            values = [float(reduce(point.values)), *([held[field]] if field in held else [])]
+            held[field] = float(reduce(np.array(values)))
+    return [_summary(layer, optimizer, held) for (layer, optimizer), held in totals.items()]
+
+
+def _summary(layer: str, optimizer: int | None, held: dict[str, float]) -> LayerSummary:
+    count = int(held.get("count", 0))
+    if not count:
+        return LayerSummary(layer, optimizer, 0, None, None, None)
+    return LayerSummary(layer, optimizer, count, held["sum"] / count, held["min"], held["max"])

@@ -1,0 +1,104 @@
+"""A real collector in a process of its own, and real training processes that talk to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+T = TypeVar("T")
+
+GRADWATCH = (sys.executable, "-m", "gradwatch.cli")
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Where the collector listens, and its process."""
+
+    url: str
+    process: subprocess.Popen[str]
+    database: str
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=10, **options)
+
+    def runs(self) -> dict[str, Any]:
+        """All runs by id."""
+        return {run["run_id"]: run for run in self.get("/api/v1/runs").json()["runs"]}
+
+    def show(self, run_id: str) -> Any:
+        return self.get(f"/api/v1/runs/{run_id}").json()
+
+    def await_status(self, run_id: str, status: str) -> Any:
+        """The run, once it stands so."""
+        return eventually(
+            lambda: run if (run := self.runs().get(run_id)) and run["status"] == status else None,
+            f"{run_id} to be {status}",
+        )
+
+
+def eventually(probe: Callable[[], T | None], what: str, patience: float = PATIENCE_SECONDS) -> T:
+    """What ``probe`` returns as soon as that is true."""
+    give_up = time.monotonic() + patience
+    while not (found := probe()):
+        assert time.monotonic() < give_up, f"waited {patience:g} s in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+@contextmanager
+def collector(database: str, *options: str) -> Iterator[Collector]:
+    """Serve on a free loopback port until the block ends."""
+    command = [*GRADWATCH, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "http://" in line, f"the collector did not start: {line!r}"
+        url = next(word.rstrip(",") for word in line.split() if word.startswith("http://"))
+        yield Collector(url, process, database)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def environment(collector: Collector | None, **settings: str) -> dict[str, str]:
+    """An environment for a training process: exports every 0.2 s, internal errors surface."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GRADWATCH_", "OTEL_"))}
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url} if collector else {}
+    return {
+        **clean,
+        "GRADWATCH_EXPORT_INTERVAL": "0.2",
+        "GRADWATCH_TESTING": "1",
+        "OMP_NUM_THREADS": "1",
+        **endpoint,
+        **settings,
+    }
+
+
+def train(script: Path, collector: Collector | None, **settings: str) -> subprocess.Popen[str]:
+    """Start a training script; keywords are environment variables."""
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment(collector, **settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def gradwatch(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, as in a pipe."""
+    return subprocess.run(
+        [*GRADWATCH, *arguments], env=environment(None, **settings), capture_output=True, text=True, timeout=120
+    )

@@ -1,0 +1,187 @@
+"""One tick: silence, findings, objectives; and what /metrics shows of it, on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine
+
+from gradwatch import conventions as c
+from gradwatch_collector.database import transaction
+from gradwatch_collector.evaluator import Evaluator
+from gradwatch_collector.exposition import RunMetrics
+from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.records import Batch
+from gradwatch_collector.registry import Registry
+from gradwatch_slo.objectives import default_objectives
+from tests.batches import at, batch, event, scalar, source
+
+HOUR = 3600
+
+
+class Service:
+    """A registry, an evaluator and /metrics over one database, with a clock that only moves when told."""
+
+    def __init__(self, database: Engine) -> None:
+        self.seconds = 0.0
+        self.database = database
+        self.registry = Registry()
+        self.live = LiveRuns()
+        self.evaluator = Evaluator(
+            database, self.live, default_objectives().objectives, lost_after=30, now=lambda: at(self.seconds)
+        )
+        self.metrics = CollectorRegistry()
+        self.metrics.register(RunMetrics(self.evaluator, self.live))
+        self.evaluator.tick()
+
+    def receive(self, *batches: Batch) -> None:
+        now = at(self.seconds)
+        for received in batches:
+            with transaction(self.database) as connection:
+                key = self.registry.resolve(connection, received.source, now)
+                self.registry.apply(connection, key, received, now)
+            self.live.update([(key, received, now)])
+
+    def tick(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.evaluator.tick()
+
+    def samples(self, family: c.Family) -> dict[tuple[str, ...], float]:
+        """Values of a family by its labels, in the order conventions declares them."""
+        text = generate_latest(self.metrics).decode()
+        found = {}
+        for shown in text_string_to_metric_families(text):
+            for sample in shown.samples:
+                if sample.name == family.name:
+                    assert set(sample.labels) == set(family.labels)
+                    found[tuple(sample.labels[label] for label in family.labels)] = sample.value
+        return found
+
+
+@pytest.fixture
+def service(database: Engine) -> Service:
+    return Service(database)
+
+
+def start(run_id: str, seconds: float = 0, **attributes: Any) -> Batch:
+    return batch(source(run_id, instance=run_id, **attributes), event(c.RUN_STARTED, seconds))
+
+
+def end(run_id: str, seconds: float, status: str, **attributes: Any) -> Batch:
+    return batch(source(run_id, instance=run_id, **attributes), event(c.RUN_ENDED, seconds, 9, STATUS=status))
+
+
+def labels(family: c.Family, **values: str) -> tuple[str, ...]:
+    defaults: Mapping[str, str] = {"training_job": "digits", "tier": "experiment"}
+    return tuple({**defaults, **values}.get(label, "") for label in family.labels)
+
+
+def test_every_family_and_label_is_one_that_conventions_names(service: Service) -> None:
+    service.receive(start("a"), batch(source("a", instance="a"), frames=[scalar(c.LOSS, [1], [0.5])]))
+    service.tick(1)
+    text = generate_latest(service.metrics).decode()
+    named = {family.name.removesuffix("_total"): family for family in c.FAMILIES}
+    for shown in text_string_to_metric_families(text):
+        assert shown.name in named
+        assert shown.type == named[shown.name].kind
+        for sample in shown.samples:
+            assert set(sample.labels) == set(named[shown.name].labels)
+
+
+def test_a_live_run_shows_its_newest_values(service: Service) -> None:
+    frames = [scalar(c.LOSS, [1, 2], [0.5, 0.25]), scalar(c.NONFINITE, [1, 2], [1, 2])]
+    service.receive(start("a"), batch(source("a", instance="a"), frames=frames))
+    service.tick(3)
+    loss, nonfinite = c.family_of(c.LOSS), c.family_of(c.NONFINITE)
+    assert service.samples(loss) == {labels(loss, run_id="a"): 0.25}
+    assert service.samples(nonfinite) == {labels(nonfinite, run_id="a"): 3.0}
+    assert service.samples(c.RUNS_LIVE) == {labels(c.RUNS_LIVE): 1.0}
+
+
+def test_a_run_that_succeeded_leaves_no_series_of_its_own(service: Service) -> None:
+    service.receive(start("a"))
+    service.tick(1)
+    service.receive(end("a", 2, "succeeded"))
+    service.tick(3)
+    assert service.samples(c.RUN_INFO) == {}
+    assert service.samples(c.RUNS_LIVE) == {labels(c.RUNS_LIVE): 0.0}
+    assert service.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="succeeded")] == 1.0
+
+
+def test_counters_exist_at_zero_before_the_first_failure(service: Service) -> None:
+    service.receive(start("a"))
+    service.tick(1)
+    assert service.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 0.0
+    assert service.samples(c.FINDINGS_OPENED)[labels(c.FINDINGS_OPENED, rule="nonfinite")] == 0.0
+
+
+def test_a_failed_run_is_shown_for_an_hour_and_its_finding_is_active(service: Service) -> None:
+    service.receive(start("a", tier="production"), end("a", 2, "failed", tier="production"))
+    service.tick(3)
+    active = labels(c.FINDING_ACTIVE, run_id="a", rule="run_failed", severity="page", tier="production")
+    assert service.samples(c.FINDING_ACTIVE) == {active: 1.0}
+    service.tick(HOUR)
+    assert active in service.samples(c.FINDING_ACTIVE)
+    service.tick(HOUR + 3)
+    assert service.samples(c.FINDING_ACTIVE) == {}
+    assert service.samples(c.RUN_INFO) == {}
+    assert (
+        service.samples(c.FINDINGS_OPENED)[labels(c.FINDINGS_OPENED, rule="run_failed", tier="production")]
+        == 1.0
+    )
+
+
+def test_a_silent_run_is_lost_and_its_return_resolves_the_finding(service: Service) -> None:
+    service.receive(start("a"))
+    service.tick(30)
+    assert service.evaluator.snapshot.findings == []
+    service.tick(31)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.status, found.rule) == ("lost", "run_lost")
+    service.receive(batch(source("a", instance="a"), event(c.RUN_HEARTBEAT, 32, 1)))
+    service.tick(33)
+    assert service.evaluator.snapshot.findings == []
+
+
+def test_objectives_are_shown_with_verdict_budget_and_p_value(service: Service) -> None:
+    for index in range(10):
+        service.receive(start(f"r{index}"), end(f"r{index}", 100, "failed" if index < 6 else "succeeded"))
+    service.tick(200)
+    slo = {"slo": "training-success-rate", "training_job": ""}
+    assert service.samples(c.SLO_VERDICT)[labels(c.SLO_VERDICT, **slo, verdict="breached")] == 1.0
+    assert service.samples(c.SLO_VERDICT)[labels(c.SLO_VERDICT, **slo, verdict="met")] == 0.0
+    assert service.samples(c.SLO_SLI)[labels(c.SLO_SLI, **slo)] == 0.4
+    assert service.samples(c.SLO_EVENTS)[labels(c.SLO_EVENTS, **slo, quality="bad")] == 6.0
+    assert service.samples(c.SLO_BUDGET_REMAINING)[labels(c.SLO_BUDGET_REMAINING, **slo)] == pytest.approx(-5.0)
+    assert service.samples(c.SLO_P_VALUE)[labels(c.SLO_P_VALUE, **slo)] == pytest.approx(0.000146902, rel=1e-5)
+
+
+def test_the_last_logged_metric_of_a_job_outlives_its_run(service: Service) -> None:
+    logged = scalar(c.LOGGED, [1], [0.3], **{c.METRIC_NAME: "val_loss"})
+    service.receive(start("a"), batch(source("a", instance="a"), frames=[logged]), end("a", 2, "succeeded"))
+    service.tick(3)
+    service.tick(4)
+    assert service.samples(c.LAST_METRIC) == {labels(c.LAST_METRIC, name="val_loss"): 0.3}
+
+
+def test_the_time_to_target_is_the_median_of_the_jobs_runs(service: Service) -> None:
+    for index, seconds in enumerate((10, 20, 90)):
+        run_id = f"r{index}"
+        reached = batch(source(run_id, instance=run_id), event(c.TARGET_REACHED, seconds, 1))
+        service.seconds = 100
+        service.receive(start(run_id), reached, end(run_id, 95, "succeeded"))
+    service.tick(120)
+    assert service.samples(c.TIME_TO_TARGET) == {labels(c.TIME_TO_TARGET): 20.0}
+
+
+def test_an_ending_before_this_evaluator_started_is_not_counted_again(service: Service) -> None:
+    service.receive(start("a"), end("a", 2, "failed"))
+    service.tick(3)
+    restarted = Service(service.database)
+    restarted.tick(4)
+    assert restarted.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 0.0
+    assert len(restarted.evaluator.snapshot.findings) == 1

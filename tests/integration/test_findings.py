@@ -1,0 +1,176 @@
+"""Findings open, change and resolve with what is wrong, on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, select
+
+from gradwatch import conventions as c
+from gradwatch_collector import schema
+from gradwatch_collector.database import transaction
+from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
+from gradwatch_collector.findings.nonfinite import is_repeated
+from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.records import ProcessKey
+from gradwatch_collector.runs import RunRow
+from gradwatch_slo.runs import Status
+from tests.batches import at, batch, frame, source
+
+RUN = RunRow(
+    run_id="run", job="digits", model=None, dataset=None, team=None, tier="production", status=Status.RUNNING,
+    reason=None, attempt=1, rank_count=1, started_at=at(0), ended_at=None, last_seen_at=at(1), last_step=50,
+    last_loss=1.0, last_loss_nonfinite=False, host=None, commit=None, target=None, deadline_seconds=None,
+    target_reached_at=None, will_retry=False, cause_rank=None,
+)  # fmt: skip
+EXPERIMENT = replace(RUN, tier="experiment")
+
+
+def detect(database: Engine, runs: Sequence[RunRow], live: LiveRuns | None = None) -> list[Observation]:
+    with database.connect() as connection:
+        scene = Scene(connection, at(100), runs, live or LiveRuns())
+        return [found for detector in DETECTORS for found in detector(scene)]
+
+
+def note_nonfinite(database: Engine, *reports: tuple[int, int], rank: int = 0) -> None:
+    with transaction(database) as connection:
+        for step, count in reports:
+            attributes = {
+                c.STEP: step,
+                c.NONFINITE_STEPS: count,
+                c.LAYER_NAME: f"layer{count}.weight",
+                c.BORN_IN: "backward",
+            }
+            connection.execute(
+                insert(schema.event).values(
+                    run_id="run", attempt=1, rank=rank, instance="one", sequence=count, severity=17, body=None,
+                    name=c.NONFINITE_STEP.name, time=at(step), received_at=at(step), attributes=attributes,
+                )
+            )  # fmt: skip
+
+
+def stored(database: Engine) -> list[Any]:
+    with database.connect() as connection:
+        return list(connection.execute(select(schema.finding)).mappings())
+
+
+def test_a_healthy_run_has_no_findings(database: Engine) -> None:
+    assert detect(database, [RUN, replace(RUN, status=Status.SUCCEEDED, ended_at=at(9))]) == []
+
+
+@pytest.mark.parametrize(("status", "rule"), [(Status.FAILED, "run_failed"), (Status.LOST, "run_lost")])
+@pytest.mark.parametrize(("run", "severity"), [(RUN, Severity.PAGE), (EXPERIMENT, Severity.TICKET)])
+def test_a_sick_ending_pages_for_production_only(
+    database: Engine, status: Status, rule: str, run: RunRow, severity: Severity
+) -> None:
+    (found,) = detect(database, [replace(run, status=status, reason="why", ended_at=at(9))])
+    assert (found.rule, found.severity, found.evidence) == (rule, severity, {"reason": "why"})
+
+
+def test_an_attempt_that_will_be_retried_wakes_nobody(database: Engine) -> None:
+    assert detect(database, [replace(RUN, status=Status.FAILED, ended_at=at(9), will_retry=True)]) == []
+
+
+def test_a_single_nan_is_a_ticket_at_its_step_and_layer(database: Engine) -> None:
+    note_nonfinite(database, (40, 1))
+    (found,) = detect(database, [RUN])
+    assert (found.rule, found.severity) == ("nonfinite", Severity.TICKET)
+    assert (found.step, found.layer, found.born_in, found.rank) == (40, "layer1.weight", "backward", 0)
+
+
+def test_repeated_nans_page_and_keep_the_first_step(database: Engine) -> None:
+    note_nonfinite(database, (40, 1), (41, 2), (42, 3))
+    (found,) = detect(database, [RUN])
+    assert (found.severity, found.step, found.evidence["nonfinite_steps"]) == (Severity.PAGE, 40, 3)
+    (found,) = detect(database, [EXPERIMENT])
+    assert found.severity is Severity.TICKET
+
+
+@pytest.mark.parametrize(
+    ("reports", "repeated"),
+    [
+        ([(10, 1), (60, 2)], False),
+        ([(10, 1), (60, 2), (109, 3)], True),
+        ([(10, 1), (60, 2), (110, 3)], False),
+        ([(10, 1), (1000, 2), (2000, 3)], False),
+        ([(0, 10), (1000, 100)], True),
+        ([(0, 10), (100_000, 100)], False),
+    ],
+)
+def test_repeated_means_three_bad_steps_in_a_hundred(
+    database: Engine, reports: list[tuple[int, int]], repeated: bool
+) -> None:
+    note_nonfinite(database, *reports)
+    with database.connect() as connection:
+        rows = connection.execute(select(schema.event.c.rank, schema.event.c.attributes)).mappings().all()
+    assert is_repeated(rows) is repeated
+
+
+def test_bad_steps_of_different_ranks_do_not_add_up(database: Engine) -> None:
+    for rank in range(3):
+        note_nonfinite(database, (40 + rank, 1), rank=rank)
+    (found,) = detect(database, [RUN])
+    assert (found.severity, found.rank) == (Severity.TICKET, 0)
+
+
+def live_with_memory(peaks: Sequence[float], limits: Sequence[float]) -> LiveRuns:
+    live = LiveRuns()
+    devices = [{c.DEVICE: f"cuda:{index}"} for index in range(len(peaks))]
+    frames = [
+        frame(c.DEVICE_MEMORY_PEAK, devices, [1], [[peak] for peak in peaks]),
+        frame(c.DEVICE_MEMORY_LIMIT, devices, [1], [[limit] for limit in limits]),
+    ]
+    live.update([(ProcessKey("run", 1, 0, "one"), batch(source(), frames=frames), at(1))])
+    return live
+
+
+def test_the_tightest_device_decides_about_headroom(database: Engine) -> None:
+    assert detect(database, [RUN], live_with_memory([50, 89], [100, 100])) == []
+    (found,) = detect(database, [RUN], live_with_memory([50, 91], [100, 100]))
+    assert (found.rule, found.severity, found.evidence["headroom"]) == (
+        "memory_headroom",
+        Severity.TICKET,
+        0.09,
+    )
+
+
+def test_a_small_device_that_is_full_is_not_hidden_by_a_large_one(database: Engine) -> None:
+    (found,) = detect(database, [RUN], live_with_memory([500, 95], [1000, 100]))
+    assert found.evidence["headroom"] == 0.05
+
+
+SEEN = Observation(
+    run_id="run",
+    attempt=1,
+    rule="nonfinite",
+    severity=Severity.TICKET,
+    first_seen=at(1),
+    last_seen=at(1),
+    step=4,
+)
+
+
+def test_a_finding_opens_once_changes_in_place_and_resolves(database: Engine) -> None:
+    def tell(observations: list[Observation], seconds: float) -> int:
+        with transaction(database) as connection:
+            return len(reconcile(connection, observations, at(seconds)))
+
+    assert tell([SEEN], 1) == 1
+    louder = replace(SEEN, severity=Severity.PAGE, last_seen=at(5))
+    assert tell([louder], 5) == 0
+    (row,) = stored(database)
+    assert (row["severity"], row["state"], row["first_seen"], row["last_seen"]) == (
+        "page",
+        "open",
+        at(1),
+        at(5),
+    )
+    assert tell([], 6) == 0
+    (row,) = stored(database)
+    assert (row["state"], row["resolved_at"]) == ("resolved", at(6))
+    assert tell([louder], 7) == 1
+    (row,) = stored(database)
+    assert (row["state"], row["resolved_at"], row["first_seen"]) == ("open", None, at(1))

@@ -1,0 +1,212 @@
+"""Runs, attempts and processes follow from what arrives, on every database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from gradwatch import conventions as c
+from gradwatch_collector import schema
+from gradwatch_collector.database import transaction
+from gradwatch_collector.records import Batch, ProcessKey
+from gradwatch_collector.registry import Registry, mark_silent
+from tests.batches import SECOND, at, batch, event, scalar, source
+
+STARTED = event(c.RUN_STARTED, 0)
+HEARTBEAT = event(c.RUN_HEARTBEAT, 5, 1, STEP=7)
+
+
+def ended(seconds: float, status: str, reason: str | None = None, **attributes: Any) -> Any:
+    return event(c.RUN_ENDED, seconds, 9, STATUS=status, REASON=reason, **attributes)
+
+
+class Story:
+    """A registry over one database, told batches in order."""
+
+    def __init__(self, database: Engine) -> None:
+        self.database = database
+        self.registry = Registry()
+
+    def receive(self, received: Batch, seconds: float) -> ProcessKey:
+        with transaction(self.database) as connection:
+            key = self.registry.resolve(connection, received.source, at(seconds))
+            self.registry.apply(connection, key, received, at(seconds))
+        return key
+
+    def wait(self, seconds: float, *, lost_after: float = 30, up_since: float = 0) -> list[str]:
+        with transaction(self.database) as connection:
+            return mark_silent(connection, at(seconds), int(lost_after * SECOND), at(up_since))
+
+    def rows(self, table: Any) -> list[Any]:
+        with self.database.connect() as connection:
+            return list(connection.execute(select(table).order_by(*table.primary_key.columns)).mappings())
+
+    def run(self) -> Any:
+        (row,) = self.rows(schema.run)
+        return row
+
+    def history(self) -> list[tuple[int, str, str | None]]:
+        return [(row["attempt"], row["status"], row["reason"]) for row in self.rows(schema.run_history)]
+
+
+@pytest.fixture
+def story(database: Engine) -> Story:
+    return Story(database)
+
+
+def test_a_started_event_makes_a_run(story: Story) -> None:
+    story.receive(batch(source(model="mlp", dataset="digits", team="vision", tier="production"), STARTED), 1)
+    run = story.run()
+    assert (run["run_id"], run["job"], run["status"]) == ("run", "digits", "running")
+    assert (run["model"], run["dataset"], run["team"], run["tier"]) == ("mlp", "digits", "vision", "production")
+    assert (run["started_at"], run["last_seen_at"], run["ended_at"]) == (at(0), at(1), None)
+
+
+def test_telemetry_without_a_run_event_is_no_run(story: Story) -> None:
+    story.receive(batch(source(), frames=[scalar(c.LOSS, [0], [1.0])]), 1)
+    assert story.rows(schema.run) == []
+    assert len(story.rows(schema.process)) == 1
+    assert story.wait(1000) == []
+
+
+def test_an_unknown_tier_is_an_experiment(story: Story) -> None:
+    story.receive(batch(source(tier="prodution"), STARTED), 1)
+    assert story.run()["tier"] == "experiment"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("succeeded", None), ("failed", "ValueError"), ("cancelled", "SIGTERM")],
+)
+def test_an_ended_event_ends_the_run_as_it_says(story: Story, status: str, reason: str | None) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    story.receive(batch(source(), ended(9, status, reason)), 10)
+    run = story.run()
+    assert (run["status"], run["reason"], run["ended_at"]) == (status, reason, at(9))
+    assert story.history() == [(1, "running", None), (1, status, reason)]
+
+
+def test_the_same_batches_again_change_nothing(story: Story) -> None:
+    told = [batch(source(), STARTED), batch(source(), ended(9, "failed", "ValueError"))]
+    for received in told:
+        story.receive(received, 10)
+    before = story.run(), story.history()
+    for received in told:
+        story.receive(received, 10)
+    assert (story.run(), story.history()) == before
+
+
+def test_steps_and_loss_follow_the_newest_point(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    frames = [scalar(c.STEP_INDEX, [1, 2, 3], [0, 1, 2]), scalar(c.LOSS, [1, 2, 3], [3.0, 2.0, 1.0])]
+    story.receive(batch(source(), frames=frames), 3)
+    assert (story.run()["last_step"], story.run()["last_loss"]) == (2, 1.0)
+
+
+def test_a_heartbeat_moves_the_last_sign_of_life_and_the_step(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    story.receive(batch(source(), HEARTBEAT), 6)
+    assert (story.run()["last_seen_at"], story.run()["last_step"]) == (at(6), 7)
+
+
+def test_a_nan_loss_is_flagged_and_stored_as_no_number(story: Story) -> None:
+    story.receive(batch(source(), STARTED, frames=[scalar(c.LOSS, [1], [float("nan")])]), 1)
+    assert (story.run()["last_loss"], story.run()["last_loss_nonfinite"]) == (None, True)
+
+
+def test_silence_makes_a_run_lost_at_its_last_sign_of_life(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    assert story.wait(31) == []
+    assert story.wait(31.5) == ["run"]
+    run = story.run()
+    assert (run["status"], run["reason"], run["ended_at"]) == ("lost", "heartbeat_timeout", at(1))
+
+
+def test_silence_counts_only_while_a_collector_was_up(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    assert story.wait(110, up_since=100) == []
+    assert story.wait(131, up_since=100) == ["run"]
+
+
+def test_a_run_that_ended_is_never_lost(story: Story) -> None:
+    story.receive(batch(source(), STARTED, ended(2, "succeeded")), 3)
+    assert story.wait(1000) == []
+
+
+def test_a_late_sign_of_life_corrects_lost_to_running(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    story.wait(100)
+    story.receive(batch(source(), HEARTBEAT), 101)
+    run = story.run()
+    assert (run["status"], run["reason"], run["ended_at"]) == ("running", None, None)
+    assert [entry[1] for entry in story.history()] == ["running", "lost", "running"]
+
+
+def test_a_late_ending_corrects_lost(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    story.wait(100)
+    story.receive(batch(source(), ended(9, "succeeded")), 101)
+    run = story.run()
+    assert (run["status"], run["ended_at"]) == ("succeeded", at(9))
+    assert [entry[1] for entry in story.history()] == ["running", "lost", "succeeded"]
+
+
+def test_metrics_that_arrive_after_the_ending_do_not_revive_the_run(story: Story) -> None:
+    story.receive(batch(source(), STARTED, ended(2, "succeeded")), 3)
+    story.receive(batch(source(), frames=[scalar(c.STEP_INDEX, [2], [41])]), 4)
+    assert (story.run()["status"], story.run()["last_step"]) == ("succeeded", 41)
+
+
+def test_attempts_count_new_instances_of_a_rank_in_the_order_they_were_seen(story: Story) -> None:
+    for instance in ("one", "two", "one", "three"):
+        story.receive(batch(source(instance=instance), STARTED), 1)
+    keys = [(row["attempt"], row["instance"]) for row in story.rows(schema.process)]
+    assert keys == [(1, "one"), (2, "two"), (3, "three")]
+
+
+def test_a_new_registry_remembers_the_attempts(story: Story) -> None:
+    story.receive(batch(source(instance="one"), STARTED), 1)
+    key = story.receive(batch(source(instance="two"), STARTED), 1)
+    restarted = Story(story.database)
+    assert restarted.receive(batch(source(instance="two"), HEARTBEAT), 2) == key
+
+
+def test_the_run_stands_as_its_latest_attempt(story: Story) -> None:
+    story.receive(batch(source(attempt=1), STARTED, ended(2, "failed", "ValueError")), 3)
+    story.receive(batch(source(attempt=2, instance="two"), event(c.RUN_STARTED, 5)), 5)
+    assert (story.run()["status"], story.run()["attempt"]) == ("running", 2)
+    story.receive(batch(source(attempt=2, instance="two"), ended(9, "succeeded")), 9)
+    assert (story.run()["status"], story.run()["started_at"]) == ("succeeded", at(0))
+    assert [row["status"] for row in story.rows(schema.attempt)] == ["failed", "succeeded"]
+
+
+def test_the_first_rank_to_fail_is_the_cause(story: Story) -> None:
+    for rank in (0, 1):
+        story.receive(batch(source(rank=rank, instance=f"r{rank}"), STARTED), 1)
+    story.receive(batch(source(rank=0, instance="r0"), ended(9, "cancelled", "SIGTERM")), 9)
+    story.receive(batch(source(rank=1, instance="r1"), ended(8, "failed", "ValueError")), 10)
+    run = story.run()
+    assert (run["status"], run["reason"], run["rank_count"]) == ("failed", "ValueError", 2)
+    assert story.rows(schema.attempt)[0]["cause_rank"] == 1
+
+
+def test_a_sender_whose_clock_is_ahead_did_nothing_after_it_was_received(story: Story) -> None:
+    story.receive(batch(source(), event(c.RUN_STARTED, 3600)), 1)
+    story.receive(batch(source(), event(c.TARGET_REACHED, 3660, 1), ended(3700, "succeeded")), 100)
+    run = story.run()
+    assert (run["started_at"], run["target_reached_at"], run["ended_at"]) == (at(1), at(100), at(100))
+
+
+def test_the_target_is_reached_when_it_first_held(story: Story) -> None:
+    story.receive(batch(source(target="val_loss<=0.5", deadline=60.0), STARTED), 1)
+    story.receive(batch(source(), event(c.TARGET_REACHED, 20, 1)), 21)
+    story.receive(batch(source(), event(c.TARGET_REACHED, 30, 2)), 31)
+    run = story.run()
+    assert (run["target"], run["deadline_seconds"], run["target_reached_at"]) == ("val_loss<=0.5", 60.0, at(20))
+
+
+def test_an_ending_nobody_defined_is_a_failure(story: Story) -> None:
+    story.receive(batch(source(), STARTED, ended(2, "exploded")), 3)
+    assert story.run()["status"] == "failed"
