@@ -1,0 +1,56 @@
+"""Options that commands share, and opening the database they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+from sqlalchemy import Engine
+
+from gradwatch_collector import database as db
+from gradwatch_collector.database import DatabaseError
+
+DEFAULT_DATABASE: Final = "sqlite:///gradwatch.db"
+
+database_option: Final = click.option(
+    "--db",
+    "database",
+    envvar="GRADWATCH_DB",
+    default=DEFAULT_DATABASE,
+    show_default=True,
+    show_envvar=True,
+    metavar="URL",
+    help="sqlite:///PATH, the path of a SQLite file, or postgresql://USER@HOST/NAME.",
+)
+
+
+def format_option(*formats: str) -> Callable[[Any], Any]:
+    """Return the option ``--format``; the first format is the default. Arrives as ``output``."""
+    return click.option(
+        "--format",
+        "output",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        help="How to print it.",
+    )
+
+
+def open_database(url: str, *, upgrade_sqlite: bool = False) -> Engine:
+    """Open a database whose schema this version knows.
+
+    ``upgrade_sqlite`` creates and migrates a SQLite file; a PostgreSQL schema changes only on
+    ``gradwatch db upgrade``, because others may be using it.
+
+    Raises:
+        click.ClickException: it cannot be opened or used as it is.
+    """
+    try:
+        engine = db.connect(url, must_exist=not upgrade_sqlite)
+        if upgrade_sqlite and engine.dialect.name == "sqlite":
+            db.upgrade(engine)
+        db.require_current(engine)
+    except DatabaseError as error:
+        raise click.ClickException(str(error)) from error
+    return engine

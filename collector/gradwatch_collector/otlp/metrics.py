@@ -1,0 +1,171 @@
+"""OTLP metrics into frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from gradwatch_collector import packed
+from gradwatch_collector.otlp.attributes import clean, mapping, source_of
+from gradwatch_collector.otlp.decoded import Decoded
+from gradwatch_collector.otlp.errors import MalformedError
+from gradwatch_collector.otlp.layout import Layouts
+from gradwatch_collector.otlp.points import MAX_NANOS, Group, Points, Remembered, valid_times
+from gradwatch_collector.otlp.wire import LazyMetricsRequest
+from gradwatch_collector.records import Attributes, Batch, Frame, MetricIdentity, Source, Vector
+
+MAX_NAME: Final = 255  # OpenTelemetry's own limit for instruments; generous for units
+_NO_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    frames: Sequence[Frame] = ()
+    accepted: int = 0
+    rejected: int = 0
+
+
+# The fields of histogram and summary points that are one number each. What is left of a point when these and
+# its place in the stream are taken away (buckets, quantiles) is packed.
+_INTEGER_FIELDS: Final = ("count",)
+_FLOAT_FIELDS: Final = ("sum", "min", "max")
+_PLACE_FIELDS: Final = ("attributes", "start_time_unix_nano", "time_unix_nano", "flags", "exemplars")
+_PACKED_FIELD: Final = {"histogram": "buckets", "exponential_histogram": "buckets", "summary": "quantiles"}
+
+
+class MetricsDecoder:
+    """Decodes metrics requests, remembering resources and layouts between them. Safe to share."""
+
+    def __init__(self) -> None:
+        self._layouts = Layouts()
+        self._sources: Remembered[bytes, Source] = Remembered(4096)
+        self._points: Remembered[tuple[Any, ...], Points] = Remembered(1024)
+
+    def decode(self, body: bytes) -> Decoded:
+        """Decode an ``ExportMetricsServiceRequest``.
+
+        Raises:
+            MalformedError: it is none, or says something impossible about who sent it.
+        """
+        try:
+            request = LazyMetricsRequest.FromString(body)
+            batches = []
+            rejected = 0
+            for resource in request.resource_metrics:
+                read = [self._read(metric) for scope in resource.scope_metrics for metric in scope.metrics]
+                frames = [frame for each in read for frame in each.frames]
+                accepted = sum(each.accepted for each in read)
+                rejected += sum(each.rejected for each in read)
+                batches.append(Batch(self._source(resource.resource), frames, datapoints=accepted))
+        except DecodeError as error:
+            raise MalformedError("the body is not an encoded ExportMetricsServiceRequest") from error
+        return Decoded(batches, rejected, "points without a usable metric name, time or value")
+
+    def _source(self, encoded: bytes) -> Source:
+        source = self._sources.get(encoded)
+        if source is None:
+            source = self._sources[encoded] = source_of(Resource.FromString(encoded))
+        return source
+
+    def _read(self, metric: Any) -> _Read:
+        kind = metric.WhichOneof("data")
+        if kind is None:
+            return _Read()
+        data = getattr(metric, kind)
+        if not metric.name or len(metric.name) > MAX_NAME or len(metric.unit) > MAX_NAME:
+            return _Read(rejected=len(data.data_points))
+        identity = MetricIdentity(
+            clean(metric.name),
+            clean(metric.unit),
+            kind,
+            getattr(data, "aggregation_temporality", 0),
+            getattr(data, "is_monotonic", False),
+        )
+        points = list(data.data_points)
+        if not points:
+            return _Read()
+        if kind in _PACKED_FIELD:
+            return self._aggregates(identity, points)
+        return self._numbers(identity, points)
+
+    def _numbers(self, metric: MetricIdentity, encoded: Sequence[bytes]) -> _Read:
+        numbers = self._layouts.read(metric.name, encoded)
+        usable = valid_times(numbers.times)
+        times = numbers.times.astype(np.int64)
+        frames: list[Frame] = []
+        accepted = 0
+        values: npt.NDArray[Any]
+        for of_kind, values in ((numbers.is_float, numbers.floats), (numbers.is_integer, numbers.integers)):
+            kept = of_kind & usable
+            count = int(kept.sum())
+            if count:
+                accepted += count
+                groups = numbers.points.group(times, None if count == len(kept) else kept)
+                frames += [
+                    Frame(metric, "value", group.attribute_set, group.times, values[group.index])
+                    for group in groups
+                ]
+        return _Read(frames, accepted, len(times) - accepted - int(numbers.is_empty.sum()))
+
+    def _aggregates(self, metric: MetricIdentity, points: Sequence[Any]) -> _Read:
+        empty = sum(bool(point.flags & _NO_VALUE) for point in points)
+        usable = [
+            point
+            for point in points
+            if 0 < point.time_unix_nano <= MAX_NANOS
+            and point.count <= MAX_NANOS
+            and not point.flags & _NO_VALUE
+        ]
+        if usable:
+            key = tuple(tuple(point.attributes) for point in usable)
+            known = self._points.get(key)
+            if known is None:
+                known = self._points[key] = Points([_attributes(each) for each in key])
+            times = np.array([point.time_unix_nano for point in usable], np.int64)
+            groups = list(known.group(times))
+            frames = list(_aggregate_frames(metric, usable, groups))
+        else:
+            frames = []
+        return _Read(frames, len(usable), len(points) - len(usable) - empty)
+
+
+def _attributes(encoded: Sequence[bytes]) -> Attributes:
+    return mapping(KeyValue.FromString(each) for each in encoded)
+
+
+def _aggregate_frames(
+    metric: MetricIdentity, points: Sequence[Any], groups: Sequence[Group]
+) -> Iterator[Frame]:
+    has = points[0].DESCRIPTOR.fields_by_name
+    for name in (*_INTEGER_FIELDS, *_FLOAT_FIELDS):
+        if name not in has:
+            continue
+        if has[name].has_presence:
+            # An optional number that is absent from some points is a NaN there, and no frame if from all.
+            present = np.array([point.HasField(name) for point in points])
+        else:
+            present = np.ones(len(points), bool)
+        numbers = [getattr(point, name) for point in points]
+        values: Vector
+        values = np.array(numbers, np.int64) if name in _INTEGER_FIELDS else np.array(numbers, np.float64)
+        if not present.all():
+            values[~present] = np.nan
+        for group in groups:
+            if present[group.index].any():
+                yield Frame(metric, name, group.attribute_set, group.times, values[group.index])
+    cleared = [name for name in (*_INTEGER_FIELDS, *_FLOAT_FIELDS, *_PLACE_FIELDS) if name in has]
+    for point in points:
+        for name in cleared:
+            point.ClearField(name)
+    rest = [point.SerializeToString() for point in points]
+    for group in groups:
+        at_times = tuple(packed.join(rest[i] for i in column) for column in group.index.T.tolist())
+        yield Frame(metric, _PACKED_FIELD[metric.kind], group.attribute_set, group.times, None, at_times)
