@@ -189,7 +189,7 @@ class TimeWindowSpec(StrictModel):
                 ("calendar",),
                 "found a calendar in a rolling window, expected one of isRolling and calendar",
             )
-        if rolling is not True and calendar is None:
+        if rolling in (None, False) and calendar is None:
             yield ((), "found neither isRolling: true nor a calendar, expected one of them")
 
 

@@ -21,8 +21,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: "
-        return f"{where}{self.field}: {self.message}" if self.field else where + self.message
+        parts = (f"{self.file}:{self.line}", self.field, self.message)
+        return printable(": ".join(part for part in parts if part))
 
 
 class ObjectiveFileError(Exception):
@@ -31,6 +31,11 @@ class ObjectiveFileError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with escapes for what would break it or steer a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def suggestion(word: str, candidates: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradwatch_slo.problems import printable
 from gradwatch_slo.report import ObjectiveReport, to_json
 from gradwatch_slo.verdict import Verdict
 
@@ -57,7 +58,7 @@ def render_json(reports: Sequence[ObjectiveReport]) -> str:
 def _cells(report: ObjectiveReport) -> tuple[str, ...]:
     return (
         report.name,
-        ", ".join(f"{name}={value or 'unknown'}" for name, value in report.group.items()) or "all",
+        ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in report.group.items()) or "all",
         report.verdict.value,
         "-" if report.sli is None else _percent(Fraction(report.good, report.total)),
         f"{(report.target * 100).normalize():f} %",
@@ -78,4 +79,4 @@ def _bar(report: ObjectiveReport) -> Text:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return cell.replace("\\", "\\\\").replace("|", "\\|")

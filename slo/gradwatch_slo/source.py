@@ -24,7 +24,7 @@ Only the unit ``run`` is evaluated so far; the others validate.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -80,7 +80,7 @@ class GradwatchSource(StrictModel):
         """Yield options that the measure does not have."""
         measure, unit = fields.get("measure", "count"), fields.get("unit")
         if measure in ("success", "convergence"):
-            if unit is not None and unit != "run":
+            if unit in get_args(Unit) and unit != "run":
                 yield (("measure",), f"found {measure} of the unit {unit}, expected the unit run")
             where = fields.get("where")
             for name in given(where, "status", "reason") if isinstance(where, dict) else ():

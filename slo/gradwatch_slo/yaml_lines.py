@@ -145,7 +145,10 @@ class _Reading:
                 continue
             key, inner = key_node.value, (*path, key_node.value)
             if key_node.tag == f"{_TAG}merge":
+                self._document.lines[inner] = key_node.start_mark.line + 1
                 self._refuse(inner, "found a merge key, expected the fields themselves")
+            elif not _is_unicode(key):
+                self._refuse(path, "found half a surrogate pair in a key, expected Unicode text")
             elif key in mapping:
                 # A key that is there twice is refused at its second line: YAML would keep only that one.
                 message = (
@@ -161,8 +164,10 @@ class _Reading:
     def _scalar(self, node: yaml.ScalarNode, path: FieldPath) -> Any:
         text: str = node.value
         match node.tag.removeprefix(_TAG):
-            case "str":
+            case "str" if _is_unicode(text):
                 return text
+            case "str":
+                return self._refuse(path, "found half a surrogate pair, expected Unicode text")
             case "null":
                 return None
             case "bool":
@@ -181,6 +186,11 @@ class _Reading:
 
     def _refuse(self, path: FieldPath, message: str) -> None:
         self._document.problems.setdefault(path, self._document.problem(path, message))
+
+
+def _is_unicode(text: str) -> bool:
+    # Escapes such as "\\ud800" smuggle in what no UTF-8 file can hold and no terminal can print.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _short(tag: str) -> str:

@@ -1,0 +1,476 @@
+# ruff: noqa: E501 - a mistake and its message stand on one line, however long
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch import conventions
+from gradwatch_slo import objectives as shipped
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.indicators import Convergence, CountRatio, Selection, SuccessRate
+from gradwatch_slo.objective import ObjectiveSet, load_objectives, objectives_of
+from gradwatch_slo.objectives import SHIPPED, default_documents, default_objectives
+from gradwatch_slo.openslo import KINDS, SLO
+from gradwatch_slo.problems import ObjectiveFileError
+from gradwatch_slo.reader import parse_documents
+from gradwatch_slo.source import ENDED_STATUSES, RunStatus, Tier
+
+HEAD = "apiVersion: openslo/v1\n"
+RAW = "{rawType: success, raw: {metricSource: {type: gradwatch, spec: {unit: run, measure: success}}}}"
+
+
+def slo(
+    ratio: str = RAW,
+    *,
+    window: str = "{duration: 28d, isRolling: true}",
+    target: str = "target: 0.99",
+    more: str = "",
+) -> str:
+    """An SLO of ten lines: ``ratioMetric`` on line 7, the window on 8, the objective on 10."""
+    return f"""\
+{HEAD}kind: SLO
+metadata: {{name: my-slo}}
+spec:
+  service: training
+  indicator:
+    {{metadata: {{name: my-sli}}, spec: {{ratioMetric: {ratio}}}}}
+  timeWindow: [{window}]
+  budgetingMethod: Occurrences
+  objectives: [{{{target}}}]
+{more}"""
+
+
+def source(spec: str, kind: str = "gradwatch") -> str:
+    return f"{{metricSource: {{type: {kind}, spec: {spec}}}}}"
+
+
+def load(text: str) -> ObjectiveSet:
+    return objectives_of(parse_documents(text.encode(), "my.yaml"))
+
+
+def problems(text: str | bytes) -> list[str]:
+    """What is wrong with a file, as it is printed."""
+    with pytest.raises(ObjectiveFileError) as raised:
+        objectives_of(parse_documents(text if isinstance(text, bytes) else text.encode(), "my.yaml"))
+    assert str(raised.value).splitlines() == [str(problem) for problem in raised.value.problems]
+    return [str(problem) for problem in raised.value.problems]
+
+
+# --- What is right ---
+
+
+def test_an_slo_becomes_an_objective() -> None:
+    (objective,) = load(slo()).objectives
+    assert (objective.name, objective.indicator, objective.target) == ("my-slo", "my-sli", Decimal("0.99"))
+    assert objective.measure == SuccessRate(timedelta(0))
+    assert (objective.window.duration, objective.window.calendar_start) == (Duration(28, "d"), None)
+
+
+@given(st.decimals(0, "0.999999999999", places=12))
+def test_a_target_is_exactly_the_number_in_the_file(target: Decimal) -> None:
+    assert load(slo(target=f"target: {target:f}")).objectives[0].target == target
+    percent = target * 100
+    assert load(slo(target=f"targetPercent: {percent:f}")).objectives[0].target == target
+
+
+def test_every_target_is_an_objective() -> None:
+    loaded = load(slo(target="target: 0.9}, {targetPercent: 99.5}, {target: 0"))
+    assert [objective.target for objective in loaded.objectives] == [Decimal("0.9"), Decimal("0.995"), 0]
+
+
+def test_a_convergence_source_has_its_own_deadline_and_groups() -> None:
+    spec = "{unit: run, measure: convergence, deadline: 2h, where: {job: [a, b, a]}, groupBy: [job, team]}"
+    (objective,) = load(slo(f"{{rawType: success, raw: {source(spec)}}}")).objectives
+    assert objective.measure == Convergence(timedelta(hours=2))
+    assert objective.selection == Selection((("job", ("a", "b")),))
+    assert objective.group_by == ("job", "team")
+
+
+def test_good_of_total_counts_ended_runs() -> None:
+    good = source("{unit: run, where: {status: [succeeded]}}")
+    total = source("{unit: run, where: {tier: [production]}, minDuration: 1m, groupBy: [team]}")
+    (objective,) = load(slo(f"{{counter: false, good: {good}, total: {total}}}")).objectives
+    assert objective.measure == CountRatio(
+        total=Selection((("tier", ("production",)), ("status", ENDED_STATUSES))),
+        matching=Selection((("status", ("succeeded",)),)),
+        min_duration=timedelta(minutes=1),
+    )
+    assert objective.group_by == ("team",)
+
+
+def test_a_calendar_window_is_aligned_in_utc() -> None:
+    window = "{duration: 1M, calendar: {startTime: '2026-01-01 00:00:00', timeZone: UTC}}"
+    rule = load(slo(window=window)).objectives[0].window
+    assert str(rule.at(rule.calendar_start).start) == "2026-01-01 00:00:00+00:00"  # type: ignore[arg-type]  # it has one
+
+
+ALL_KINDS = f"""\
+{HEAD}kind: Service
+metadata:
+  name: training
+  labels: {{team: [vision, audio], org: acme}}
+  annotations: {{acme.example/dashboard: https://example.com}}
+spec: {{description: All training.}}
+---
+{HEAD}kind: DataSource
+metadata: {{name: own, displayName: Ours}}
+spec: {{type: gradwatch, connectionDetails: {{anything: [1, 2.5, true, null]}}}}
+---
+{HEAD}kind: SLI
+metadata: {{name: success}}
+spec:
+  ratioMetric: {{rawType: success, raw: {{metricSource: {{metricSourceRef: own, spec: {{unit: run, measure: success}}}}}}}}
+---
+{HEAD}kind: AlertNotificationTarget
+metadata: {{name: OnCallMail}}
+spec: {{target: email, description: Mail}}
+---
+{HEAD}kind: AlertCondition
+metadata: {{name: fast-burn}}
+spec: {{severity: page, condition: {{kind: burnrate, threshold: 13.44, lookbackWindow: 1h, alertAfter: 5m}}}}
+---
+{HEAD}kind: AlertPolicy
+metadata: {{name: policy}}
+spec:
+  alertWhenBreaching: true
+  conditions: [{{conditionRef: fast-burn}}]
+  notificationTargets: [{{targetRef: OnCallMail}}]
+---
+{HEAD}kind: SLO
+metadata: {{name: by-reference}}
+spec:
+  service: training
+  indicatorRef: success
+  timeWindow: [{{duration: 1Q, isRolling: true}}]
+  budgetingMethod: Occurrences
+  objectives: [{{target: 0.99}}]
+  alertPolicies:
+    - alertPolicyRef: policy
+    - kind: AlertPolicy
+      metadata: {{name: inline}}
+      spec:
+        alertWhenNoData: false
+        conditions:
+          - kind: AlertCondition
+            metadata: {{name: slow-burn}}
+            spec: {{severity: ticket, condition: {{threshold: 1, lookbackWindow: 3d}}}}
+        notificationTargets:
+          - kind: AlertNotificationTarget
+            metadata: {{name: inline-target}}
+            spec: {{target: slack}}
+---
+"""
+
+
+def test_every_kind_validates_and_references_are_followed() -> None:
+    documents = parse_documents(ALL_KINDS.encode(), "all.yaml")
+    assert {document.content.kind for document in documents} == set(KINDS)
+    (objective,) = objectives_of(documents).objectives
+    assert (objective.name, objective.indicator, objective.measure) == (
+        "by-reference",
+        "success",
+        SuccessRate(),
+    )
+
+
+def test_references_reach_across_files(tmp_path: Path) -> None:
+    documents = ALL_KINDS.split("---\n")
+    paths = [tmp_path / f"{index}.yaml" for index in range(len(documents))]
+    for path, text in zip(paths, documents, strict=True):
+        path.write_text(text or HEAD + "kind: Service\nmetadata: {name: other}\n")
+    assert len(load_objectives(reversed(paths)).objectives) == 1
+
+
+def test_anchors_and_byte_order_marks_are_plain_yaml() -> None:
+    text = (
+        slo(target="target: &t 0.9}, {displayName: x, targetPercent: 95") + f"---\n{slo(target='target: 0.8')}"
+    )
+    assert len(objectives_of(parse_documents(b"\xef\xbb\xbf" + text.encode(), "my.yaml")).objectives) == 3
+    aliased = slo(target="displayName: &name x, target: 0.9}, {displayName: *name, target: 0.8")
+    assert len(load(aliased).objectives) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            slo(f"{{rawType: success, raw: {source('{query: up}', 'Prometheus')}}}"),
+            "metrics of the source type 'Prometheus' are out of reach, only gradwatch's own are evaluated",
+        ),
+        (
+            slo("{rawType: failure, raw: {metricSource: {metricSourceRef: elsewhere, spec: {}}}}"),
+            "the DataSource 'elsewhere' is not in these files",
+        ),
+        (
+            slo(f"{{counter: true, good: {source('{unit: step}')}, total: {source('{unit: step}')}}}"),
+            "units of kind step are not evaluated yet, only run",
+        ),
+        (
+            slo()
+            .replace("ratioMetric: " + RAW, "thresholdMetric: " + source("{unit: epoch}"))
+            .replace("target: 0.99", "op: lte, value: 3, target: 0.99"),
+            "gradwatch evaluates ratio metrics, not threshold metrics",
+        ),
+        (
+            slo(target="target: 0.9, timeSliceTarget: 0.5, timeSliceWindow: 5").replace(
+                "Occurrences", "Timeslices"
+            ),
+            "the budgeting method Timeslices is not evaluated yet, only Occurrences",
+        ),
+        (
+            slo(window="{duration: 1M, calendar: {startTime: '2026-01-01 00:00', timeZone: Europe/Berlin}}"),
+            "calendar windows in Europe/Berlin are not evaluated yet, only in UTC",
+        ),
+    ],
+)
+def test_what_is_valid_but_not_ours_to_evaluate_is_a_warning(text: str, reason: str) -> None:
+    loaded = load(text)
+    assert loaded.objectives == ()
+    assert [str(each) for each in loaded.unevaluated] == [f"my-slo cannot be evaluated: {reason}"]
+
+
+# --- The shipped objectives ---
+
+
+def test_the_shipped_objectives_are_those_of_the_requirements() -> None:
+    made = default_objectives()
+    assert made.unevaluated == ()
+    assert [
+        (each.name, each.indicator, each.selection.fields, each.target, each.measure, str(each.window.duration))
+        for each in made.objectives
+    ] == [
+        (name, name, (("tier", tiers),), Decimal(target), measure, "28d")
+        for name, tiers, target, measure in [
+            ("training-success-rate", ("production",), "0.99", SuccessRate(timedelta(seconds=60))),
+            ("training-success-rate", ("experiment",), "0.9", SuccessRate(timedelta(0))),
+            ("time-to-convergence", ("production", "experiment"), "0.9", Convergence()),
+        ]
+    ]
+    assert all(each.group_by == ("tier",) for each in made.objectives)
+
+
+def test_the_shipped_objectives_bear_the_names_that_everything_else_uses() -> None:
+    assert {each.name for each in default_objectives().objectives} == {
+        conventions.SLO_TRAINING_SUCCESS_RATE,
+        conventions.SLO_TIME_TO_CONVERGENCE,
+    }
+    assert get_args(Tier) == (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
+    assert get_args(RunStatus) == ENDED_STATUSES
+
+
+def test_every_file_in_the_folder_is_shipped_and_names_a_shipped_service() -> None:
+    folder = Path(shipped.__file__).parent
+    assert sorted(SHIPPED) == sorted(path.name for path in folder.glob("*.yaml"))
+    documents = [document.content for document in default_documents()]
+    services = {content.metadata.name for content in documents if content.kind == "Service"}
+    assert {content.spec.service for content in documents if isinstance(content, SLO)} == services
+
+
+# --- What is wrong: one line each, with file, line, field, what was found and what was expected ---
+
+NAMES = "spec.indicator.spec.ratioMetric"
+SPEC = f"{NAMES}.raw.metricSource.spec"
+
+
+def raw(spec: str) -> str:
+    return slo(f"{{rawType: success, raw: {source(spec)}}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # YAML itself
+        ("", "1: found no document, expected OpenSLO documents"),
+        ("# nothing\n---\n---\n", "1: found no document, expected OpenSLO documents"),
+        (
+            "a: [1,\nb: 2\n",
+            "3: is not valid YAML: while parsing a flow sequence expected ',' or ']', but got '<stream end>'",
+        ),
+        ("a: 'open\n", "2: is not valid YAML: while scanning a quoted scalar found unexpected end of stream"),
+        ("\n\ta: 1\n", "2: is not valid YAML: while scanning for the next token found character '\\t' that cannot start any token"),
+        ("a: *nowhere\n", "1: is not valid YAML: found undefined alias 'nowhere'"),
+        ("a: 1\nb: \x07\n", "2: found the control character '\\x07', expected plain text"),
+        (b"a: 1\nb: \xff\n", "2: found byte 0xff, expected UTF-8 text"),
+        ("[" * 3000, "1: found lists or mappings nested too deeply, expected an OpenSLO document"),
+        ("&a [*a]\n", "1: [0]: found an alias of a value around it, expected no cycle"),
+        (slo(more='  description: "\\ud800"\n'), "11: spec.description: found half a surrogate pair, expected Unicode text"),
+        (slo(more='  "\\ud800": a\n'), "4: spec: found half a surrogate pair in a key, expected Unicode text"),
+        # Documents
+        ("- a\n", "1: found a list, expected an OpenSLO document: a mapping"),
+        (f"{slo()}---\njust words\n", "12: found 'just words', expected an OpenSLO document: a mapping"),
+        (slo().replace("openslo/v1", "openslo/v1alpha"), "1: apiVersion: found 'openslo/v1alpha', expected 'openslo/v1'; did you mean 'openslo/v1'?"),
+        (slo().replace("kind: SLO", "kind: slo"), f"2: kind: found 'slo', expected one of {', '.join(KINDS)}; did you mean 'SLO'?"),
+        (HEAD, f"1: kind: found nothing, expected one of {', '.join(KINDS)}"),
+        # Fields
+        (slo(more="  descripton: x\n"), "11: spec.descripton: found an unknown field, expected one of description, service, indicator, indicatorRef, timeWindow, budgetingMethod, objectives, alertPolicies; did you mean 'description'?"),
+        (slo(more="  service: other\n"), "11: spec.service: found the field twice (first on line 5), expected it once"),
+        (slo(more="  <<: {a: 1}\n"), "11: spec.<<: found a merge key, expected the fields themselves"),
+        (slo(more="  ? [a]\n  : b\n"), "4: spec: found a list or a mapping as a key, expected a word"),
+        (slo(more="  description: !!binary aGk=\n"), "11: spec.description: found the YAML tag !!binary, expected a plain value"),
+        (slo(more="  description: !!python/name:os.system x\n"), "11: spec.description: found the YAML tag !!python/name:os.system, expected a plain value"),
+        (slo(more="  description: !!set {a}\n"), "11: spec.description: found the YAML tag !!set, expected a plain value"),
+        (slo(more=f"  description: {'x' * 1051}\n"), f"11: spec.description: found '{'x' * 57}...', expected at most 1050 characters"),
+        (slo().replace("  service: training\n", ""), "4: spec.service: found nothing, expected this required field"),
+        (slo().replace("name: my-slo", "name: my slo"), "3: metadata.name: found 'my slo', expected a name: up to 255 letters, digits and any of - . _ | / \\ between them"),
+        (slo().replace("name: my-slo", "name: my-slo, labels: {a: 1}"), "3: metadata.labels.a: found 1, expected a text or a list of texts"),
+        (slo().replace("Occurrences", "Occurences"), "9: spec.budgetingMethod: found 'Occurences', expected one of Occurrences, Timeslices, RatioTimeslices; did you mean 'Occurrences'?"),
+        # Targets
+        (slo(target="target: 1"), "10: spec.objectives[0].target: found 1, expected a number below 1"),
+        (slo(target="target: -0.1"), "10: spec.objectives[0].target: found -0.1, expected a number of at least 0"),
+        (slo(target="targetPercent: 100.0"), "10: spec.objectives[0].targetPercent: found 100.0, expected a number below 100"),
+        (slo(target="target: '0.9'"), "10: spec.objectives[0].target: found '0.9', expected a number"),
+        (slo(target="target: yes"), "10: spec.objectives[0].target: found true, expected a number"),
+        (slo(target="target: .nan"), "10: spec.objectives[0].target: found .nan, expected a decimal number, or a text in quotes"),
+        (slo(target="target: 1:30"), "10: spec.objectives[0].target: found 1:30, expected a decimal number, or a text in quotes"),
+        (slo(target="target: 1.0e-999999999"), "10: spec.objectives[0].target: found 1.0E-999999999, expected at most 12 decimal places"),
+        (slo(target="target: 0." + "9" * 50), "10: spec.objectives[0].target: found a very long number, expected at most 40 characters"),
+        (slo(target="target: 0.9, targetPercent: 90"), "10: spec.objectives[0].targetPercent: found target and targetPercent, expected exactly one of target, targetPercent"),
+        (slo(target="displayName: x"), "10: spec.objectives[0]: found none of them, expected exactly one of target, targetPercent"),
+        (slo(target="target: 0.9, timeSliceWindow: 5m"), "10: spec.objectives[0].timeSliceWindow: found it with Occurrences, expected it with Timeslices"),
+        (slo().replace("Occurrences", "RatioTimeslices"), "10: spec.objectives[0]: found no timeSliceWindow, expected it with RatioTimeslices"),
+        (slo().replace("[{target: 0.99}]", "[]"), "10: spec.objectives: found 0, expected at least 1 of them"),
+        # Windows
+        (slo(window="{duration: 28x, isRolling: true}"), "8: spec.timeWindow[0].duration: found '28x', expected a duration such as 28d: a positive count and one of m, h, d, w, M, Q, Y"),
+        (slo(window="{duration: 28, isRolling: true}"), "8: spec.timeWindow[0].duration: found 28, expected a text such as 28d"),
+        (slo(window="{duration: 1d, isRolling: 'yes'}"), "8: spec.timeWindow[0].isRolling: found 'yes', expected true or false"),
+        (slo(window="{duration: 28d}"), "8: spec.timeWindow[0]: found neither isRolling: true nor a calendar, expected one of them"),
+        (slo(window="{duration: 28d, isRolling: true}, {duration: 7d, isRolling: true}"), "8: spec.timeWindow: found 2, expected only 1 of them"),
+        (slo(window="{duration: 1M, isRolling: true, calendar: {startTime: '2026-01-01', timeZone: UTC}}"), "8: spec.timeWindow[0].calendar: found a calendar in a rolling window, expected one of isRolling and calendar"),
+        (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found the unquoted date 2026-01-01, expected it in quotes"),
+        (slo(window="{duration: 1M, calendar: {startTime: '2026-01-01T00:00:00Z', timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-01-01T00:00:00Z', expected a date and time without a zone in quotes, such as '2026-01-01 00:00:00'"),
+        (slo(window="{duration: 1M, calendar: {startTime: '2026-01-01', timeZone: Europe/Berln}}"), "8: spec.timeWindow[0].calendar.timeZone: found 'Europe/Berln', expected an IANA time zone such as UTC or Europe/Berlin; did you mean 'Europe/Berlin'?"),
+        # Indicators
+        (slo(more="  indicatorRef: my-sli\n"), "11: spec.indicatorRef: found indicator and indicatorRef, expected exactly one of indicator, indicatorRef"),
+        (slo().replace("ratioMetric: " + RAW, "description: x"), "7: spec.indicator.spec: found none of them, expected exactly one of thresholdMetric, ratioMetric"),
+        (slo(f"{{counter: true, total: {source('{}', 'x')}}}"), f"7: {NAMES}: found none of them, expected exactly one of good, bad"),
+        (slo(f"{{counter: true, good: {source('{}', 'x')}}}"), f"7: {NAMES}: found no total, expected it with good or bad"),
+        (slo(f"{{good: {source('{}', 'x')}, total: {source('{}', 'x')}}}"), f"7: {NAMES}: found no counter, expected true or false with good or bad"),
+        (slo(f"{{raw: {source('{}', 'x')}}}"), f"7: {NAMES}: found no rawType, expected raw and rawType together"),
+        (slo(f"{{rawType: failure, raw: {source('{}', 'x')}, total: {source('{}', 'x')}}}"), f"7: {NAMES}.total: found total beside raw, expected either of the two forms"),
+        (slo("{rawType: success, raw: {metricSource: {spec: {}}}}"), f"7: {NAMES}.raw.metricSource: found neither type nor metricSourceRef, expected at least one of them"),
+        (slo(RAW.replace("rawType: success", "rawType: failure")), f"7: {NAMES}.rawType: found 'failure', expected 'success': gradwatch measures are good / counted"),
+        (slo().replace("ratioMetric: " + RAW, "thresholdMetric: " + source("{}", "x")), "10: spec.objectives[0]: found no op and value, expected both with a thresholdMetric"),
+        # The gradwatch source
+        (raw("{measure: success}"), f"7: {SPEC}.unit: found nothing, expected this required field"),
+        (raw("{unit: runs, measure: count}"), f"7: {SPEC}.unit: found 'runs', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
+        (raw("{unit: run, measure: sucess}"), f"7: {SPEC}.measure: found 'sucess', expected one of success, convergence, count; did you mean 'success'?"),
+        (raw("{unit: run}"), f"7: {SPEC}.measure: found 'count', expected one of success, convergence in a raw ratio"),
+        (raw("{unit: step, measure: success}"), f"7: {SPEC}.measure: found success of the unit step, expected the unit run"),
+        (raw("{unit: run, measure: success, sql: drop}"), f"7: {SPEC}.sql: found an unknown field, expected one of unit, where, measure, minDuration, deadline, groupBy"),
+        (raw("{unit: run, measure: success, where: {teir: [production]}}"), f"7: {SPEC}.where.teir: found an unknown field, expected one of job, model, dataset, team, tier, status, reason; did you mean 'tier'?"),
+        (raw("{unit: run, measure: success, where: {tier: [prod]}}"), f"7: {SPEC}.where.tier[0]: found 'prod', expected one of production, experiment"),
+        (raw("{unit: run, measure: success, where: {tier: production}}"), f"7: {SPEC}.where.tier: found 'production', expected a list"),
+        (raw("{unit: run, measure: success, where: {job: []}}"), f"7: {SPEC}.where.job: found 0, expected at least 1 of them"),
+        (raw("{unit: run, measure: success, where: {job: [no]}}"), f"7: {SPEC}.where.job[0]: found false, expected a text"),
+        (raw("{unit: run, measure: success, where: {job: ['']}}"), f"7: {SPEC}.where.job[0]: found '', expected a text that is not empty"),
+        (raw("{unit: run, measure: success, where: {status: [failed]}}"), f"7: {SPEC}.where.status: found a choice by status, expected none: success judges it by itself"),
+        (raw("{unit: run, measure: success, deadline: 2h}"), f"7: {SPEC}.deadline: found a deadline, expected it only with the measure convergence"),
+        (raw("{unit: run, measure: convergence, minDuration: 2h}"), f"7: {SPEC}.minDuration: found a minDuration, expected it only with the measures success and count"),
+        (raw("{unit: run, measure: success, minDuration: 1M}"), f"7: {SPEC}.minDuration: found '1M', expected a length of time such as 60s or 2h: a count and one of s, m, h, d, w"),
+        (raw("{unit: run, measure: success, groupBy: [job, job]}"), f"7: {SPEC}.groupBy[1]: found 'job' again, expected each field once"),
+        (raw("{unit: run, measure: success, groupBy: [user]}"), f"7: {SPEC}.groupBy[0]: found 'user', expected one of job, model, dataset, team, tier"),
+        (slo(f"{{counter: true, good: {source('{unit: run, measure: success}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.good.metricSource.spec.measure: found 'success', expected 'count' here, or raw"),
+        (slo(f"{{counter: true, bad: {source('{unit: run, groupBy: [job]}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.bad.metricSource.spec.groupBy: found another groupBy than total's, expected the same or none"),
+        # Between documents
+        (slo().replace("  indicator:\n    {", "  indicatorRef: sucess\n#   {") + f"---\n{HEAD}kind: SLI\nmetadata: {{name: success}}\nspec: {{ratioMetric: {RAW}}}\n", "6: spec.indicatorRef: found 'sucess', expected the name of an SLI in these files; did you mean 'success'?"),
+        (f"{slo()}---\n{slo()}", "14: metadata.name: found my-slo for the same runs and target twice, expected it once"),
+        (f"{HEAD}kind: Service\nmetadata: {{name: a}}\n---\n{HEAD}kind: Service\nmetadata: {{name: a}}\n", "7: metadata.name: found a second Service 'a', expected each name once"),
+        (ALL_KINDS.replace("unit: run", "unit: rnu"), "18: spec.ratioMetric.raw.metricSource.spec.unit: found 'rnu', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
+        (ALL_KINDS.replace("severity: ticket, ", ""), "56: spec.alertPolicies[1].spec.conditions[0].spec.severity: found nothing, expected this required field"),
+        (ALL_KINDS.replace("conditionRef: fast-burn", "conditionRef: fast-burn}, {conditionRef: b"), "35: spec.conditions: found 2, expected only 1 of them"),
+        (ALL_KINDS.replace("- alertPolicyRef: policy", "- {}"), "48: spec.alertPolicies[0]: found none of them, expected exactly one of alertPolicyRef, spec"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_where_and_what(text: str | bytes, expected: str) -> None:
+    assert expected.partition(": ")[0].isdigit()
+    assert problems(text) == [f"my.yaml:{expected}"]
+
+
+def test_all_mistakes_of_a_file_are_reported_in_the_order_of_its_lines() -> None:
+    wrong = slo(window="{duration: 28x}", target="target: 2, targt: 1", more="  colour: red\n")
+    found = problems(f"{wrong}---\n{wrong.replace('service: training', 'service: 5')}")
+    assert [line.split(": ")[0:2] for line in found] == [
+        ["my.yaml:8", "spec.timeWindow[0]"],
+        ["my.yaml:8", "spec.timeWindow[0].duration"],
+        ["my.yaml:10", "spec.objectives[0].target"],
+        ["my.yaml:10", "spec.objectives[0].targt"],
+        ["my.yaml:11", "spec.colour"],
+        ["my.yaml:17", "spec.service"],
+        ["my.yaml:20", "spec.timeWindow[0]"],
+        ["my.yaml:20", "spec.timeWindow[0].duration"],
+        ["my.yaml:22", "spec.objectives[0].target"],
+        ["my.yaml:22", "spec.objectives[0].targt"],
+        ["my.yaml:23", "spec.colour"],
+    ]
+
+
+def test_all_mistakes_of_all_files_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(slo(target="target: 1"))
+    (tmp_path / "two.yaml").write_text("- no\n")
+    with pytest.raises(ObjectiveFileError) as raised:
+        load_objectives([tmp_path / "one.yaml", tmp_path / "two.yaml", tmp_path / "gone.yaml", tmp_path])
+    assert str(raised.value).splitlines() == [
+        f"{tmp_path}/one.yaml:10: spec.objectives[0].target: found 1, expected a number below 1",
+        f"{tmp_path}/two.yaml:1: found a list, expected an OpenSLO document: a mapping",
+        f"{tmp_path}/gone.yaml:1: cannot be read: No such file or directory",
+        f"{tmp_path}:1: cannot be read: Is a directory",
+    ]
+
+
+def test_aliases_cannot_unfold_a_small_file_into_a_huge_one() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    assert any("found more than 100000 values" in line for line in problems("\n".join(lines)))
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_content_whatsoever_is_a_traceback(content: bytes) -> None:
+    with pytest.raises(ObjectiveFileError) as raised:
+        parse_documents(content, "my.yaml")
+    for problem in raised.value.problems:
+        assert str(problem).startswith(f"my.yaml:{problem.line}: ")
+        assert str(problem).isprintable()
+    assert raised.value.problems
+
+
+yaml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.dates().map(str),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.data())
+def test_no_value_in_the_place_of_another_is_a_traceback(data: st.DataObject) -> None:
+    document = {
+        "apiVersion": "openslo/v1",
+        "kind": "SLO",
+        "metadata": {"name": "a", "labels": {"b": "c"}},
+        "spec": {
+            "service": "s",
+            "indicator": {"metadata": {"name": "i"}, "spec": {"ratioMetric": {"rawType": "success", "raw": {
+                "metricSource": {"type": "gradwatch", "spec": {
+                    "unit": "run", "measure": "success", "where": {"tier": ["production"]}, "groupBy": ["tier"]}}}}}},
+            "timeWindow": [{"duration": "28d", "isRolling": True}],
+            "budgetingMethod": "Occurrences",
+            "objectives": [{"displayName": "x", "timeSliceWindow": None}],
+        },
+    }  # fmt: skip
+    place = document
+    while True:
+        key = data.draw(
+            st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1)
+        )
+        if not (isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans())):
+            break
+        place = place[key]
+    place[key] = data.draw(yaml_values)
+    with pytest.raises(ObjectiveFileError):  # it never has a target
+        objectives_of(parse_documents(json.dumps(document).encode(), "my.yaml"))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import io
+import json
+from decimal import Decimal
+
+import pytest
+from rich.console import Console
+from slo_facts import NOW, objective, run
+
+from gradwatch_slo.objectives import default_objectives
+from gradwatch_slo.render import render_json, render_markdown, render_table
+from gradwatch_slo.report import ObjectiveReport, evaluate, to_json
+from gradwatch_slo.runs import Status
+
+
+@pytest.fixture
+def reports() -> list[ObjectiveReport]:
+    runs = [run(Status.FAILED if i < 3 else Status.SUCCEEDED) for i in range(30)]
+    return evaluate(default_objectives().objectives, runs, NOW)
+
+
+def table(reports: list[ObjectiveReport], **console: object) -> str:
+    out = io.StringIO()
+    render_table(reports, Console(file=out, **console))  # type: ignore[arg-type]  # options of the terminal
+    return out.getvalue()
+
+
+def test_in_a_pipe_the_table_is_plain_aligned_lines(reports: list[ObjectiveReport]) -> None:
+    assert table(reports, width=40) == (
+        "Objective              Group            Verdict            SLI   Target  Budget left  Summary\n"
+        "training-success-rate  tier=production  breached           90 %  99 %    -900 %       "
+        "3 of 30 runs failed; the budget allows 0\n"
+        "training-success-rate  tier=experiment  insufficient data  -     90 %    100 %        "
+        "no runs counted; the budget is unspent\n"
+        "time-to-convergence    tier=production  insufficient data  -     90 %    100 %        "
+        "no runs counted; the budget is unspent\n"
+        "time-to-convergence    tier=experiment  insufficient data  -     90 %    100 %        "
+        "no runs counted; the budget is unspent\n"
+    )
+
+
+def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveReport]) -> None:
+    printed = table(reports, force_terminal=True, width=200, color_system="standard", no_color=False)
+    assert "\x1b[1;31mbreached" in printed
+    assert "░░░░░░░░░░\x1b[0m -900 %" in printed
+    assert "██████████\x1b[0m 100 %" in printed
+
+
+def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal() -> None:
+    (report,) = evaluate([objective(group_by=("job",))], [run(job="[red]a|b[/red]\n\x1b[2J")], NOW)
+    for printed in (table([report]), table([report], force_terminal=True, width=200)):
+        assert "job=[red]a|b[/red]\\n\\x1b[2J" in printed
+    assert "job=[red]a\\|b[/red]\\\\n\\\\x1b[2J |" in render_markdown([report])
+
+
+def test_markdown_is_a_table_of_the_same_cells(reports: list[ObjectiveReport]) -> None:
+    assert render_markdown(reports).splitlines()[:3] == [
+        "| Objective | Group | Verdict | SLI | Target | Budget left | Summary |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| training-success-rate | tier=production | breached | 90 % | 99 % | -900 % | {reports[0].summary} |",
+    ]
+
+
+def test_json_is_the_list_of_reports(reports: list[ObjectiveReport]) -> None:
+    assert json.loads(render_json(reports)) == [to_json(report) for report in reports]
+    assert render_json([]) == "[]\n"
+
+
+def test_a_share_is_cut_and_not_rounded_up_to_all() -> None:
+    runs = [run(Status.FAILED), *(run() for _ in range(30_000))]
+    (report,) = evaluate([objective(target=Decimal("0.9999"))], runs, NOW)
+    assert "| 99.99 % | 99.99 % |" in render_markdown([report])
+    assert "1 of 30001 runs failed; the budget allows 3" in render_markdown([report])
