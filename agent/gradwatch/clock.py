@@ -26,11 +26,8 @@ class Clock:
 
     def branch(self) -> Clock:
         """Another stream on the same anchor, so that both agree on what time it is."""
-        other = Clock.__new__(Clock)
-        other._monotonic = self._monotonic
-        other._anchor = self._anchor
-        other._last = 0
-        return other
+        # A wall clock that reads the anchor back, whatever the machine's clock says by now.
+        return Clock(lambda: self._anchor + self._monotonic(), self._monotonic)
 
     def now(self) -> int:
         """The present, later than every earlier answer."""

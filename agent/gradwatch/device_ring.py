@@ -23,12 +23,12 @@ class Slot:
 
     def __init__(self, capacity: int, dtype: torch.dtype) -> None:
         self.buffer = torch.empty(capacity, dtype=dtype, pin_memory=True)
-        self.event = torch.cuda.Event()
+        self.event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch
         self.width = 0
 
     def arrived(self) -> bool:
         """Whether the copy has finished; never waits."""
-        return self.event.query()
+        return bool(self.event.query())  # type: ignore[no-untyped-call] # torch
 
     def values(self) -> list[float]:
         """The values; only once they ``arrived``."""

@@ -1,6 +1,6 @@
 """How a process ends: normal return, exception, ``sys.exit(n)``, Ctrl-C. SIGTERM is in ``sigterm``.
 
-``raise SystemExit(n)`` without ``sys.exit`` (which is also what the ``exit()`` of the site module does) leaves no
+``raise SystemExit(n)`` without ``sys.exit`` (which is also what the site module's ``exit()`` does) leaves no
 trace that a hook could see: such an ending is reported as ``succeeded``. Death without any ending (SIGKILL,
 ``os._exit``, a segfault) is for the collector to infer and a supervisor to tell.
 """
@@ -67,7 +67,7 @@ class EndingWatch:
         self._failed = failed
         self._exit: SystemExit | None = None
         self._original_hook = sys.excepthook
-        self._original_exit: Callable[[Any], NoReturn] = sys.exit
+        self._original_exit = sys.exit
 
     def install(self) -> None:
         """Put the wrappers in place."""

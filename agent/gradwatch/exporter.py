@@ -92,7 +92,7 @@ class ExportThread:
         self._wake.set()
 
     def flush(self, timeout: float) -> bool:
-        """Have everything sent, events first; wait at most ``timeout`` seconds. True when the attempt is over."""
+        """Have all sent, events first; wait at most ``timeout`` seconds. True when the attempt is over."""
         done = threading.Event()
         self._flushes.append(done)
         self._wake.set()

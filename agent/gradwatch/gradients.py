@@ -115,8 +115,8 @@ class GradientReader:
                 if (g := p.grad) is not None
             ]
             if group.device.type == "cpu":
-                values, whole = _host_norms([g for _, g in present], group.accumulate)
-                norms += values
+                read, whole = _host_norms([g for _, g in present], group.accumulate)
+                norms += read
                 indices += [i for i, _ in present]
                 complete &= whole
                 continue
@@ -163,7 +163,7 @@ class GradientReader:
         return 0.0 if values is None else float(torch.linalg.vector_norm(values.detach().abs().double()))
 
 
-def _foreach_norm(grads: list[Tensor], accumulate: torch.dtype | None) -> Sequence[Tensor]:
+def _foreach_norm(grads: list[Tensor], accumulate: torch.dtype | None) -> tuple[Tensor, ...] | list[Tensor]:
     # mypy sees `_foreach_norm` as untyped; it is what torch's own clip_grad_norm_ rests on.
     if accumulate is None:
         return torch._foreach_norm(grads, 2.0)  # noqa: SLF001 - no public fused norm exists

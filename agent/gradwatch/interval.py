@@ -1,4 +1,4 @@
-"""From step records to the points of one export interval: exact scalars for every step, histograms for layers."""
+"""From step records to the points of one interval: exact scalars of every step, histograms of layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradwatch.aggregate import LayerAggregate
 from gradwatch.conventions import Metric
 from gradwatch.telemetry import Attributes, AttributeValue, LoggedValue, MetricPoints, Point, StepRecord
 
-# Steps and logged values waiting for the export thread: 100 s of 1 ms steps; the export thread empties it every few seconds.
+# Waiting for the export thread, which empties it every few seconds: 100 s of 1 ms steps.
 _WAITING: Final = 100_000
 
 

@@ -38,15 +38,13 @@ class LossCapture:
         self._capture_loss = capture_loss
         # id of the scaled loss -> (itself, what it was before). Weak: an entry must not keep the graph alive.
         self._scaled: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
-        self._original_backward: Callable[..., None] = torch.autograd.backward
-        self._original_scale: Callable[..., Any] = GradScaler.scale
-        self._original_step: Callable[..., Any] = GradScaler.step
+        self._replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        original_backward = self._original_backward = torch.autograd.backward
-        original_scale = self._original_scale = GradScaler.scale
-        original_step = self._original_step = GradScaler.step
+        original_backward: Callable[..., None] = torch.autograd.backward
+        original_scale: Callable[..., Any] = GradScaler.scale
+        original_step: Callable[..., Any] = GradScaler.step
         sink = self._sink
 
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -76,21 +74,21 @@ class LossCapture:
                 internal_error(error, "GradScaler.step")
             return result
 
-        self._installed = (backward, scale, step)
+        self._replaced = [
+            (GradScaler, "scale", original_scale, scale),
+            (GradScaler, "step", original_step, step),
+        ]
         if self._capture_loss:
-            torch.autograd.backward = backward
-        GradScaler.scale = scale  # type: ignore[method-assign]
-        GradScaler.step = step  # type: ignore[method-assign]
+            self._replaced.append((torch.autograd, "backward", original_backward, backward))
+        for owner, name, _, wrapper in self._replaced:
+            setattr(owner, name, wrapper)
 
     def remove(self) -> None:
         """Put torch's functions back, unless somebody wrapped ours: then theirs keeps calling through."""
-        backward, scale, step = self._installed
-        if torch.autograd.backward is backward:
-            torch.autograd.backward = self._original_backward
-        if GradScaler.scale is scale:
-            GradScaler.scale = self._original_scale  # type: ignore[method-assign]
-        if GradScaler.step is step:
-            GradScaler.step = self._original_step  # type: ignore[method-assign]
+        for owner, name, original, wrapper in self._replaced:
+            if getattr(owner, name) is wrapper:
+                setattr(owner, name, original)
+        self._replaced.clear()
         self._scaled.clear()
 
     def _losses(self, tensors: Any) -> list[torch.Tensor]:

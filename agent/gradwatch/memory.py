@@ -1,4 +1,4 @@
-"""Memory and load of the process and its devices. Read in the export thread only; absent where there is none."""
+"""Memory and load of the process and its devices, read in the export thread; absent where there is none."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from gradwatch.conventions import Metric
 from gradwatch.safety import shielded
 from gradwatch.telemetry import MetricPoints, Point
 
+Reading = tuple[Metric, float | int, str | None]
+
 
 def memory_points(time: int) -> list[MetricPoints]:
     """Everything known now, as gauges at ``time`` (Unix nanoseconds)."""
@@ -25,11 +27,8 @@ def memory_points(time: int) -> list[MetricPoints]:
     return [MetricPoints(metric, points) for metric, points in readings.values()]
 
 
-_Reading = tuple[Metric, float | int, str | None]
-
-
 @shielded(())
-def _process() -> tuple[_Reading, ...]:
+def _process() -> tuple[Reading, ...]:
     return (
         (conventions.PROCESS_MEMORY, psutil.Process().memory_info().rss, None),
         (conventions.HOST_MEMORY_LIMIT, _host_limit(), None),
@@ -48,14 +47,18 @@ def _host_limit() -> int:
 
 
 @shielded(())
-def _devices() -> tuple[_Reading, ...]:
+def _devices() -> tuple[Reading, ...]:
     # Asking a CUDA that training has not started would create a context, hundreds of megabytes, in our name.
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not (torch.cuda.is_available() and _is_cuda_started()):
         return ()
     return tuple(reading for index in range(torch.cuda.device_count()) for reading in _device(index))
 
 
-def _device(index: int) -> Iterator[_Reading]:
+def _is_cuda_started() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call] # torch
+
+
+def _device(index: int) -> Iterator[Reading]:
     name = f"cuda:{index}"
     reserved = torch.cuda.memory_reserved(index)
     if reserved:
@@ -81,7 +84,7 @@ def _nvml_handle(index: int) -> Any:
 
 
 @shielded(())
-def _nvml(handle: Any, name: str) -> tuple[_Reading, ...]:
+def _nvml(handle: Any, name: str) -> tuple[Reading, ...]:
     import pynvml
 
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)

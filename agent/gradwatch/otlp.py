@@ -62,7 +62,7 @@ class _Session(requests.Session):
 
 
 class _Quiet(logging.Filter):
-    """Holds back what the SDK would say from our thread at each attempt; the user's own exporters still speak."""
+    """Holds back what the SDK says in our thread at each attempt; the user's own exporters still speak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Paced(Sequence[T], Generic[S, T]):
 
     def __getitem__(self, index: Any) -> Any:
         chosen = self._points[index]
-        return [self._convert(p) for p in chosen] if isinstance(index, slice) else self._convert(chosen)  # type: ignore[union-attr, arg-type]
+        return list(map(self._convert, chosen)) if isinstance(index, slice) else self._convert(chosen)
 
     def __iter__(self) -> Iterator[T]:
         for point in self._points:
@@ -141,7 +141,7 @@ class OtlpExporter:
 
     def close(self) -> None:
         """Close the connections; the SDK's loggers are as before."""
-        self._logs.shutdown()
+        self._logs.shutdown()  # type: ignore[no-untyped-call] # SDK
         self._metrics.shutdown()
         for name in _SDK_LOGGERS:
             logging.getLogger(name).removeFilter(self._quiet)
@@ -177,7 +177,7 @@ def _histogram_point(point: HistogramPoint) -> sdk.ExponentialHistogramDataPoint
         attributes=point.attributes,
         start_time_unix_nano=point.start,
         time_unix_nano=point.time,
-        count=point.count,
+        count=point.total,
         sum=point.sum,
         scale=conventions.EXPONENTIAL_HISTOGRAM_SCALE,
         zero_count=point.zero_count,

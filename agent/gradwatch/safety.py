@@ -15,6 +15,7 @@ _LOG_EVERY_SECONDS: Final = 60.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F")
 
 
 class Throttle:
@@ -54,12 +55,12 @@ def error_count() -> int:
     return _errors.total
 
 
-def shielded(fallback: R) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def shielded(fallback: F) -> Callable[[Callable[P, R]], Callable[P, R | F]]:
     """Make a function return ``fallback`` where it would raise. For paths that are not run every step."""
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R | F]:
         @wraps(function)
-        def shield(*args: P.args, **kwargs: P.kwargs) -> R:
+        def shield(*args: P.args, **kwargs: P.kwargs) -> R | F:
             try:
                 return function(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training

@@ -1,9 +1,9 @@
 """SIGTERM without delaying death, even in the middle of a C call that lasts seconds.
 
-A Python-level handler waits for the current C call. The C-level one does not: it writes the signal's number to
-the wake-up descriptor, where a thread reads it, sends the ending, and lets the default action happen. Python
-only arms its C-level handler for signals with a Python-level one, hence the placeholder. A handler of the user's
-own, set before or after, runs as if we were not there; we only take note.
+A Python-level handler waits for the current C call. The C-level one does not: it writes the signal's number
+to the wake-up descriptor, where a thread reads it, sends the ending and lets the default action happen. Python
+only arms its C-level handler for signals with a Python-level one, hence the placeholder. A handler of the
+user's own, set before or after, runs as if we were not there; we only take note.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class SigtermWatch:
             self._noted()
 
     def _placeholder(self, _signal: int, _frame: FrameType | None) -> None:
-        # Reached when the thread was slower than the end of the C call, or lost its descriptor to an event loop.
+        # The thread was slower than the end of the C call, or lost its descriptor to an event loop.
         self._die()
 
     def _die(self) -> None:

@@ -78,12 +78,15 @@ class Point(NamedTuple):
 
 
 class HistogramPoint(NamedTuple):
-    """One exponential histogram (delta). ``buckets[i]`` counts values in (b^(offset+i), b^(offset+i+1)]."""
+    """One exponential histogram (delta) of ``total`` values.
+
+    ``buckets[i]`` counts values in (b^(offset+i), b^(offset+i+1)].
+    """
 
     start: int
     time: int
     attributes: Attributes
-    count: int
+    total: int
     sum: float
     minimum: float
     maximum: float

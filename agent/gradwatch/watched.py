@@ -51,7 +51,7 @@ class BackwardOrder:
         self._size = len(parameters)
         self._seen: dict[int, None] = {}
         self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._note(index))
+            parameter.register_post_accumulate_grad_hook(self._note(index))  # type: ignore[no-untyped-call] # torch
             for index, parameter in enumerate(parameters)
             if learn and parameter.requires_grad and parameter.is_leaf and not is_distributed_tensor(parameter)
         ]
