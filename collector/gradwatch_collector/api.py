@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from gradwatch_collector import views
 from gradwatch_collector.evaluator import Evaluator
-from gradwatch_slo.report import report_json
+from gradwatch_slo.render import report_json
 
 logger = logging.getLogger(__name__)
 

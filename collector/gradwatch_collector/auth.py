@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
@@ -141,7 +141,7 @@ def _without_port(host: str) -> str:
     return head if separator and port.isdigit() and (":" not in head or head.endswith("]")) else host
 
 
-def _valid() -> object:
+def _valid() -> ColumnElement[bool]:
     return schema.token.c.revoked_at.is_(None)
 
 

@@ -137,4 +137,6 @@ def _parts(segment: Segment) -> Iterator[Segment]:
 def _return_pages(connection: Connection) -> None:
     # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time.
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").all()
+        freed = connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
+        if freed.returns_rows:  # a row a page: each is freed when it is fetched
+            freed.all()

@@ -162,7 +162,7 @@ class Evaluator:
             jobs=frozenset(jobs),
         )
 
-    def _new_history(self, connection: Connection) -> Sequence[Row[tuple[int, str, str]]]:
+    def _new_history(self, connection: Connection) -> Sequence[Row[int, str, str]]:
         history = schema.run_history.c
         if self._history_id is None:
             self._history_id = connection.scalar(select(func.max(history.history_id))) or 0

@@ -49,7 +49,7 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
                 continue
             place = (str(point.attributes.get(c.LAYER_NAME)), point.attributes.get(c.OPTIMIZER))
             held = totals.setdefault(place, {})
-            values = [float(reduce(point.values)), *([held[field]] if field in held else [])]
+            values = [float(reduce(point.values.astype(np.float64))), *([held[field]] if field in held else [])]
             held[field] = float(reduce(np.array(values)))
     return [_summary(layer, optimizer, held) for (layer, optimizer), held in totals.items()]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -50,9 +50,14 @@ def render_markdown(reports: Sequence[ObjectiveReport]) -> str:
     return "".join(f"| {' | '.join(_escaped(cell) for cell in row)} |\n" for row in rows)
 
 
-def render_json(reports: Sequence[ObjectiveReport]) -> str:
-    """Return the JSON list that ``schemas/slo-report.schema.json`` describes."""
-    return json.dumps([to_json(report) for report in reports], indent=2, allow_nan=False) + "\n"
+def report_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the shape that ``schemas/slo-report.schema.json`` describes."""
+    return {"objectives": [to_json(report) for report in reports], "warnings": list(warnings)}
+
+
+def render_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()) -> str:
+    """Return :func:`report_json` as text."""
+    return json.dumps(report_json(reports, warnings), indent=2, allow_nan=False) + "\n"
 
 
 def _cells(report: ObjectiveReport) -> tuple[str, ...]:

@@ -87,14 +87,14 @@ def main(recipe_name: str, seed: int) -> None:
     )
     step = 0
     for _ in range(recipe.epochs):
-        for batch in torch.randperm(1400).split(BATCH):
+        for batch in torch.split(torch.randperm(1400), BATCH):
             x, y = pictures[train][batch], labels[train][batch]
             if step == recipe.blank_scan_at:
                 x[0] = 0.0
             if step == recipe.bad_label_at:
                 y[0] = 10
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
             step += 1
         with torch.no_grad():
