@@ -129,8 +129,13 @@ class StepObserver:
         self._adopts = None
         self._models.clear()
 
-    def add_model(self, model: nn.Module, name: str) -> None:
-        """Name layers after this module from now on; with a second one, put the models' names in front."""
+    def add_model(self, model: nn.Module, name: str) -> bool:
+        """Name layers after this module from now on; with a second one, put the models' names in front.
+
+        False when it is known already.
+        """
+        if any(known.reference() is model for known in self._models):
+            return False
         taken = {known.name for known in self._models}
         unique, number = name, 1
         while unique in taken:
@@ -141,12 +146,13 @@ class StepObserver:
             optimizer = watched.reference()
             if optimizer is not None:
                 watched.rename(optimizer, self._models)
+        return True
 
-    def add_optimizer(self, optimizer: Optimizer) -> None:
-        """Watch this optimizer; twice is once."""
+    def add_optimizer(self, optimizer: Optimizer) -> bool:
+        """Watch this optimizer. False when it is watched already."""
         key = id(optimizer)
         if key in self._watched:
-            return
+            return False
 
         def gone(_reference: object) -> None:
             self._watched.pop(key, None)
@@ -160,6 +166,14 @@ class StepObserver:
             )  # fmt: skip
         self._created += 1
         self._watched[key] = watched
+        return True
+
+    def forget(self, optimizers: Sequence[Optimizer]) -> None:
+        """Watch these no longer."""
+        for optimizer in optimizers:
+            watched = self._watched.pop(id(optimizer), None)
+            if watched is not None:
+                watched.order.settle()
 
     def adopt_optimizers(self) -> None:
         """Also watch optimizers nobody named, once they step a watched model (any model, without one)."""

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
 from gradwatch.budget import Budget
@@ -35,6 +35,9 @@ from gradwatch.telemetry import (
     StepRecord,
 )
 
+if TYPE_CHECKING:
+    from gradwatch.watching import Watch
+
 _EXIT_SECONDS: Final = 2.0
 _SIGTERM_SECONDS: Final = 0.15
 
@@ -45,6 +48,7 @@ class Run:
     def __init__(self, settings: Settings, model: str | None, exporter: Exporter | None = None) -> None:
         clock = Clock()
         self.settings = settings
+        self.watches: list[Watch] = []
         self.identity = Identity.resolve(settings)
         self._resource: Attributes = resource_attributes(settings, self.identity, model)
         self._clock = clock.branch()

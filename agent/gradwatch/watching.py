@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from gradwatch.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
     from gradwatch.run import Run
     from gradwatch.target import Target
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 class Watch:
     """What ``watch()`` returns. Usable as a context manager; inert in a process it was not made in."""
 
-    def __init__(self, run: Run | None) -> None:
+    def __init__(self, run: Run | None, optimizers: Sequence[Optimizer] = ()) -> None:
         self._run = run
+        self._optimizers = tuple(map(weakref.ref, optimizers))
+        if run is not None:
+            run.watches.append(self)
 
     def log(self, **values: object) -> None:
         """Record numbers: Python or NumPy numbers, or one-element tensors (read without a synchronisation).
@@ -49,7 +54,7 @@ class Watch:
         return self._run.identity.run_id if self._run is not None else None
 
     def close(self) -> None:
-        """End the run and take all hooks off.
+        """Stop watching. The last watch of a run to close ends the run and takes all hooks off.
 
         Called while an exception is being handled (``finally``, ``except``), that exception is the ending.
         """
@@ -154,13 +159,12 @@ def _attach(
     run = runs.current()
     if run is None:
         run = runs.open_run(settings, next(iter(models), None), exporter)
-    for name, module in models.items():
-        run.observer.add_model(module, name)
-    for one in optimizers:
-        run.observer.add_optimizer(one)
+    new_models = [run.observer.add_model(module, name) for name, module in models.items()]
+    new = [one for one in optimizers if run.observer.add_optimizer(one)]
     if not optimizers:
         run.observer.adopt_optimizers()
-    return Watch(run)
+    known = run.watches[-1] if run.watches and not new and not any(new_models) else None
+    return known or Watch(run, new)
 
 
 def _models(model: Any, name: str | None) -> dict[str, nn.Module]:

@@ -1,0 +1,43 @@
+"""Every test of the agent: errors surface, the environment is clean, and no run is left open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import gradwatch
+from gradwatch import run as runs
+from gradwatch.endings import RETURNED
+from gradwatch.testing import InMemoryExporter
+
+
+@pytest.fixture(autouse=True)
+def clean_agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("GRADWATCH_", "OTEL_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GRADWATCH_TESTING", "1")
+    torch.manual_seed(0)
+    yield
+    left = runs.current()
+    if left is not None:
+        runs.close_run(left, RETURNED)
+
+
+@pytest.fixture
+def exporter() -> InMemoryExporter:
+    return InMemoryExporter()
+
+
+@pytest.fixture
+def watching(exporter: InMemoryExporter) -> Callable[..., gradwatch.Watch]:
+    """`watch()` into the in-memory exporter, observing every step."""
+
+    def begin(*objects: Any, **settings: Any) -> gradwatch.Watch:
+        return gradwatch.watch(*objects, **{"every": 1, "exporter": exporter, **settings})
+
+    return begin

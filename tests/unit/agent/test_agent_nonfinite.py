@@ -1,0 +1,187 @@
+"""A NaN is never missed, and is blamed on the right step and layer or on none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from gradwatch import conventions as names
+from gradwatch.nonfinite import Origin, Witnesses, is_reported, origin
+from gradwatch.testing import InMemoryExporter
+
+Watching = Callable[..., Any]
+STEPS = 12
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        # Registered in another order than they run in: the order of backward must be learned, not assumed.
+        self.head = nn.Linear(6, 2)
+        self.middle = nn.Linear(6, 6)
+        self.stem = nn.Linear(4, 6)
+        self.poison = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.middle(torch.tanh(self.stem(x)))
+        if self.poison and hidden.requires_grad:
+            hidden.register_hook(lambda grad: grad * math.nan)
+        return self.head(torch.tanh(hidden))
+
+
+def train(model: Net, watch: Any, optimizer: Any, *, bad_step: int, clip: bool) -> None:
+    with watch:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            model.poison = step == bad_step
+            model(torch.randn(5, 4)).square().mean().backward()
+            if clip:
+                clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("every", [1, 5, 100])
+@pytest.mark.parametrize("bad_step", [0, 3, 7])
+def test_a_nan_planted_in_backward_is_found_at_its_step_and_layer(
+    watching: Watching, exporter: InMemoryExporter, bad_step: int, every: int, clip: bool
+) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, watching(model, optimizer, every=every), optimizer, bad_step=bad_step, clip=clip)
+    events = [event.attributes for event in exporter.find_events(names.NONFINITE_STEP.name)]
+    first, *later = events
+    assert first[names.STEP] == bad_step
+    assert str(first[names.LAYER_NAME]).startswith("middle.")
+    assert first[names.BORN_IN] == "backward"
+    assert [event[names.STEP] for event in later] == list(range(bad_step + 1, STEPS))[: len(later)]
+    assert {event[names.BORN_IN] for event in later} <= {"parameters"}
+    assert sum(exporter.values(names.NONFINITE)) == STEPS - bad_step
+
+
+def test_a_bad_loss_names_no_layer(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer, every=100):
+        for step in range(3):
+            optimizer.zero_grad()
+            (model(torch.randn(5, 4)).square().mean() * (math.inf if step == 1 else 1.0)).backward()
+            for parameter in model.parameters():
+                parameter.grad = None  # so that the parameters stay good
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 1
+    assert event.attributes[names.LOSS_VALUE] == math.inf
+    assert names.LAYER_NAME not in event.attributes
+    assert names.BORN_IN not in event.attributes
+
+
+def test_a_parameter_that_was_already_bad_is_named(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer):
+        for step in range(3):
+            if step == 2:
+                model.stem.weight.data[0, 0] = math.nan
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().mean().backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 2
+    assert event.attributes[names.BORN_IN] == "parameters"
+    assert event.attributes[names.LAYER_NAME] == "stem.weight"
+
+
+def test_a_poisoned_critic_is_blamed_on_parameters_when_the_generator_steps(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    generator, critic = Net(), nn.Linear(2, 1)
+    steps_g = torch.optim.SGD(generator.parameters(), lr=0.1)
+    steps_c = torch.optim.SGD(critic.parameters(), lr=0.1)
+    with watching([generator, critic], [steps_g, steps_c]):
+        critic.weight.data[0, 0] = math.nan
+        critic(generator(torch.randn(5, 4))).mean().backward()
+        steps_g.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.BORN_IN] == "parameters"
+    assert names.LAYER_NAME not in event.attributes
+
+
+def test_a_norm_that_overflows_over_finite_gradients_is_no_nan(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    parameter = nn.Parameter(torch.zeros(8))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    with watching(None, optimizer):
+        parameter.grad = torch.full((8,), 3e38)
+        optimizer.step()
+    assert exporter.find_events(names.NONFINITE_STEP.name) == []
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx([3e38 * math.sqrt(8)], rel=1e-6)
+
+
+def test_bad_elements_and_layers_are_counted(watching: Watching, exporter: InMemoryExporter) -> None:
+    first, second = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
+    optimizer = torch.optim.SGD([first, second], lr=0.0)
+    with watching(None, optimizer):
+        first.grad, second.grad = torch.ones(8), torch.ones(8)
+        first.grad[:3] = math.inf
+        optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.NONFINITE_ELEMENTS] == 3
+    assert event.attributes[names.NONFINITE_LAYERS] == 1
+
+
+def test_a_loss_only_the_user_knows_counts_too(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer, capture_loss=False) as watch:
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().mean().backward()
+            optimizer.step()
+            watch.log(loss=math.nan if step == 1 else 1.0)
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 1
+    assert sum(exporter.values(names.NONFINITE)) == 1
+
+
+def test_events_thin_out_and_the_counter_does_not(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, every=7):
+        for _ in range(205):
+            optimizer.zero_grad()
+            (model(torch.randn(5, 4)).square().mean() * math.nan).backward()
+            optimizer.step()
+    counts = [e.attributes[names.NONFINITE_STEPS] for e in exporter.find_events(names.NONFINITE_STEP.name)]
+    assert counts == [*range(1, 11), 100]
+    assert sum(exporter.values(names.NONFINITE)) == 205
+
+
+@given(st.integers(1, 10**7))
+def test_the_first_ten_and_then_powers_of_ten_are_reported(count: int) -> None:
+    assert is_reported(count) == (count <= 10 or count in {10**n for n in range(2, 8)})
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "expected"),
+    [
+        (Witnesses(math.nan, (0, 1), (0, 1), (1,), (1, 0)), Origin("parameters", 1)),
+        (Witnesses(math.nan, (0, 1), (0, 1), (0, 1), (1, 0)), Origin("parameters", None)),
+        (Witnesses(math.nan, (0, 1), (0, 1), (), (1, 0)), Origin(None, None)),
+        (Witnesses(None, (0, 1), (0,), (), (1, 0)), Origin(None, None)),
+        (Witnesses(1.0, (0, 1, 2), (0, 1), (), (2, 1, 0)), Origin("backward", 1)),
+        (Witnesses(1.0, (0, 1), (0, 1), (), (1, 0)), Origin("backward", None)),
+        (Witnesses(1.0, (0,), (0,), None, (0,)), Origin("backward", 0)),
+    ],
+)
+def test_the_order_of_decision(witnesses: Witnesses, expected: Origin) -> None:
+    assert origin(witnesses) == expected
