@@ -136,18 +136,18 @@ def times_from(time: int, column: Any) -> Times:
     return times
 
 
-def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> list[Sequence[Any]]:
+def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
     """Run a driver-level statement (``?`` placeholders) inside the transaction; return rows with vectors.
 
     SQLAlchemy's array type would make a Python object of each value.
     """
     if connection.dialect.name == "sqlite":
-        return list(connection.exec_driver_sql(statement, tuple(parameters)).tuples())
+        return connection.exec_driver_sql(statement, tuple(parameters)).all()
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     with driver.cursor(binary=True) as cursor:
         cursor.execute(placeholders(connection, statement), parameters)
-        return list(cursor.fetchall())
+        return cursor.fetchall()
 
 
 def placeholders(connection: Connection, statement: str) -> str:

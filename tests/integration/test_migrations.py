@@ -1,0 +1,125 @@
+"""Migrations lead to the schema the code knows, on every database, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from click.testing import CliRunner
+from sqlalchemy import Engine, inspect, text
+
+from gradwatch.cli import main
+from gradwatch_collector import database as db
+from gradwatch_collector import schema
+from gradwatch_collector.database import DatabaseError, SchemaState
+
+
+def not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
+    return not (kind == "table" and name is not None and name.startswith("frame_d"))
+
+
+def test_migrations_and_models_agree(database: Engine) -> None:
+    with database.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"include_name": not_a_partition, "compare_type": True}
+        )
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_an_upgrade_is_applied_once_and_can_be_taken_back(empty_database: Engine) -> None:
+    assert db.schema_version(empty_database).state is SchemaState.EMPTY
+    applied = db.upgrade(empty_database)
+    assert applied
+    assert db.upgrade(empty_database) == []
+    assert db.schema_version(empty_database).state is SchemaState.CURRENT
+    db.downgrade(empty_database, "base")
+    assert set(inspect(empty_database).get_table_names()) == {"alembic_version"}
+    assert db.upgrade(empty_database) == applied
+
+
+def test_a_failing_migration_leaves_nothing_behind(empty_database: Engine) -> None:
+    with db.transaction(empty_database) as connection:
+        connection.execute(text("CREATE TABLE span (mine INTEGER)"))
+    with pytest.raises(DatabaseError, match="cannot upgrade"):
+        db.upgrade(empty_database)
+    assert inspect(empty_database).get_table_names() == ["span"]
+
+
+def test_a_database_of_somebody_else_is_left_alone(empty_database: Engine) -> None:
+    with db.transaction(empty_database) as connection:
+        connection.execute(text("CREATE TABLE run (mine INTEGER)"))
+    with pytest.raises(DatabaseError, match="choose another database"):
+        db.upgrade(empty_database)
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(database: Engine) -> None:
+    with db.transaction(database) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for refused in (db.require_current, db.upgrade):
+        with pytest.raises(DatabaseError, match=r"has schema 9999.*: upgrade gradwatch"):
+            refused(database)
+
+
+def test_an_empty_database_is_refused_with_the_command_to_run(empty_database: Engine) -> None:
+    with pytest.raises(DatabaseError, match="run `gradwatch db upgrade"):
+        db.require_current(empty_database)
+
+
+def test_sqlite_is_set_up_before_its_first_table(tmp_path: Path) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path}/new.db")
+    db.upgrade(engine)
+    with engine.connect() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("page_size", "auto_vacuum", "journal_mode", "synchronous", "foreign_keys")
+        }
+    engine.dispose()
+    incremental, full = 2, 2
+    assert settings == {
+        "page_size": 8192,
+        "auto_vacuum": incremental,
+        "journal_mode": "wal",
+        "synchronous": full,
+        "foreign_keys": 1,
+    }
+
+
+def test_db_status_tells_before_and_after_db_upgrade(empty_database: Engine) -> None:
+    url = empty_database.url.render_as_string(hide_password=False)
+    before = CliRunner().invoke(main, ["db", "status", "--db", url])
+    upgrade = CliRunner().invoke(main, ["db", "upgrade"], env={"GRADWATCH_DB": url})
+    again = CliRunner().invoke(main, ["db", "upgrade", "--db", url])
+    after = CliRunner().invoke(main, ["db", "status", "--db", url])
+    assert (before.exit_code, upgrade.exit_code, again.exit_code, after.exit_code) == (1, 0, 0, 0)
+    assert ": empty " in before.output
+    assert "applied" in upgrade.output
+    assert "already up to date" in again.output
+    assert ": current " in after.output
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://host/name", "unknown kind of database 'mysql'"),
+        ("not a url://", "cannot be read|unknown kind"),
+        ("sqlite://", "SQLite needs a file"),
+        ("sqlite:////nowhere/at/all.db", "the folder /nowhere/at does not exist"),
+        ("postgresql://user:secret@127.0.0.1:1/name", "cannot open"),
+    ],
+)
+def test_an_unusable_url_is_one_line_without_a_password(url: str, message: str) -> None:
+    with pytest.raises(DatabaseError, match=message) as refused:
+        db.connect(url)
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_plain_path_names_a_sqlite_file(tmp_path: Path) -> None:
+    engine = db.connect(str(tmp_path / "runs.db"))
+    assert engine.dialect.name == "sqlite"
+    engine.dispose()
+    with pytest.raises(DatabaseError, match="there is no database at"):
+        db.connect(str(tmp_path / "other.db"), must_exist=True)
+    assert not (tmp_path / "other.db").exists()
