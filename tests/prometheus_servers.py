@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import prometheus_client
 import pytest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from gradwatch.conventions import Family
@@ -64,7 +64,8 @@ def get_json(url: str) -> Any:
         raise AssertionError(f"{error.code} from {url}: {error.read().decode()}") from error
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Return whether a server answers at the URL without an error."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
@@ -81,7 +82,7 @@ def _running(command: Sequence[str], *, ready: str, log: Path) -> Iterator[None]
     ):
         try:
             wait_for(
-                lambda: process.poll() is not None or _answers(ready), what=f"{command[0]} to answer at {ready}"
+                lambda: process.poll() is not None or answers(ready), what=f"{command[0]} to answer at {ready}"
             )
             assert process.poll() is None, f"{command[0]} ended with {process.returncode}:\n{log.read_text()}"
             yield
@@ -93,11 +94,11 @@ def _running(command: Sequence[str], *, ready: str, log: Path) -> Iterator[None]
                 process.kill()
 
 
-# --- The source: what a collector shows on /metrics ----------------------------------------------------
+# --- The source: a /metrics that the test decides -------------------------------------------------------
 
 
 class MetricsSource(Collector):
-    """Families of ``conventions`` with the samples a test gives them, served on ``address`` (host:port)."""
+    """Gauges of ``conventions`` with the samples a test gives them, served on ``address`` (host:port)."""
 
     def __init__(self) -> None:
         self._samples: dict[Family, dict[tuple[str, ...], float]] = {}
@@ -119,26 +120,16 @@ class MetricsSource(Collector):
         with self._lock:
             families = {family: dict(samples) for family, samples in self._samples.items()}
         for family, samples in families.items():
-            yield _rendered(family, samples)
+            gauge = GaugeMetricFamily(family.name, family.description, labels=family.labels)
+            for labels, value in samples.items():
+                gauge.add_metric(labels, value)
+            yield gauge
 
 
 def _label_values(family: Family, labels: Mapping[str, str]) -> tuple[str, ...]:
     unknown = labels.keys() - set(family.labels)
     assert not unknown, f"{family.name} has no label {unknown}"
     return tuple(labels.get(name, "") for name in family.labels)
-
-
-def _rendered(family: Family, samples: Mapping[tuple[str, ...], float]) -> Metric:
-    if family.kind == "histogram":
-        histogram = HistogramMetricFamily(family.name, family.description, labels=family.labels)
-        for labels, value in samples.items():
-            histogram.add_metric(labels, [("0.005", value / 2), ("0.05", value), ("+Inf", value)], value * 0.01)
-        return histogram
-    make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    rendered = make(family.name, family.description, labels=family.labels)
-    for labels, value in samples.items():
-        rendered.add_metric(labels, value)
-    return rendered
 
 
 @contextmanager
@@ -265,6 +256,10 @@ class Prometheus:
         """Evaluate an instant query, now or at a Unix time in seconds."""
         return self._result("query", query=expr, **({} if at is None else {"time": f"{at}"}))
 
+    def wait_for_series(self, expr: str) -> None:
+        """Wait until an expression has a result."""
+        wait_for(lambda: self.query(expr), seconds=90, what=expr)
+
     def query_range(self, expr: str, *, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Evaluate a range query; times in Unix seconds."""
         return self._result("query_range", query=expr, start=f"{start}", end=f"{end}", step=f"{step}")
@@ -280,6 +275,13 @@ class Prometheus:
         answer = get_json(f"{self.url}/api/v1/series?{urllib.parse.urlencode({'match[]': selector})}")
         labels: list[dict[str, str]] = answer["data"]
         return labels
+
+    def wait_for_alertmanager(self) -> None:
+        """Wait until it knows an Alertmanager: what fires before is sent again only after a minute."""
+        wait_for(
+            lambda: get_json(f"{self.url}/api/v1/alertmanagers")["data"]["activeAlertmanagers"],
+            what="Prometheus to find Alertmanager",
+        )
 
     def wait_for_evaluations(self, count: int) -> None:
         """Wait until every rule group has been evaluated so many times more."""

@@ -6,22 +6,17 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_servers import (
-    Configuration,
-    MetricsSource,
-    Prometheus,
-    metrics_source,
-    needs_prometheus,
-    prometheus,
-    wait_for,
-)
+import requests
 
 from gradwatch import conventions as names
+from tests.collector_process import collector, train
+from tests.prometheus_servers import Configuration, Prometheus, answers, needs_prometheus, prometheus, wait_for
 
 pytestmark = [pytest.mark.prometheus, needs_prometheus]
 
@@ -29,6 +24,14 @@ FILES = sorted((Path(__file__).parents[2] / "dashboards" / "grafana").glob("*.js
 DEVICE_SERIES = {m.prometheus_name for m in names.RUN_GAUGES if names.DEVICE in m.attributes}
 # What Grafana computes from the scrape interval of 2 s: four of them.
 RATE_INTERVAL = "8s"
+
+
+# Settings of the training processes; the first goes on training while the queries are executed.
+RUNS = {
+    "r-good": {"GRADWATCH_JOB": "digits", "GRADWATCH_DATASET": "ones", "GRADWATCH_TARGET": "val_loss<=0.5"},
+    "r-nan": {"GRADWATCH_JOB": "gpt", "GRADWATCH_TEAM": "language", "FAULT": "nan"},
+    "r-bad": {"GRADWATCH_JOB": "gpt", "FAULT": "raise"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,63 +75,64 @@ def interpolate(expr: str, **chosen: str) -> str:
     return re.sub(r"\$(\w+)", lambda variable: chosen.get(variable[1], ".*"), expr)
 
 
-def _serve_conventions(source: MetricsSource) -> None:
-    """One healthy run, one that went NaN and one that failed, as a collector shows them."""
-    now = time.time()
-    jobs = {
-        "r-good": {"training_job": "resnet", "model": "ResNet", "dataset": "cifar", "team": "vision"},
-        "r-nan": {"training_job": "gpt", "model": "", "dataset": "", "team": ""},
-        "r-bad": {"training_job": "gpt", "model": "", "dataset": "", "team": ""},
-    }
-    for run_id, job in jobs.items():
-        run = {"run_id": run_id, "tier": names.TIER_EXPERIMENT, **job}
-        for metric in names.RUN_GAUGES:
-            source.set(names.family_of(metric), float("nan") if run_id == "r-nan" else 1.0, **run)
-        source.set(names.family_of(names.NONFINITE), 3 if run_id == "r-nan" else 0, **run)
-        source.set(names.RUN_STARTED_TIMESTAMP, now - 60, **run)
-        source.set(names.RUN_LAST_SEEN_TIMESTAMP, now, **run)
-        source.set(names.RUN_MEMORY_HEADROOM, 0.4, **run)
-        ended = {"status": "failed", "reason": "ValueError"} if run_id == "r-bad" else {"status": "running"}
-        source.set(names.RUN_INFO, 1, host="node-1", **ended, **run)
-        job_labels = {label: run[label] for label in names.JOB_LABELS}
-        source.set(names.RUNS_LIVE, 1, **job_labels)
-        source.set(names.RUNS_ENDED, 2, status="succeeded", **job_labels)
-        source.set(names.TIME_TO_TARGET, 40, **job_labels)
-        source.set(names.LAST_METRIC, 0.3, name="val_loss", **job_labels)
-        source.set(names.FINDINGS_OPENED, 1, rule=names.RULE_NONFINITE, **job_labels)
-    finding = {"severity": "ticket", "team": "", "tier": names.TIER_EXPERIMENT, "training_job": "gpt"}
-    source.set(names.FINDING_ACTIVE, 1, run_id="r-nan", rule=names.RULE_NONFINITE, **finding)
-    source.set(names.FINDING_ACTIVE, 1, run_id="r-bad", rule=names.RULE_RUN_FAILED, **finding)
-    objective = {"slo": names.SLO_TRAINING_SUCCESS_RATE, "tier": names.TIER_EXPERIMENT}
-    source.set(names.SLO_VERDICT, 1, verdict="met", **objective)
-    for family in (names.SLO_SLI, names.SLO_TARGET, names.SLO_BUDGET_REMAINING, names.SLO_P_VALUE):
-        source.set(family, 0.9, **objective)
-    for quality in ("good", "bad"):
-        source.set(names.SLO_EVENTS, 4, quality=quality, **objective)
-    for signal in ("metrics", "logs"):
-        source.set(names.COLLECTOR_RECEIVED, 10, signal=signal)
-        source.set(names.COLLECTOR_COMMITTED, 10, signal=signal)
-    source.set(names.COLLECTOR_REJECTED, 0, reason="malformed")
-    source.set(names.COLLECTOR_COMMIT_DURATION, 10)
-    source.set(names.COLLECTOR_QUEUE_DEPTH, 0)
-    source.set(names.COLLECTOR_EVALUATED_TIMESTAMP, now)
+TRAINING = """
+import itertools, os, time
+import torch
+import gradwatch
+
+fault = os.environ.get("FAULT")
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+watch = gradwatch.watch(model, optimizer)
+for step in itertools.count():
+    batch = torch.full((8, 4), float("nan") if fault == "nan" and step >= 20 else 1.0)
+    optimizer.zero_grad()
+    model(batch).square().mean().backward()
+    optimizer.step()
+    watch.log(val_loss=0.1)
+    if fault == "raise" and step == 20:
+        raise ValueError("planted")
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module")
-def metrics_endpoint() -> Iterator[str]:
-    """The host:port of something that shows a collector's /metrics."""
-    with metrics_source() as source:
-        _serve_conventions(source)
-        yield source.address
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dashboards")
 
 
 @pytest.fixture(scope="module")
-def server(metrics_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    folder = tmp_path_factory.mktemp("dashboards")
+def metrics_endpoint(folder: Path) -> Iterator[str]:
+    """The host:port of a collector that hears of a healthy run, one that goes NaN and one that fails."""
+    script = folder / "train.py"
+    script.write_text(TRAINING, encoding="utf-8")
+    with collector(f"sqlite:///{folder / 'gradwatch.db'}") as serving, ExitStack() as runs:
+        wait_for(lambda: answers(f"{serving.url}/readyz"), what="the collector to be ready")
+        protobuf = {"Content-Type": "application/x-protobuf"}
+        refused = requests.post(f"{serving.url}/v1/metrics", b"?", headers=protobuf, timeout=10)
+        assert refused.status_code == 400
+        for run_id, settings in RUNS.items():
+            process = runs.enter_context(train(script, serving, GRADWATCH_RUN_ID=run_id, **settings))
+            runs.callback(process.terminate)
+        yield serving.url.removeprefix("http://")
+
+
+@pytest.fixture(scope="module")
+def server(metrics_endpoint: str, folder: Path) -> Iterator[Prometheus]:
     configuration = Configuration.shipped(folder, collector=metrics_endpoint)
+    finding = names.FINDING_ACTIVE.name
+    everything_happened = (
+        f'{finding}{{run_id="r-nan", rule="{names.RULE_NONFINITE}"}}',
+        f'{finding}{{run_id="r-bad", rule="{names.RULE_RUN_FAILED}"}}',
+        f'{names.LOSS.prometheus_name}{{run_id="r-good"}}',
+        names.TIME_TO_TARGET.name,
+        names.SLO_SLI.name,
+    )
     with prometheus(configuration, folder) as running:
-        scrapes = f"count_over_time({names.COLLECTOR_EVALUATED_TIMESTAMP.name}[{RATE_INTERVAL}])"
-        wait_for(lambda: [s for s in running.query(scrapes) if float(s["value"][1]) >= 3], what="three scrapes")
+        for expr in everything_happened:
+            running.wait_for_series(expr)
+        # A rate needs two scrapes of what came last.
+        running.wait_for_series(f"timestamp({names.SLO_SLI.name}) > {time.time() + 4}")
         yield running
 
 

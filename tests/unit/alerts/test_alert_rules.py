@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from gradwatch import conventions as names
+from gradwatch.cli import main
 
 ALERTS = Path(__file__).parents[3] / "alerts"
 RULES = ALERTS / "rules" / "gradwatch.rules.yaml"
@@ -160,6 +162,20 @@ def test_a_runbook_has_meaning_impact_diagnosis_and_mitigation(alert: str) -> No
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
     for linked in re.findall(r"\]\(([^)]+)\)", text):
         assert (ALERTS / "runbooks" / linked).is_file()
+
+
+@pytest.mark.parametrize("alert", ALERT_NAMES)
+def test_the_commands_of_a_runbook_exist(alert: str) -> None:
+    text = (ALERTS / "runbooks" / f"{alert}.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?:^ *|`)gradwatch ([^`\n]+)", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = command.split()
+        subcommands = [word for word in words if re.fullmatch("[a-z]+", word)][:2]
+        shown = CliRunner().invoke(main, [*subcommands, "--help"])
+        assert shown.exit_code == 0, f"{command}: {shown.output}"
+        for option in (word for word in words if word.startswith("--")):
+            assert option in shown.output
 
 
 def test_alertmanager_names_only_alerts_and_receivers_that_exist() -> None:
