@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
@@ -35,6 +36,10 @@ _PAGE_BYTES: Final = 8192
 _MIGRATION_LOCK: Final = 0x6772_6164_7761_7463  # "gradwatc"
 # SQLSTATE classes that say "not now": connection, rollback, resources, object in use, operator, system.
 _TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+
+
+# Alembic announces its dialect each time the schema version is read.
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 class DatabaseError(Exception):

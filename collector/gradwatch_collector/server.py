@@ -7,6 +7,7 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -26,6 +27,8 @@ from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.registry import Registry
 from gradwatch_slo.objectives import default_objectives
+
+_BACKLOG: Final = 2048
 
 
 class ListenError(Exception):
@@ -73,6 +76,8 @@ def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
         bound = socket.socket(info[0], info[1])
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(info[4])
+        # Connections are accepted from here on, so that whoever reads the printed address can connect at once.
+        bound.listen(_BACKLOG)
     except OSError as error:
         raise ListenError(
             f"cannot listen on {address}: {error.strerror or error}; choose another with --listen HOST:PORT"

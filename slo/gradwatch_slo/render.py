@@ -8,13 +8,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from gradwatch_slo.problems import printable
 from gradwatch_slo.report import ObjectiveReport, to_json
+from gradwatch_slo.tables import print_table
 from gradwatch_slo.verdict import Verdict
 
 _STYLES: Final = {
@@ -29,19 +28,14 @@ _HEADINGS: Final = ("Objective", "Group", "Verdict", "SLI", "Target", "Budget le
 
 def render_table(reports: Sequence[ObjectiveReport], console: Console) -> None:
     """Print a table: colours and bars on a terminal; in a pipe plain aligned lines, none cut or wrapped."""
-    if not console.is_terminal:
-        rows = [_HEADINGS, *(_cells(report) for report in reports)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-        for row in rows:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            console.print(Text(line.rstrip()), soft_wrap=True)
-        return
-    table = Table(*_HEADINGS, box=box.SIMPLE_HEAD, pad_edge=False)
+    rows: list[list[Text]] = []
     for report in reports:
         name, group, verdict, sli, target, budget, summary = map(Text, _cells(report))
         verdict.stylize(_STYLES[report.verdict])
-        table.add_row(name, group, verdict, sli, target, Text.assemble(_bar(report), " ", budget), summary)
-    console.print(table)
+        if console.is_terminal:
+            budget = Text.assemble(_bar(report), " ", budget)
+        rows.append([name, group, verdict, sli, target, budget, summary])
+    print_table(console, _HEADINGS, rows)
 
 
 def render_markdown(reports: Sequence[ObjectiveReport]) -> str:

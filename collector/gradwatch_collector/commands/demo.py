@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradwatch_collector import views
 from gradwatch_collector.commands.options import open_database
-from gradwatch_collector.commands.runs import runs_table
+from gradwatch_collector.commands.runs import print_runs
 from gradwatch_collector.demo.scenario import PLAN, CollectorProcess, DemoError, PlannedRun, collector, play
 from gradwatch_collector.evaluator import evaluate_objectives
 from gradwatch_slo.objectives import default_objectives
@@ -65,7 +65,9 @@ def _play(console: Console, server: CollectorProcess, logs: Path) -> None:
         task = progress.add_task("training", total=len(PLAN))
 
         def tell(planned: PlannedRun, what: str) -> None:
-            progress.console.print(f"  {planned.run_id:<13} {what:<24} ({planned.story})", highlight=False)
+            progress.console.print(
+                f"  {planned.run_id:<13} {what:<24} ({planned.story})", highlight=False, soft_wrap=True
+            )
             if what != "started":
                 progress.advance(task)
 
@@ -79,7 +81,7 @@ def _report(console: Console, database: str) -> None:
         findings = [finding for row in rows for finding in views.findings_json(connection, row["run_id"])]
         reports = evaluate_objectives(connection, default_objectives().objectives, time.time_ns())
     console.print("\n[bold]Runs[/]")
-    console.print(runs_table(rows))
+    print_runs(console, rows)
     for finding in findings:
         if finding["rule"] == "nonfinite":
             console.print(

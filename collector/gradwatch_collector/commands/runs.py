@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from gradwatch_collector import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
+from gradwatch_slo.problems import printable
+from gradwatch_slo.tables import print_table
 
+_EVENTS_SHOWN = 20
 _COLOURS = {
     "running": "cyan",
     "succeeded": "green",
@@ -55,7 +59,7 @@ def list_command(
     if not page["runs"]:
         click.echo("no runs yet: add gradwatch.watch(model, optimizer) to a training script")
         return
-    Console().print(runs_table(page["runs"]))
+    print_runs(Console(), page["runs"])
     if page["next_cursor"]:
         click.echo(f"more: gradwatch runs list --cursor {page['next_cursor']}")
 
@@ -82,58 +86,62 @@ def show_command(run_id: str, database: str, output: str) -> None:
         _print_run(Console(), shown)
 
 
-def runs_table(rows: list[views.Json]) -> Table:
-    """Return runs as a table, one a line."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("RUN", "JOB", "STATUS", "REASON", "STEPS", "LOSS", "STARTED", "TOOK"):
-        table.add_column(
-            heading, overflow="fold", justify="right" if heading in ("STEPS", "LOSS", "TOOK") else "left"
-        )
-    for row in rows:
-        table.add_row(
-            row["run_id"],
-            row["job"],
-            f"[{_COLOURS[row['status']]}]{row['status']}[/]",
-            row["reason"] or "",
-            "" if row["last_step"] is None else str(row["last_step"] + 1),
-            _loss(row),
-            row["started_at"][:19].replace("T", " "),
-            _took(row),
-        )
-    return table
+def print_runs(console: Console, rows: Sequence[views.Json]) -> None:
+    """Print runs as a table, one a line."""
+    print_table(
+        console,
+        ("RUN", "JOB", "STATUS", "REASON", "STEPS", "LOSS", "STARTED", "TOOK"),
+        [
+            (
+                row["run_id"],
+                row["job"],
+                Text(row["status"], style=_COLOURS[row["status"]]),
+                row["reason"] or "",
+                "" if row["last_step"] is None else str(row["last_step"] + 1),
+                _loss(row),
+                row["started_at"][:19].replace("T", " "),
+                _took(row),
+            )
+            for row in rows
+        ],
+        right=("STEPS", "LOSS", "TOOK"),
+    )
 
 
 def _print_run(console: Console, shown: views.Json) -> None:
-    console.print(runs_table([shown]))
+    print_runs(console, [shown])
     for finding in shown["findings"]:
-        where = " ".join(
-            f"{name} {finding[name]}"
-            for name in ("step", "layer", "rank", "born_in")
-            if finding.get(name) is not None
-        )
-        console.print(f"\n[bold red]{finding['rule']}[/] ({finding['severity']}, {finding['state']}) {where}")
-        console.print(
-            f"  cause   {finding['cause']}\n  action  {finding['action']}\n  runbook {finding['runbook_url']}"
-        )
+        places = ("step", "layer", "rank", "born_in")
+        where = " ".join(f"{name} {finding[name]}" for name in places if finding.get(name) is not None)
+        _print(console, f"\n{finding['rule'].upper()} ({finding['severity']}, {finding['state']}) {where}")
+        _print(console, f"  cause    {finding['cause']}")
+        _print(console, f"  action   {finding['action']}")
+        _print(console, f"  runbook  {finding['runbook_url']}")
     if shown["layers"]:
         console.print()
-        console.print(layers_table(shown["layers"]))
-    console.print("\n[bold]EVENTS[/]")
-    for event in reversed(shown["events"][:20]):
-        console.print(
-            f"  {event['time'][11:23]}  {event['name']}  {_facts(event['attributes'])}", highlight=False
+        _print_layers(console, shown["layers"])
+    _print(console, "\nEVENTS")
+    for event in reversed(shown["events"][:_EVENTS_SHOWN]):
+        _print(console, f"  {event['time'][11:23]}  {event['name']}  {_facts(event['attributes'])}")
+
+
+def _print_layers(console: Console, layers: Sequence[views.Json]) -> None:
+    numbers = ("mean", "min", "max")
+    headings = ("LAYER", "STEPS OBSERVED", "MEAN NORM", "MIN", "MAX")
+    rows = [
+        (
+            layer["layer"],
+            str(layer["steps_observed"]),
+            *("-" if layer[name] is None else f"{layer[name]:.4g}" for name in numbers),
         )
+        for layer in layers
+    ]
+    print_table(console, headings, rows, right=headings[1:])
 
 
-def layers_table(layers: list[views.Json]) -> Table:
-    """Return gradient norms by layer as a table."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("LAYER", "STEPS OBSERVED", "MEAN NORM", "MIN", "MAX"):
-        table.add_column(heading, justify="left" if heading == "LAYER" else "right", overflow="fold")
-    for layer in layers:
-        numbers = ("-" if layer[name] is None else f"{layer[name]:.4g}" for name in ("mean", "min", "max"))
-        table.add_row(layer["layer"], str(layer["steps_observed"]), *numbers)
-    return table
+def _print(console: Console, line: str) -> None:
+    # Telemetry is somebody else's text: no markup, and nothing that a terminal would obey.
+    console.print(Text("\n" * line.startswith("\n") + printable(line.lstrip("\n"))), soft_wrap=True)
 
 
 def _facts(attributes: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import logging
 import click
 
 from gradwatch_collector.commands.options import database_option, open_database
+from gradwatch_collector.database import describe
 from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
 
 
@@ -47,6 +48,7 @@ def serve_command(
       gradwatch collector serve --db sqlite:///gradwatch.db --listen 127.0.0.1:4318
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     host, port = _split(address)
     settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
     engine = open_database(database, upgrade_sqlite=True)
@@ -55,7 +57,7 @@ def serve_command(
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {engine.url!r}")
+    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {describe(engine)}")
     serve(engine, settings, bound)
 
 
