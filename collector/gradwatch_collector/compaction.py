@@ -6,6 +6,7 @@ the block, and ingest waits for little. Frames that arrive late for times alread
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -135,8 +136,8 @@ def _parts(segment: Segment) -> Iterator[Segment]:
 
 
 def _return_pages(connection: Connection) -> None:
-    # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time.
-    if connection.dialect.name == "sqlite":
-        freed = connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
-        if freed.returns_rows:  # a row a page: each is freed when it is fetched
-            freed.all()
+    # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time. It frees one
+    # with each step, though the statement has no columns: SQLAlchemy takes it for done after the first.
+    driver = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection):
+        driver.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 
 from gradwatch import conventions as c
 from gradwatch_collector import compaction, packed, schema, segments
+from gradwatch_collector import database as db
 from gradwatch_collector.compaction import compact
 from gradwatch_collector.database import transaction
 from gradwatch_collector.partitions import maintain_partitions
@@ -235,6 +237,23 @@ def test_one_call_of_compaction_is_bounded_and_says_that_there_is_more(database:
     assert (stats.series, stats.values, stats.more) == (2, 100, True)
     compact_all(database, max_values=60)
     assert rows(database, schema.frame) == 0
+
+
+def test_idle_compaction_gives_the_space_of_frames_back(tmp_path: Path) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path}/space.db")
+    db.upgrade(engine)
+
+    def free_pages() -> int:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
+
+    for second in range(200):
+        write(engine, frame(layers(*map(str, range(300))), [second], np.full(300, 0.5)))
+    compact_all(engine)
+    assert free_pages() > 0
+    compact_all(engine)
+    assert free_pages() == 0
+    engine.dispose()
 
 
 def test_a_compaction_that_is_cut_off_changes_nothing(database: Engine) -> None:
