@@ -6,7 +6,6 @@ the block, and ingest waits for little. Frames that arrive late for times alread
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -136,8 +135,9 @@ def _parts(segment: Segment) -> Iterator[Segment]:
 
 
 def _return_pages(connection: Connection) -> None:
-    # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time. It frees one
-    # with each step, though the statement has no columns: SQLAlchemy takes it for done after the first.
-    driver = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection):
-        driver.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()
+    # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time.
+    if connection.dialect.name == "sqlite":
+        free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        for _ in range(min(free, _PAGES_AT_ONCE)):
+            # One by one: whatever the number asked for, Python's sqlite3 stops after the first.
+            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
