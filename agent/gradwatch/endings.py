@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from opcode import opname
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -109,13 +110,14 @@ class EndingWatch:
 
 
 def _reached_the_top(error: BaseException) -> bool:
-    """Whether nobody caught it: the traceback goes out to the outermost frame, which is still where it left.
+    """Whether nobody caught it: the outermost frame it is known to have passed did not end by returning.
 
-    A frame that caught the exception and went on stands at a later instruction.
+    An exception's traceback ends at the frame that caught it; on Python 3.11 also at the last one that looked
+    at it and raised it again (``finally``, ``with``, ``raise``), because nobody extends it after that. A frame
+    that caught it for good went on, and has returned by the time the interpreter leaves.
     """
     traceback = error.__traceback__
-    return (
-        traceback is not None
-        and traceback.tb_frame.f_back is None
-        and traceback.tb_frame.f_lasti == traceback.tb_lasti
-    )
+    if traceback is None:
+        return False
+    frame = traceback.tb_frame
+    return not opname[frame.f_code.co_code[frame.f_lasti]].startswith(("RETURN", "YIELD"))

@@ -100,6 +100,8 @@ class ExportThread:
 
     def close(self, timeout: float) -> None:
         """Flush, and end the thread, within ``timeout`` seconds."""
+        if not self._thread.is_alive():
+            return  # never started, or this is a forked child
         deadline = time.monotonic() + timeout
         self.flush(timeout)
         self._closing = True

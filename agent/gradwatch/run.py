@@ -92,6 +92,7 @@ class Run:
     def close(self, ending: Ending) -> None:
         """End the run and leave nothing behind."""
         self.observer.remove()
+        self._sigterm.settle()
         self.end(ending)
         self._endings.remove()
         self._sigterm.remove()

@@ -17,7 +17,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
+# No signal has these numbers.
 _STOP: Final = b"\0"
+_SETTLE: Final = b"\xff"
+_SETTLE_SECONDS: Final = 0.5
 _SIGTERM: Final = int(signal.SIGTERM)
 
 
@@ -35,6 +38,7 @@ class SigtermWatch:
         self._once = threading.Lock()
         self._installed = False
         self._placed = False
+        self._settled = threading.Event()
         self._previous_descriptor = -1
 
     def install(self) -> None:
@@ -60,6 +64,13 @@ class SigtermWatch:
         os.write(self._writer, _STOP)
         self._thread.join(1.0)
         self._close_pipe()
+
+    def settle(self) -> None:
+        """Wait until signals that came before this call are noted."""
+        if self._installed:
+            self._settled.clear()
+            os.write(self._writer, _SETTLE)
+            self._settled.wait(_SETTLE_SECONDS)
 
     def forget_in_child(self) -> None:
         """After a fork: the thread is gone, the descriptor is the parent's."""
@@ -89,9 +100,11 @@ class SigtermWatch:
                 return
             if self._previous_descriptor >= 0:
                 with contextlib.suppress(OSError):
-                    os.write(self._previous_descriptor, received.replace(_STOP, b""))
+                    os.write(self._previous_descriptor, received.replace(_STOP, b"").replace(_SETTLE, b""))
             if _SIGTERM in received:
                 self._sigterm()
+            if _SETTLE in received:
+                self._settled.set()
             if _STOP in received or not received:
                 return
 

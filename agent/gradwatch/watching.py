@@ -71,7 +71,12 @@ class Watch:
     @shielded(None)
     def _close(self, error: BaseException | None) -> None:
         run, self._run = self._run, None
-        if run is not None:
+        if run is None:
+            return
+        run.watches.remove(self)
+        if run.watches:
+            run.observer.forget([one for reference in self._optimizers if (one := reference()) is not None])
+        else:
             from gradwatch.endings import ending_of
             from gradwatch.run import close_run
 

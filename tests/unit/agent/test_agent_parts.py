@@ -105,12 +105,12 @@ def test_a_target_survives_the_round_trip(metric: str, comparison: str, bound: f
 
 @given(st.text(max_size=30))
 def test_any_other_text_is_a_value_error_or_a_target(text: str) -> None:
+    message = ""
     try:
-        target = Target.parse(text)
+        assert math.isfinite(Target.parse(text).bound)
     except ValueError as error:
-        assert repr(text) in str(error)
-    else:
-        assert math.isfinite(target.bound)
+        message = str(error)
+    assert not message or repr(text) in message
 
 
 def test_nan_never_reaches_a_target() -> None:
@@ -185,7 +185,9 @@ def test_a_layer_aggregate_equals_the_dense_computation(norms: list[float]) -> N
 # --- Budget ----------------------------------------------------------------------------------------------
 
 
-def simulate(share: float, observed_cost: float, thin_cost: float, step: float, steps: int) -> tuple[float, int]:
+def simulate(
+    share: float, observed_cost: float, thin_cost: float, step: float, steps: int
+) -> tuple[float, int]:
     budget, observe, spent, observations = Budget(share), True, 0.0, 0
     for _ in range(steps):
         cost = observed_cost if observe else thin_cost
@@ -220,7 +222,12 @@ def test_every_n_is_every_nth() -> None:
 
 
 def test_torchrun_says_who_we_are_unless_its_run_id_is_none() -> None:
-    torchrun = {"TORCHELASTIC_RUN_ID": "job-7", "TORCHELASTIC_RESTART_COUNT": "2", "RANK": "3", "WORLD_SIZE": "4"}
+    torchrun = {
+        "TORCHELASTIC_RUN_ID": "job-7",
+        "TORCHELASTIC_RESTART_COUNT": "2",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+    }
     identity = Identity.resolve(Settings.resolve({}, {}, "script"), torchrun)
     assert (identity.run_id, identity.attempt, identity.rank, identity.world_size) == ("job-7", 3, 3, 4)
     unnamed = Identity.resolve(Settings.resolve({}, {}, "script"), {**torchrun, "TORCHELASTIC_RUN_ID": "none"})
@@ -264,6 +271,9 @@ def test_one_message_a_minute() -> None:
 
 
 def test_import_gradwatch_imports_neither_torch_nor_opentelemetry() -> None:
-    code = "import sys, gradwatch, gradwatch.testing; print([m for m in ('torch', 'opentelemetry', 'numpy') if m in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    heavy = ("torch", "opentelemetry", "numpy")
+    code = f"import sys, gradwatch, gradwatch.testing; print([m for m in {heavy} if m in sys.modules])"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
     assert output.stdout.strip() == "[]"

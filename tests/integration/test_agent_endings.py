@@ -1,0 +1,340 @@
+"""Real child processes, a real OTLP receiver: every ending is told truthfully, and in time."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwatch import conventions as names
+from tests.otlp_sink import OtlpSink, otlp_sink
+
+LOOP = """
+import os, sys, signal, time
+import torch
+from torch import nn
+import gradwatch
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = nn.Linear(8, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+{before}
+watch = gradwatch.watch(model, optimizer, job="endings", every=1)
+def train(steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+train(5)
+{after}
+"""
+
+
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    while started:
+        with started.pop() as process:
+            process.kill()
+
+
+@pytest.fixture
+def sink() -> Iterator[OtlpSink]:
+    with otlp_sink() as running:
+        yield running
+
+
+def start(endpoint: str, after: str = "", before: str = "", **environ: str) -> subprocess.Popen[str]:
+    code = LOOP.format(before=textwrap.dedent(before), after=textwrap.dedent(after))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "GRADWATCH_TESTING": "1",
+            **environ,
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started.append(process)
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def ended(sink: OtlpSink) -> dict[str, Any]:
+    events = sink.find(names.RUN_ENDED.name)
+    assert len(events) == 1, sink.names()
+    return events[0].attributes
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "status", "reason"),
+    [
+        pytest.param("", 0, "succeeded", None, id="return"),
+        pytest.param("sys.exit(0)", 0, "succeeded", None, id="exit 0"),
+        pytest.param("sys.exit(3)", 3, "failed", "exit 3", id="exit 3"),
+        pytest.param("sys.exit('no data')", 1, "failed", "exit 1", id="exit with a message"),
+        pytest.param("raise RuntimeError('boom')", 1, "failed", "RuntimeError", id="exception"),
+        pytest.param("raise KeyboardInterrupt", -2, "cancelled", "interrupted", id="KeyboardInterrupt"),
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -2, "cancelled", "interrupted", id="SIGINT"
+        ),
+        pytest.param(
+            """
+            try:
+                sys.exit(3)
+            except SystemExit:
+                pass
+            """,
+            0, "succeeded", None, id="a caught exit at the top",
+        ),
+        pytest.param(
+            """
+            def careful():
+                try:
+                    sys.exit(3)
+                except SystemExit:
+                    return
+            careful()
+            """,
+            0, "succeeded", None, id="a caught exit further down",
+        ),
+        pytest.param(
+            """
+            try:
+                try:
+                    sys.exit(4)
+                finally:
+                    train(1)
+            finally:
+                with torch.no_grad():
+                    train
+            """,
+            4, "failed", "exit 4", id="an exit through finally",
+        ),
+        pytest.param(
+            """
+            def careful():
+                try:
+                    sys.exit(5)
+                except BaseException:
+                    train(1)
+                    raise
+            careful()
+            """,
+            5, "failed", "exit 5", id="an exit caught and raised again",
+        ),
+        pytest.param(
+            """
+            import threading
+            thread = threading.Thread(target=sys.exit, args=(3,))
+            thread.start()
+            thread.join()
+            """,
+            0, "succeeded", None, id="an exit of a thread",
+        ),
+        pytest.param("watch.close(); sys.exit(3)", 3, "succeeded", None, id="closed before"),
+    ],
+)  # fmt: skip
+def test_an_ending(sink: OtlpSink, after: str, code: int, status: str, reason: str | None) -> None:
+    returncode, errors = finish(start(sink.endpoint, after))
+    assert returncode == code, errors
+    event = ended(sink)
+    assert event[names.STATUS] == status
+    assert event.get(names.REASON) == reason
+    if reason == "RuntimeError":
+        assert event[names.EXCEPTION_TYPE] == "RuntimeError"
+        assert event[names.EXCEPTION_MESSAGE] == "boom"
+        assert "RuntimeError: boom" in errors
+
+
+def test_a_short_run_delivers_everything(sink: OtlpSink) -> None:
+    returncode, errors = finish(start(sink.endpoint))
+    assert (returncode, errors) == (0, "")
+    assert sink.names() == [names.RUN_STARTED.name, names.RUN_ENDED.name]
+    assert [event.attributes[names.EVENT_SEQUENCE] for event in sink.events] == [0, 1]
+    assert sink.values(names.STEP_INDEX.name) == [0, 1, 2, 3, 4]
+    assert len(sink.values(names.LOSS.name)) == 5
+    (layers,) = [metric for metric in sink.metrics if metric.name == names.LAYER_GRADIENT_NORM.name]
+    points = {p.attributes[0].value.string_value: p for p in layers.exponential_histogram.data_points}
+    assert set(points) == {"weight", "bias"}
+    point = points["weight"]
+    assert (point.count, point.scale, point.zero_threshold) == (5, 3, 0.0)
+    assert sum(point.positive.bucket_counts) == 5
+    assert 0 < point.start_time_unix_nano < point.time_unix_nano
+    assert sink.encodings == {"gzip"}
+    resource = sink.events[0].resource
+    assert resource[names.SERVICE_NAME] == "endings"
+    assert resource[names.MODEL] == "Linear"
+    assert resource[names.TIER] == "experiment"
+    assert resource[names.RANK] == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"), [({}, "SIGTERM"), ({"GRADWATCH_PREEMPTIBLE": "1"}, "preempted")]
+)
+def test_sigterm_in_the_middle_of_a_long_call(sink: OtlpSink, environ: dict[str, str], reason: str) -> None:
+    """The call takes many seconds; a Python-level handler would wait for it."""
+    long_call = """
+    big = torch.randn(6000, 6000)
+    print("now", flush=True)
+    while True:
+        big @ big
+    """
+    process = start(sink.endpoint, long_call, **environ)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGTERM)
+    event = sink.wait_for_event(names.RUN_ENDED.name, timeout=10.0)
+    assert event.attributes[names.STATUS] == "cancelled"
+    assert event.attributes[names.REASON] == reason
+    returncode, _ = finish(process)
+    assert returncode == -signal.SIGTERM
+
+
+USER_HANDLER = """
+def mine(number, frame):
+    print("user handler", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, mine)
+"""
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_users_own_sigterm_handler_runs(sink: OtlpSink, place: str) -> None:
+    wait = "print('now', flush=True)\nwhile True: time.sleep(0.01)"
+    if place == "before":
+        process = start(sink.endpoint, wait, USER_HANDLER)
+    else:
+        process = start(sink.endpoint, USER_HANDLER + wait)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "user handler\n"
+    returncode, errors = finish(process)
+    assert returncode == 0, errors
+    event = ended(sink)
+    assert (event[names.STATUS], event[names.REASON]) == ("cancelled", "SIGTERM")
+
+
+def test_an_ignored_sigterm_stays_ignored(sink: OtlpSink) -> None:
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    returncode, errors = finish(start(sink.endpoint, "os.kill(os.getpid(), signal.SIGTERM); train(3)", ignore))
+    assert returncode == 0, errors
+    assert ended(sink)[names.STATUS] == "succeeded"
+
+
+def test_a_child_of_a_watched_process_dies_of_sigterm_and_says_nothing(sink: OtlpSink) -> None:
+    fork = """
+    child = os.fork()
+    if child == 0:
+        while True:
+            time.sleep(1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+    train(2)
+    """
+    returncode, errors = finish(start(sink.endpoint, fork))
+    assert returncode == 0, errors
+    assert ended(sink)[names.STATUS] == "succeeded"
+    assert sink.values(names.STEP_INDEX.name) == list(range(7))
+
+
+def test_spawned_ranks_watch_for_themselves(sink: OtlpSink, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import torch
+            import torch.distributed as dist
+            import gradwatch
+
+            def rank_main(rank, store):
+                dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+                model = torch.nn.Linear(4, 2)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                gradwatch.watch(model, optimizer)
+                model(torch.randn(3, 4)).sum().backward()
+                optimizer.step()
+                dist.destroy_process_group()
+
+            if __name__ == "__main__":
+                import sys
+                torch.multiprocessing.spawn(rank_main, (sys.argv[1],), nprocs=2)
+            """
+        )
+    )
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "store")],
+        env={"PATH": "/usr/bin:/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "GRADWATCH_TESTING": "1"},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    started = sink.find(names.RUN_STARTED.name)
+    assert sorted(event.resource[names.RANK] for event in started) == [0, 1]
+    assert len({event.resource[names.RUN_ID] for event in started}) == 1
+    assert (
+        sorted(event.attributes[names.STATUS] for event in sink.find(names.RUN_ENDED.name)) == ["succeeded"] * 2
+    )
+
+
+def test_without_a_collector_training_is_the_same_and_says_so_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    weights = "train(50); print(model.weight.detach().numpy().tobytes().hex())"
+    outputs = []
+    environ: dict[str, str]
+    for environ in ({}, {"GRADWATCH_DISABLED": "1"}):
+        process = start(nowhere, weights, GRADWATCH_EXPORT_INTERVAL="0.01", **environ)
+        began = time.monotonic()
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert time.monotonic() - began < 30  # a bound on hanging, not a measurement
+        outputs.append((output, errors))
+    (watched, said), (bare, silence) = outputs
+    assert watched == bare
+    assert silence == ""
+    assert said.count("\n") == 1
+    assert nowhere in said
+    assert "training goes on" in said
+
+
+def test_a_collector_that_comes_later_gets_everything(sink: OtlpSink) -> None:
+    sink.status = 503
+    wait = """
+    print("now", flush=True)
+    sys.stdin.readline()
+    """
+    process = start(sink.endpoint, wait, GRADWATCH_EXPORT_INTERVAL="0.05")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    with sink.arrived:
+        assert sink.arrived.wait_for(lambda: "gzip" in sink.encodings, 20.0)
+        assert sink.events == []
+        sink.status = 200
+    sink.wait_for_event(names.RUN_STARTED.name)
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert sink.names() == [names.RUN_STARTED.name, names.RUN_ENDED.name]
+    assert sink.values(names.STEP_INDEX.name) == [0, 1, 2, 3, 4]
