@@ -31,16 +31,17 @@ from gradwatch_slo.runs import Status
 logger = logging.getLogger(__name__)
 
 _NANOS = 1_000_000_000
-# A failed or lost run stays visible (and its findings open) for an hour; any other ending ends them at once.
-_SICK_FOR = 3600 * _NANOS
+# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks.
+_RECENT = 3600 * _NANOS
 _SLOS_EVERY = 15 * _NANOS
 _UPKEEP_EVERY = 10 * _NANOS
 _TIME_TO_TARGET_RUNS = 20
+_HEALTH = {Status.FAILED: 0, Status.LOST: 0, Status.RUNNING: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the last tick knew. ``runs``: live, or failed or lost within the last hour, the sickest first."""
+    """What the last tick knew. ``runs``: live, or ended within the last hour, the sickest first."""
 
     evaluated_at: int
     runs: Sequence[RunRow] = ()
@@ -188,9 +189,8 @@ def evaluate_objectives(
 
 def _recent_runs(connection: Connection, now: int) -> list[RunRow]:
     run = schema.run.c
-    sick = run.status.in_([Status.FAILED, Status.LOST]) & (run.ended_at >= now - _SICK_FOR)
-    runs = load_runs(connection, (run.status == Status.RUNNING) | sick)
-    return sorted(runs, key=lambda r: (r.status is Status.RUNNING, -r.started_at))
+    runs = load_runs(connection, (run.status == Status.RUNNING) | (run.ended_at >= now - _RECENT))
+    return sorted(runs, key=lambda r: (_HEALTH[r.status], -r.started_at))
 
 
 def _time_to_target(connection: Connection) -> dict[JobLabels, float]:

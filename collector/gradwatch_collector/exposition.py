@@ -22,6 +22,9 @@ MAX_RUNS: Final = 1_000
 _NANOS: Final = 1_000_000_000
 _ENDINGS: Final = tuple(status for status in Status if status is not Status.RUNNING)
 
+# A run that ended well needs no series of its own any more.
+_SHOWN: Final = (Status.RUNNING, Status.FAILED, Status.LOST)
+
 Sample = tuple[tuple[str, ...], float]
 
 
@@ -39,7 +42,7 @@ class RunMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family of ``conventions.FAMILIES`` that rests on runs, findings or objectives."""
         snapshot = self._evaluator.snapshot
-        runs = snapshot.runs[:MAX_RUNS]
+        runs = [run for run in snapshot.runs if run.status in _SHOWN][:MAX_RUNS]
         yield from self._run_families(runs)
         yield from _job_families(snapshot, self._live)
         yield from _finding_families(snapshot)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import uvicorn
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from sqlalchemy import Engine
@@ -87,6 +87,7 @@ def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
 
 def application(engine: Engine, settings: ServerSettings) -> Starlette:
     """Return the ASGI application; its lifespan starts and stops the writer and the evaluator."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client's; a series more for each counter
     metrics = CollectorRegistry()
     ProcessCollector(registry=metrics)
     GCCollector(registry=metrics)

@@ -15,8 +15,10 @@ from gradwatch_collector.database import transaction
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.live import LiveRuns
-from gradwatch_collector.records import Batch
+from gradwatch_collector.records import Batch, ProcessKey
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.series import SeriesIds
+from gradwatch_collector.storage import Received, store
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, batch, event, scalar, source
 
@@ -133,6 +135,21 @@ def test_a_failed_run_is_shown_for_an_hour_and_its_finding_is_active(service: Se
         service.samples(c.FINDINGS_OPENED)[labels(c.FINDINGS_OPENED, rule="run_failed", tier="production")]
         == 1.0
     )
+
+
+def test_a_nan_in_a_run_that_came_and_went_between_two_ticks_is_found(service: Service) -> None:
+    service.receive(start("a"), end("a", 2, "succeeded"))
+    with transaction(service.database) as connection:
+        bad = Received(
+            ProcessKey("a", 1, 0, "a"), batch(source("a"), event(c.NONFINITE_STEP, 1, 1, STEP=3)), at(2)
+        )
+        store(connection, SeriesIds(), [bad])
+    service.tick(3)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.run_id, found.rule, found.step) == ("a", "nonfinite", 3)
+    assert service.samples(c.RUN_INFO) == {}
+    service.tick(HOUR + 3)
+    assert service.samples(c.FINDING_ACTIVE) == {}
 
 
 def test_a_silent_run_is_lost_and_its_return_resolves_the_finding(service: Service) -> None:
