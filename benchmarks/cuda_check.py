@@ -3,8 +3,8 @@
     PYTHONPATH=agent python benchmarks/cuda_check.py
 
 Trains with ``torch.cuda.set_sync_debug_mode("error")`` and compares what arrives with a dense computation.
-Prints PASS or FAIL lines and exits with 1 after a FAIL. Needs torch and this repository only: telemetry stays in
-memory.
+Prints PASS or FAIL lines and exits with 1 after a FAIL. Needs torch and this repository only: telemetry
+stays in memory.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
         conventions.TIER: settings.tier,
         conventions.TARGET: str(settings.target) if settings.target else None,
         conventions.DEADLINE: settings.deadline,
-        conventions.SEED: torch.initial_seed(),
+        # Text: an unseeded generator has 64 unsigned bits, and OTLP integers are signed.
+        conventions.SEED: str(torch.initial_seed()),
         conventions.GIT_COMMIT: git_commit(Path.cwd()),
         conventions.TORCH_VERSION: str(torch.__version__),
         conventions.CUDA_VERSION: torch.version.cuda,

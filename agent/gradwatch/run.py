@@ -6,6 +6,7 @@ import atexit
 import itertools
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -257,12 +258,33 @@ def close_run(run: Run, ending: Ending) -> None:
     run.close(ending)
 
 
+# A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to the
+# child: it waits until the child has its own handling back. The mask is the forking thread's own.
+_masks: Final = threading.local()
+
+
 @shielded(None)
-def _after_fork() -> None:
+def _before_fork() -> None:
+    if _current is not None:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+@shielded(None)
+def _after_fork_in_parent() -> None:
+    before = _masks.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@shielded(None)
+def _after_fork_in_child() -> None:
     global _current
     run, _current = _current, None
     if run is not None:
         run.abandon_in_child()
+    _after_fork_in_parent()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
