@@ -91,7 +91,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     DEVICE: "Device, such as `cuda:0`.",
     METRIC_NAME: "Name given to `watch.log(name=value)`.",
     EVENT_SEQUENCE: "Counts the events of a process from 0; part of an event's key.",
-    STEP: "0-based optimizer step the event belongs to.",
+    STEP: "0-based optimizer step the event belongs to; for heartbeats and endings the last that ended.",
     STATUS: "`succeeded`, `failed` or `cancelled`.",
     REASON: "Why the run ended so: exception type, `exit 3`, `SIGTERM`, `interrupted`.",
     EXIT_CODE: "Exit code, when known.",

@@ -78,6 +78,7 @@ class StepObserver:
         start_step: int = 0,
     ) -> None:
         self.step = start_step
+        self._start_step = start_step
         self._sink = sink
         self._clock = clock
         self._log_clock = clock.branch()
@@ -185,6 +186,11 @@ class StepObserver:
             return not self._models or any(mine & model.layer_names(False).keys() for model in self._models)
 
         self._adopts = adopts
+
+    @property
+    def last_step(self) -> int | None:
+        """Index of the last step that ended; None before the first."""
+        return self.step - 1 if self.step > self._start_step else None
 
     @property
     def optimizer_count(self) -> int:

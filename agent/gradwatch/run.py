@@ -127,7 +127,7 @@ class Run:
         self._interval.logged.append(value)
         target = self.settings.target
         if target is not None and not self._target_reached and target.metric == value.name:
-            self._check_target(value.value, max(self.settings.start_step, self.observer.step - 1))
+            self._check_target(value.value, self.observer.last_step)
 
     def wants_nonfinite_detail(self) -> bool:
         """See ``StepSink``."""
@@ -149,7 +149,7 @@ class Run:
             }
             self._emit(conventions.NONFINITE_STEP, known)
 
-    def _check_target(self, value: float, step: int) -> None:
+    def _check_target(self, value: float, step: int | None) -> None:
         target = self.settings.target
         if target is not None and math.isfinite(value) and target.holds(value):
             self._target_reached = True
@@ -172,7 +172,7 @@ class Run:
 
     def _heartbeat(self) -> None:
         if not self._ended:
-            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: self.observer.step})
+            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: self.observer.last_step})
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -191,7 +191,7 @@ class Run:
         self._emit(
             conventions.RUN_ENDED,
             {
-                conventions.STEP: self.observer.step,
+                conventions.STEP: self.observer.last_step,
                 conventions.STATUS: ending.status,
                 conventions.REASON: ending.reason,
                 conventions.EXIT_CODE: ending.exit_code,
