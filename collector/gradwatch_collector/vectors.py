@@ -83,8 +83,9 @@ def encode_packed(packed: Sequence[bytes], *, compress: bool = True) -> bytes:
 def decode_packed(data: bytes, count: int) -> tuple[bytes, ...]:
     """Decode ``count`` byte strings that `encode_packed` made."""
     body = data[1:] if data[:1] == _RAW else zlib.decompress(data[1:])
-    ends = np.cumsum(np.frombuffer(body, "<u4", count), dtype=np.int64) + 4 * count
-    starts = np.concatenate([[4 * count], ends[:-1]])
+    lengths = np.frombuffer(body, "<u4", count)
+    ends = 4 * count + np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
     return tuple(body[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
 
 
