@@ -156,16 +156,10 @@ def upgrade(engine: Engine, *, now: Callable[[], int] = time.time_ns) -> list[st
     version = schema_version(engine)
     if version.state is SchemaState.NEWER:
         raise _newer(engine, version)
-    if version.state is SchemaState.EMPTY:
-        _check_unused(engine)
-    applied = _pending(version.current)
+    applied: list[str] = []
     try:
-        for revision in applied:
-            with transaction(engine) as connection:
-                _lock_migrations(connection)
-                config = _config()
-                config.attributes["connection"] = connection
-                command.upgrade(config, revision)
+        while revision := _apply_next(engine):
+            applied.append(revision)
         with transaction(engine) as connection:
             maintain_partitions(connection, now())
     except SQLAlchemyError as error:
@@ -203,18 +197,23 @@ def _newer(engine: Engine, version: SchemaVersion) -> DatabaseError:
     )
 
 
-def _check_unused(engine: Engine) -> None:
-    with engine.connect() as connection:
-        tables = inspect(connection).get_table_names()
-    if "run" in tables:
-        raise DatabaseError(
-            f"{describe(engine)} holds a table `run` that gradwatch did not make: choose another database"
-        )
-
-
-def _pending(current: str | None) -> list[str]:
-    script = ScriptDirectory.from_config(_config())
-    return [step.revision for step in reversed(list(script.iterate_revisions("head", current or "base")))]
+def _apply_next(engine: Engine) -> str | None:
+    with transaction(engine) as connection:
+        _lock_migrations(connection)
+        # Looked at under the lock: somebody else may have migrated while we waited for it.
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is None and "run" in inspect(connection).get_table_names():
+            raise DatabaseError(
+                f"{describe(engine)} holds a table `run` that gradwatch did not make: choose another database"
+            )
+        pending = ScriptDirectory.from_config(_config()).iterate_revisions("head", current or "base")
+        following = next(reversed(list(pending)), None)
+        if following is None:
+            return None
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, following.revision)
+        return following.revision
 
 
 def _config() -> Config:

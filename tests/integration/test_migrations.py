@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,19 @@ def test_an_upgrade_is_applied_once_and_can_be_taken_back(empty_database: Engine
     db.downgrade(empty_database, "base")
     assert set(inspect(empty_database).get_table_names()) == {"alembic_version"}
     assert db.upgrade(empty_database) == applied
+
+
+def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> None:
+    start = threading.Barrier(3)
+
+    def upgrade_one(_: int) -> list[str]:
+        start.wait()
+        return db.upgrade(empty_database)
+
+    with ThreadPoolExecutor(3) as pool:
+        applied = list(pool.map(upgrade_one, range(3)))
+    assert sorted(map(len, applied))[:2] == [0, 0]
+    assert db.schema_version(empty_database).state is SchemaState.CURRENT
 
 
 def test_a_failing_migration_leaves_nothing_behind(empty_database: Engine) -> None:
