@@ -21,8 +21,9 @@ class Slot:
 
     __slots__ = ("buffer", "event", "width")
 
-    def __init__(self, capacity: int, dtype: torch.dtype) -> None:
-        self.buffer = torch.empty(capacity, dtype=dtype, pin_memory=True)
+    def __init__(self, capacity: int) -> None:
+        # float64 holds every real type exactly; the vector is converted on the device.
+        self.buffer = torch.empty(capacity, dtype=torch.float64, pin_memory=True)
         self.event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch
         self.width = 0
 
@@ -39,10 +40,9 @@ class Slot:
 class DeviceRing:
     """Slots of one device, reused in turn."""
 
-    def __init__(self, device: torch.device, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, capacity: int) -> None:
         self._device = device
         self._capacity = capacity
-        self._dtype = dtype
         self._free: deque[Slot] = deque()
         self._made = 0
 
@@ -56,12 +56,12 @@ class DeviceRing:
         if self._free:
             slot = self._free.popleft()
         elif self._made < _SLOTS:
-            slot = Slot(self._capacity, self._dtype)
+            slot = Slot(self._capacity)
             self._made += 1
         else:
             return None
         with torch.cuda.device(self._device):
-            vectors = [part.detach().reshape(-1).to(self._dtype) for part in parts]
+            vectors = [part.detach().reshape(-1).to(torch.float64) for part in parts]
             vector = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
             slot.width = width
             slot.buffer[:width].copy_(vector, non_blocking=True)

@@ -47,11 +47,9 @@ class Interval:
             record = self.steps.popleft()
             self._scalars(record, optimizers, add)
             self._aggregate(record)
-            if record.duration is not None:
-                lasted += record.duration
-                spent += record.spent
-            elif record.optimizer:
-                spent += record.spent
+            spent += record.spent
+            if record.optimizer == 0:
+                lasted += record.duration or 0
             pace()
         while self.logged:
             name, time, value = self.logged.popleft()

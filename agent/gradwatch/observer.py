@@ -11,23 +11,25 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
-from gradwatch.device_ring import DeviceRing, Slot, is_capturing
-from gradwatch.gradients import DeviceNorms, Reading
+from gradwatch.device_ring import is_capturing
+from gradwatch.gradients import Reading
 from gradwatch.loss import LossCapture
-from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.safety import internal_error, log
-from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
+from gradwatch.suspects import Suspects, is_finite
+from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
 from gradwatch.watched import Model, WatchedOptimizer, count_parameters, parameters_of, unwrap
 
 if TYPE_CHECKING:
@@ -35,34 +37,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class StepSink(Protocol):
-    """Where finished steps go; must return at once."""
-
-    def step(self, record: StepRecord) -> None:
-        """A step is complete."""
-
-    def logged(self, value: LoggedValue) -> None:
-        """A number given to ``watch.log``."""
-
-    def nonfinite(self, step: NonfiniteStep) -> None:
-        """A step was non-finite."""
-
-    def wants_nonfinite_detail(self) -> bool:
-        """Whether the next non-finite step becomes an event; only then it is worth a closer look."""
-
-
-class _InFlight:
-    """A step whose device values have not all arrived."""
-
-    __slots__ = ("indices", "norms", "parts", "record")
-
-    def __init__(self) -> None:
-        self.record: StepRecord | None = None
-        # ring, slot, indices of norms, number of losses, whether scale and found_inf follow
-        self.parts: list[tuple[DeviceRing, Slot, Sequence[int], int, bool]] = []
-
-    def arrived(self) -> bool:
-        return all(slot.arrived() for _, slot, _, _, _ in self.parts)
+# At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
+_LAST_QUERIES: Final = 50
 
 
 class StepObserver:
@@ -73,7 +49,8 @@ class StepObserver:
         sink: StepSink,
         clock: Clock,
         *,
-        new_budget: Callable[[], Budget],
+        overhead_budget: float = 0.005,
+        every: int | None = None,
         capture_loss: bool = True,
         start_step: int = 0,
     ) -> None:
@@ -83,7 +60,10 @@ class StepObserver:
         self._clock = clock
         self._log_clock = clock.branch()
         self._log_lock = threading.Lock()
-        self._new_budget = new_budget
+        self._overhead_budget = overhead_budget
+        self._every = every
+        self._suspicious = False
+        self._warned = False
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
         self._created = 0
@@ -97,11 +77,9 @@ class StepObserver:
         self._epoch = 0
         self._begun = 0
         self._spent_outside = 0
-        self._last_end: int | None = None
-        self._open: tuple[StepRecord, _InFlight | None] | None = None
-        self._pending: deque[_InFlight] = deque()
-        self._pending_logs: deque[tuple[str, int, DeviceRing, Slot]] = deque()
-        self._rings: dict[torch.device, DeviceRing] = {}
+        self._open: tuple[StepRecord, InFlight | None] | None = None
+        self._suspects = Suspects(sink, self._watched)
+        self._arrivals = Arrivals(sink, self._suspects)
         self._loss_capture = LossCapture(self, capture_loss)
         self._clip_capture = ClipCapture(self)
         self._handles: list[Any] = []
@@ -158,7 +136,9 @@ class StepObserver:
         def gone(_reference: object) -> None:
             self._watched.pop(key, None)
 
-        watched = WatchedOptimizer(optimizer, self._created, self._models, self._new_budget(), gone)
+        watched = WatchedOptimizer(
+            optimizer, self._created, self._models, Budget(self._overhead_budget, self._every), gone
+        )
         if watched.reader.unreadable:
             log.warning(
                 "missing instrumentation: %d of %d parameters are sharded or on a device whose gradients "
@@ -167,6 +147,8 @@ class StepObserver:
             )  # fmt: skip
         self._created += 1
         self._watched[key] = watched
+        for each in self._watched.values():
+            each.budget.share = self._overhead_budget / len(self._watched)
         return True
 
     def forget(self, optimizers: Sequence[Optimizer]) -> None:
@@ -229,7 +211,7 @@ class StepObserver:
                 watched.is_late = True
                 watched.reading = None
                 self._closure_base = (self._loss, len(self._device_losses))
-            else:
+            elif watched.observe or self._suspicious:
                 self._look(optimizer, watched, before=True)
             watched.spent = perf_counter_ns() - start
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
@@ -250,7 +232,8 @@ class StepObserver:
             if watched.is_late:
                 watched.is_late = False
                 self._closure_base = None
-                self._look(optimizer, watched, before=False)
+                if watched.observe or self._suspicious:
+                    self._look(optimizer, watched, before=False)
             self._end_step(optimizer, watched, start)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
@@ -268,6 +251,8 @@ class StepObserver:
             if loss.is_cpu:
                 value = float(loss.item())
                 self._loss = value if self._loss is None else self._loss + value
+                if not math.isfinite(value):
+                    self._suspicious = True
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
         self._spent_outside += perf_counter_ns() - start
@@ -307,9 +292,7 @@ class StepObserver:
     def _look(self, optimizer: Optimizer, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
         loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
-        suspicious = not _finite(loss)
-        if not watched.observe and not suspicious:
-            return
+        suspicious = not is_finite(loss)
         if suspicious and not watched.observe and not self._sink.wants_nonfinite_detail():
             watched.nonfinite = True
             self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
@@ -320,22 +303,25 @@ class StepObserver:
                 watched.rebuild(optimizer, self._models)
             reading = watched.reading = watched.reader.read()
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
-            self._judge(watched, reading, loss, before=before)
+            self._suspects.on_host(self.step, watched, reading, loss, before=before)
 
     def _end_step(
         self, optimizer: Optimizer, watched: WatchedOptimizer, start: int, *, skipped: bool = False
     ) -> None:
         if watched.order.learning:
             watched.order.settle()
-        if self._pending or self._pending_logs:
-            self._drain()
+        if self._arrivals:
+            self._arrivals.drain()
         now = self._clock.now()
         loss, self._loss = self._loss, None
+        self._suspicious = False
         reading, watched.reading = watched.reading, None
-        in_flight: _InFlight | None = None
+        in_flight: InFlight | None = None
         scale = 1.0
         if reading is not None or self._device_losses or self._given_loss is not None:
-            loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
+            loss, scale, skipped, in_flight = self._collect(optimizer, reading, loss, skipped)
+            if reading is not None and not self._is_reportable(reading, in_flight):
+                reading = None
         total, clip_total = None, watched.clip_total
         watched.clip_total = None
         nonfinite, watched.nonfinite = watched.nonfinite and not skipped, False
@@ -351,16 +337,14 @@ class StepObserver:
         elif clip_total is not None:
             total = clip_total
         step = self.step
-        duration = None
+        duration = None if watched.last_end is None else now - watched.last_end
+        watched.last_end = now
         if watched.index == 0:
             self.step = step + 1
-            if self._last_end is not None:
-                duration = now - self._last_end
-            self._last_end = now
-        rates: tuple[float | None, ...] = tuple(_rate(group["lr"]) for group in optimizer.param_groups)
+        rates = _rates(optimizer)
         if self._given_rate is not None:
             rates, self._given_rate = (self._given_rate,), None
-        watched.last_loss = loss if _finite(loss) else None
+        watched.last_loss = loss if is_finite(loss) else None
         watched.last_step = step
         watched.previous_observed = reading is not None or skipped
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
@@ -371,18 +355,17 @@ class StepObserver:
             skipped, spent,
         )  # fmt: skip
         if self._open is not None:
-            self._hand_over()
+            self._arrivals.add(*self._open)
         self._open = (record, in_flight)
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
 
     def _collect(
         self,
         optimizer: Optimizer,
-        watched: WatchedOptimizer,
         reading: Reading | None,
         loss: float | None,
         skipped: bool,
-    ) -> tuple[float | None, float, bool, _InFlight | None]:
+    ) -> tuple[float | None, float, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
         losses, self._device_losses = self._device_losses, []
         given, self._given_loss = self._given_loss, None
@@ -395,173 +378,30 @@ class StepObserver:
         found_tensor = getattr(optimizer, "found_inf", None)
         scale = 1.0
         scalars: tuple[Tensor, Tensor] | None = None
-        if isinstance(scale_tensor, torch.Tensor) and isinstance(found_tensor, torch.Tensor):
-            if scale_tensor.device.type == "cpu":
-                scale = float(scale_tensor.item())
+        # After `unscale_` there is no scale, only the verdict.
+        if isinstance(found_tensor, torch.Tensor):
+            if found_tensor.is_cpu:
+                scale = 1.0 if scale_tensor is None else float(scale_tensor)
                 skipped = skipped or bool(found_tensor.item())
             else:
-                scalars = (scale_tensor, found_tensor)
-        if not losses and (reading is None or not reading.on_device):
-            return loss, scale, skipped, None
-        in_flight = _InFlight()
-        on_device: dict[torch.device, list[DeviceNorms]] = {}
-        for norms in reading.on_device if reading is not None else ():
-            on_device.setdefault(norms.vector.device, []).append(norms)
-        for tensor in losses:
-            on_device.setdefault(tensor.device, [])
-        for device, vectors in on_device.items():
-            local = [tensor for tensor in losses if tensor.device == device]
-            parts = [norms.vector for norms in vectors] + local
-            if scalars is not None and vectors:
-                parts += [tensor.to(device, non_blocking=True) for tensor in scalars]
-            ring = self._ring(device, watched)
-            slot = ring.send(parts)
-            if slot is not None:
-                indices = [index for norms in vectors for index in norms.indices]
-                in_flight.parts.append((ring, slot, indices, len(local), scalars is not None and bool(vectors)))
-        return loss, scale, skipped, in_flight if in_flight.parts else None
+                scalars = (found_tensor.new_ones(()) if scale_tensor is None else scale_tensor, found_tensor)
+        on_device = reading.on_device if reading is not None else ()
+        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses else None
+        return loss, scale, skipped, in_flight
 
-    def _ring(self, device: torch.device, watched: WatchedOptimizer | None = None) -> DeviceRing:
-        ring = self._rings.get(device)
-        if ring is None:
-            parameters = watched.reader.parameters if watched is not None else ()
-            wide = any(p.dtype in {torch.float64, torch.complex128} for p in parameters)
-            ring = DeviceRing(device, len(parameters) + 16, torch.float64 if wide else torch.float32)
-            self._rings[device] = ring
-        return ring
-
-    def _judge(self, watched: WatchedOptimizer, reading: Reading, loss: float | None, *, before: bool) -> None:
-        """Look closer at a step whose loss or CPU gradients seem non-finite. Runs on such steps only."""
-        norms = reading.norms
-        suspects = [i for i, norm in zip(reading.indices, norms, strict=False) if not math.isfinite(norm)]
-        bad = watched.reader.nonfinite(suspects)
-        if len(bad) < len(suspects):
-            # The L2 norm overflowed while every element is finite.
-            fine = set(suspects).difference(bad)
-            norms[:] = [
-                watched.reader.exact_norm(i) if i in fine else norm
-                for i, norm in zip(reading.indices, norms, strict=False)
-            ]
-        if not bad and _finite(loss):
-            return
-        watched.nonfinite = True
-        order = watched.order.indices()
-        poisoned, elsewhere = self._poisoned(watched) if before else (None, False)
-        found = origin(Witnesses(loss, reading.indices, bad, poisoned, order))
-        if elsewhere and not poisoned:
-            found = Origin("parameters", None)
-        self._sink.nonfinite(
-            NonfiniteStep(
-                self.step,
-                layer=None if found.layer is None else watched.layers[found.layer],
-                born_in=found.born_in,
-                layers=len(bad),
-                elements=watched.reader.nonfinite_elements(bad),
-                loss=loss,
+    def _is_reportable(self, reading: Reading, in_flight: InFlight | None) -> bool:
+        """Whether there is anything to report; a norm of zero over no gradients would be a lie."""
+        if reading.on_device:
+            return in_flight is not None
+        if reading.indices:
+            return True
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "missing instrumentation: an optimizer stepped and none of its parameters has a `.grad`; "
+                "no gradient norms are reported (loops that keep gradients elsewhere are not supported yet)"
             )
-        )
-
-    def _poisoned(self, watched: WatchedOptimizer) -> tuple[Sequence[int], bool]:
-        """Parameters of this optimizer that are bad before its step, and whether another one's are.
-
-        Those that turned bad during a step nobody observed get their own report: the gradients are gone, but
-        the update left their mask in the parameters.
-        """
-        mine: Sequence[int] = ()
-        elsewhere = False
-        for other in self._watched.values():
-            bad = other.reader.nonfinite_parameters()
-            if bad and not (other.poisoned or other.previous_observed) and other.last_loss is not None:
-                everything = range(len(other.reader.parameters))
-                layer = first_in_backward(bad, everything, other.order.indices())
-                self._sink.nonfinite(
-                    NonfiniteStep(
-                        other.last_step,
-                        layer=None if layer is None else other.layers[layer],
-                        # An update that overflows leaves infinities; NaNs came with the gradients.
-                        born_in="backward" if other.reader.has_nan_parameter(bad) else None,
-                        layers=len(bad),
-                        loss=other.last_loss,
-                    )
-                )
-            other.poisoned = bool(bad)
-            if other is watched:
-                mine = bad
-            else:
-                elsewhere = elsewhere or bool(bad)
-        return mine, elsewhere
-
-    # --- What arrives late -----------------------------------------------------------------------------
-
-    def _hand_over(self) -> None:
-        """Give the last step away: nobody can log a loss for it any more."""
-        if self._open is None:
-            return
-        record, in_flight = self._open
-        self._open = None
-        if in_flight is not None:
-            in_flight.record = record
-            self._pending.append(in_flight)
-        elif self._pending:
-            waiting = _InFlight()  # steps leave in order
-            waiting.record = record
-            self._pending.append(waiting)
-        else:
-            self._sink.step(record)
-
-    def _drain(self) -> None:
-        while self._pending and self._pending[0].arrived():
-            self._arrived(self._pending.popleft())
-        while self._pending_logs and self._pending_logs[0][3].arrived():
-            name, time, ring, slot = self._pending_logs.popleft()
-            value = slot.values()[0]
-            ring.recycle(slot)
-            self._sink.logged(LoggedValue(name, time, value))
-
-    def _arrived(self, in_flight: _InFlight) -> None:
-        record = in_flight.record
-        assert record is not None
-        loss, indices, norms = record.loss, list(record.indices or ()), list(record.norms or ())
-        skipped = record.skipped
-        for ring, slot, where, losses, scaled in in_flight.parts:
-            values = slot.values()
-            ring.recycle(slot)
-            scale = 1.0
-            if scaled:
-                scale, found_inf = values[-2:]
-                skipped = skipped or found_inf != 0
-            indices += where
-            norms += [value / scale for value in values[: len(where)]]
-            if losses and record.loss is None:
-                loss = math.fsum([loss or 0.0, *values[len(where) : len(where) + losses]])
-        observed = record.indices is not None and not skipped
-        total = math.hypot(*norms) if observed and record.gradient_norm is not None else record.gradient_norm
-        bad = [i for i, norm in zip(indices, norms, strict=True) if not math.isfinite(norm)]
-        nonfinite = not skipped and (record.nonfinite or bool(bad) or not _finite(loss))
-        if nonfinite and not record.nonfinite:
-            self._judge_late(record, indices, bad, loss)
-        self._sink.step(
-            record._replace(
-                loss=loss,
-                indices=indices if observed else None,
-                norms=norms if observed else None,
-                gradient_norm=total,
-                nonfinite=nonfinite,
-                skipped=skipped,
-            )
-        )
-
-    def _judge_late(
-        self, record: StepRecord, indices: Sequence[int], bad: Sequence[int], loss: float | None
-    ) -> None:
-        order: Sequence[int] = ()
-        for watched in self._watched.values():
-            if watched.index == record.optimizer:
-                order = watched.order.indices()
-                watched.observe = True
-        found = origin(Witnesses(loss, indices, bad, None, order))
-        layer = None if found.layer is None else record.layers[found.layer]
-        self._sink.nonfinite(NonfiniteStep(record.step, layer, found.born_in, len(bad), None, loss))
+        return False
 
     # --- What the user says ------------------------------------------------------------------------------
 
@@ -579,11 +419,8 @@ class StepObserver:
                 with self._log_lock:
                     self._sink.logged(LoggedValue(name, self._log_clock.now(), number))
             else:
-                ring = self._ring(number.device)
-                slot = None if is_capturing() else ring.send([number])
-                if slot is not None:
-                    with self._log_lock:
-                        self._pending_logs.append((name, self._log_clock.now(), ring, slot))
+                if not is_capturing():
+                    self._arrivals.send_logged(name, self._log_clock.now(), number)
 
     def _between_steps(self) -> bool:
         """Whether nothing of the next step was seen yet: then a loss is meant for the last one."""
@@ -592,6 +429,7 @@ class StepObserver:
     def _log_loss(self, loss: float | Tensor) -> None:
         if self._open is None or not self._between_steps():
             self._given_loss = loss
+            self._suspicious = isinstance(loss, float) and not math.isfinite(loss)
             return
         record, in_flight = self._open
         if isinstance(loss, float):
@@ -600,13 +438,11 @@ class StepObserver:
                 record = record._replace(nonfinite=True)
             self._open = (record._replace(loss=loss), in_flight)
         else:
-            in_flight = in_flight or _InFlight()
-            ring = self._ring(loss.device)
-            slot = None if is_capturing() else ring.send([loss])
-            if slot is not None:
-                in_flight.parts = [(r, s, where, 0, scaled) for r, s, where, _, scaled in in_flight.parts]
-                in_flight.parts.append((ring, slot, (), 1, False))
-                self._open = (record._replace(loss=None), in_flight)
+            sent = self._arrivals.send((), [loss], None)
+            if sent is not None:
+                # What was captured no longer counts: norms stay, losses are the new one's.
+                kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
+                self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
 
     def _log_rate(self, rate: float) -> None:
         if self._open is None or not self._between_steps():
@@ -626,12 +462,14 @@ class StepObserver:
 
     def finish(self) -> None:
         """Hand over what there is. Device values that have not arrived are asked for, briefly."""
-        self._hand_over()
-        for _ in range(50):
-            self._drain()
-            if not self._pending and not self._pending_logs:
+        if self._open is not None:
+            self._arrivals.add(*self._open)
+            self._open = None
+        for _ in range(_LAST_QUERIES):
+            self._arrivals.drain()
+            if not self._arrivals:
                 return
-            threading.Event().wait(0.002)
+            time.sleep(0.002)
 
 
 def _overflowed(optimizer: Optimizer) -> bool:
@@ -640,8 +478,12 @@ def _overflowed(optimizer: Optimizer) -> bool:
     return isinstance(found_inf, torch.Tensor) and found_inf.is_cpu and bool(found_inf.item())
 
 
-def _finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
+def _rates(optimizer: Optimizer) -> tuple[float | None, ...]:
+    groups = optimizer.param_groups
+    rate = groups[0]["lr"]
+    if len(groups) == 1 and type(rate) is float:
+        return (rate,)
+    return tuple(_rate(group["lr"]) for group in groups)
 
 
 def _rate(value: Any) -> float | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
-from gradwatch.budget import Budget
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
 from gradwatch.endings import CANCELLED, Ending, EndingWatch
@@ -65,7 +64,8 @@ class Run:
         self.observer = StepObserver(
             self,
             clock,
-            new_budget=lambda: Budget(settings.overhead_budget, settings.every),
+            overhead_budget=settings.overhead_budget,
+            every=settings.every,
             capture_loss=settings.capture_loss,
             start_step=settings.start_step,
         )
@@ -258,8 +258,8 @@ def close_run(run: Run, ending: Ending) -> None:
     run.close(ending)
 
 
-# A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to the
-# child: it waits until the child has its own handling back. The mask is the forking thread's own.
+# A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to
+# the child: it waits until the child has its own handling back. The mask is the forking thread's own.
 _masks: Final = threading.local()
 
 

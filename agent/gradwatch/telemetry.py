@@ -103,6 +103,22 @@ class MetricPoints:
     points: Sequence[Point] | Sequence[HistogramPoint]
 
 
+class StepSink(Protocol):
+    """Where finished steps go; must return at once."""
+
+    def step(self, record: StepRecord) -> None:
+        """A step is complete."""
+
+    def logged(self, value: LoggedValue) -> None:
+        """A number given to ``watch.log``."""
+
+    def nonfinite(self, step: NonfiniteStep) -> None:
+        """A step was non-finite."""
+
+    def wants_nonfinite_detail(self) -> bool:
+        """Whether the next non-finite step becomes an event; only then it is worth a closer look."""
+
+
 class Exporter(Protocol):
     """Where telemetry goes. Called from one background thread; False means: keep it and try again."""
 

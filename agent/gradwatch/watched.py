@@ -83,9 +83,9 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_total", "depth", "frame", "index", "is_late", "last_loss", "last_step",
-        "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed", "reader", "reading",
-        "reading_epoch", "reference", "size", "spent",
+        "budget", "capturing", "clip_total", "depth", "frame", "index", "is_late", "last_end", "last_loss",
+        "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed", "reader",
+        "reading", "reading_epoch", "reference", "size", "spent",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +110,7 @@ class WatchedOptimizer:
         self.clip_total: float | None = None
         self.last_loss: float | None = None
         self.last_step = 0
+        self.last_end: int | None = None
         self.nonfinite = False
         self.poisoned = False
         self.spent = 0

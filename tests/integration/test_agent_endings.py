@@ -213,7 +213,7 @@ def test_sigterm_in_the_middle_of_a_long_call(sink: OtlpSink, environ: dict[str,
 
 USER_HANDLER = """
 def mine(number, frame):
-    os.write(1, b"user handler\n")  # print is not re-entrant
+    os.write(1, b"user handler\\n")  # print is not re-entrant
     sys.exit(0)
 signal.signal(signal.SIGTERM, mine)
 """

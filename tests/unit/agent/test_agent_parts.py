@@ -193,7 +193,7 @@ def simulate(
         cost = observed_cost if observe else thin_cost
         spent += cost
         observations += observe
-        observe = budget.observes_next(cost, step, observe)
+        observe = budget.observes_next(round(cost * 1e9), round(step * 1e9), observe)
     return spent / (steps * step), observations
 
 
@@ -214,7 +214,7 @@ def test_every_n_is_every_nth() -> None:
     budget, observe, pattern = Budget(0.005, every=3), True, []
     for _ in range(9):
         pattern.append(observe)
-        observe = budget.observes_next(1.0, 1.0, observe)
+        observe = budget.observes_next(1, 1, observe)
     assert pattern == [True, False, False] * 3
 
 

@@ -1,0 +1,151 @@
+"""Steps and logged values whose numbers are still on a device: they wait here, in order."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from gradwatch.device_ring import DeviceRing, Slot
+from gradwatch.gradients import DeviceNorms
+from gradwatch.suspects import Suspects
+from gradwatch.telemetry import LoggedValue, StepRecord, StepSink
+
+# A model's vector fits from the start; longer accumulations make the ring grow.
+_SPARE: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One slot: norms of the parameters at ``indices``, ``losses`` losses, and perhaps the scaler's two."""
+
+    ring: DeviceRing
+    slot: Slot
+    indices: tuple[int, ...]
+    losses: int
+    scaled: bool
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What of one step has left a device and not yet arrived."""
+
+    parts: list[_Part] = field(default_factory=list)
+    record: StepRecord | None = None
+
+    def arrived(self) -> bool:
+        """Whether all of it is here; never waits."""
+        return all(part.slot.arrived() for part in self.parts)
+
+
+class Arrivals:
+    """Sends vectors off, and hands steps on once their values have arrived. Training thread only."""
+
+    def __init__(self, sink: StepSink, suspects: Suspects) -> None:
+        self._sink = sink
+        self._suspects = suspects
+        self._steps: deque[InFlight] = deque()
+        self._logged: deque[tuple[str, int, DeviceRing, Slot]] = deque()
+        self._rings: dict[torch.device, DeviceRing] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._steps or self._logged)
+
+    def send(
+        self,
+        norms: Sequence[DeviceNorms],
+        losses: Sequence[Tensor],
+        scaler: tuple[Tensor, Tensor] | None,
+    ) -> InFlight | None:
+        """Start the copies of one step. ``scaler``: scale and found-inf of a fused optimizer.
+
+        None when a ring was full: then the step's device values are given up.
+        """
+        in_flight = InFlight()
+        for device in {vector.vector.device for vector in norms} | {loss.device for loss in losses}:
+            vectors = [vector for vector in norms if vector.vector.device == device]
+            local = [loss for loss in losses if loss.device == device]
+            parts = [vector.vector for vector in vectors] + local
+            scaled = scaler is not None and bool(vectors)
+            if scaler is not None and scaled:
+                parts += [tensor.to(device, non_blocking=True) for tensor in scaler]
+            ring = self._ring(device, sum(part.numel() for part in parts))
+            slot = ring.send(parts)
+            if slot is None:
+                return None
+            indices = tuple(index for vector in vectors for index in vector.indices)
+            in_flight.parts.append(_Part(ring, slot, indices, len(local), scaled))
+        return in_flight
+
+    def send_logged(self, name: str, time: int, value: Tensor) -> None:
+        """Start the copy of one logged number."""
+        ring = self._ring(value.device, 1)
+        slot = ring.send([value])
+        if slot is not None:
+            self._logged.append((name, time, ring, slot))
+
+    def add(self, record: StepRecord, in_flight: InFlight | None) -> None:
+        """Hand the step on, now or when it and all before it have arrived."""
+        if in_flight is None and not self._steps:
+            self._sink.step(record)
+            return
+        in_flight = in_flight or InFlight()
+        in_flight.record = record
+        self._steps.append(in_flight)
+
+    def drain(self) -> None:
+        """Hand on what has arrived."""
+        while self._steps and self._steps[0].arrived():
+            self._finish(self._steps.popleft())
+        while self._logged and self._logged[0][3].arrived():
+            name, time, ring, slot = self._logged.popleft()
+            value = slot.values()[0]
+            ring.recycle(slot)
+            self._sink.logged(LoggedValue(name, time, value))
+
+    def _finish(self, in_flight: InFlight) -> None:
+        record = in_flight.record
+        if record is None:
+            return
+        loss, skipped = record.loss, record.skipped
+        indices, norms = list(record.indices or ()), list(record.norms or ())
+        for part in in_flight.parts:
+            values = part.slot.values()
+            part.ring.recycle(part.slot)
+            scale = 1.0
+            if part.scaled:
+                scale, found_inf = values[-2:]
+                skipped = skipped or found_inf != 0
+            width = len(part.indices)
+            indices += part.indices
+            norms += [value / scale for value in values[:width]]
+            if part.losses and record.loss is None:
+                loss = math.fsum([loss or 0.0, *values[width : width + part.losses]])
+        observed = record.indices is not None and not skipped
+        total = record.gradient_norm
+        if record.indices is not None and total is not None:
+            total = math.hypot(*norms) if observed else None
+        nonfinite = not skipped and (
+            record.nonfinite or self._suspects.arrived(record, indices, norms, loss)
+        )  # fmt: skip
+        self._sink.step(
+            record._replace(
+                loss=loss,
+                indices=indices if observed else None,
+                norms=norms if observed else None,
+                gradient_norm=total,
+                nonfinite=nonfinite,
+                skipped=skipped,
+            )
+        )
+
+    def _ring(self, device: torch.device, width: int) -> DeviceRing:
+        ring = self._rings.get(device)
+        if ring is None:
+            ring = self._rings[device] = DeviceRing(device, width + _SPARE)
+        return ring

@@ -1,0 +1,138 @@
+"""Values that arrive late, with a ring whose copies finish on command (there is no device here)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from gradwatch import arrivals
+from gradwatch.arrivals import Arrivals
+from gradwatch.gradients import DeviceNorms
+from gradwatch.suspects import Suspects
+from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
+
+
+class ManualSlot:
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+        self.done = False
+
+    def arrived(self) -> bool:
+        return self.done
+
+    def values(self) -> list[float]:
+        assert self.done
+        return self._values
+
+
+class ManualRing:
+    slots: list[ManualSlot]
+    full = False
+
+    def __init__(self, _device: torch.device, _capacity: int) -> None:
+        pass
+
+    def send(self, parts: Any) -> ManualSlot | None:
+        if ManualRing.full:
+            return None
+        ManualRing.slots.append(ManualSlot(torch.cat([p.reshape(-1).double() for p in parts]).tolist()))
+        return ManualRing.slots[-1]
+
+    def recycle(self, _slot: ManualSlot) -> None:
+        pass
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.values: list[LoggedValue] = []
+        self.bad: list[NonfiniteStep] = []
+
+    def step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def logged(self, value: LoggedValue) -> None:
+        self.values.append(value)
+
+    def nonfinite(self, step: NonfiniteStep) -> None:
+        self.bad.append(step)
+
+    def wants_nonfinite_detail(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def sink(monkeypatch: pytest.MonkeyPatch) -> Sink:
+    ManualRing.slots, ManualRing.full = [], False
+    monkeypatch.setattr(arrivals, "DeviceRing", ManualRing)
+    return Sink()
+
+
+def record(step: int, observed: bool = True) -> StepRecord:
+    indices, norms, total = ((), [], 0.0) if observed else (None, None, None)
+    return StepRecord(0, step, step, None, None, (0.1,), ("a", "b"), indices, norms, total, False, False, 0)
+
+
+def norms(*values: float) -> list[DeviceNorms]:
+    return [DeviceNorms(tuple(range(len(values))), torch.tensor(values))]
+
+
+def test_steps_leave_in_order_once_their_values_are_there(sink: Sink) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}))
+    first = waiting.send(norms(3.0, 4.0), [torch.tensor(1.5), torch.tensor(2.0)], None)
+    waiting.add(record(0), first)
+    waiting.add(record(1, observed=False), None)
+    waiting.drain()
+    assert sink.steps == []
+    ManualRing.slots[0].done = True
+    waiting.drain()
+    assert [step.step for step in sink.steps] == [0, 1]
+    done = sink.steps[0]
+    assert (done.loss, done.indices, done.norms, done.gradient_norm) == (3.5, [0, 1], [3.0, 4.0], 5.0)
+    assert sink.steps[1].gradient_norm is None
+    assert not waiting
+
+
+def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}))
+    for step, (values, found) in enumerate([((6.0, 8.0), 0.0), ((math.inf, 8.0), 1.0)]):
+        scaler = (torch.tensor(2.0), torch.tensor(found))
+        waiting.add(record(step), waiting.send(norms(*values), [torch.tensor(1.0)], scaler))
+    for slot in ManualRing.slots:
+        slot.done = True
+    waiting.drain()
+    kept, skipped = sink.steps
+    assert (kept.norms, kept.gradient_norm, kept.loss) == ([3.0, 4.0], 5.0, 1.0)
+    assert (skipped.skipped, skipped.norms, skipped.gradient_norm, skipped.loss) == (True, None, None, 1.0)
+    assert sink.bad == []
+
+
+def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}))
+    waiting.add(record(7), waiting.send(norms(math.nan, 1.0), [torch.tensor(1.0)], None))
+    ManualRing.slots[0].done = True
+    waiting.drain()
+    (bad,) = sink.bad
+    assert (bad.step, bad.born_in, bad.layers) == (7, "backward", 1)
+    assert sink.steps[0].nonfinite
+
+
+def test_a_full_ring_gives_values_up_rather_than_wait(sink: Sink) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}))
+    ManualRing.full = True
+    assert waiting.send(norms(1.0), [], None) is None
+    waiting.send_logged("x", 1, torch.tensor(1.0))
+    assert not waiting
+
+
+def test_a_logged_tensor_keeps_the_time_it_was_logged_at(sink: Sink) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}))
+    waiting.send_logged("x", 42, torch.tensor(0.5))
+    waiting.drain()
+    assert sink.values == []
+    ManualRing.slots[0].done = True
+    waiting.drain()
+    assert sink.values == [LoggedValue("x", 42, 0.5)]
