@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Any OTLP attribute value: str, bool, int, float, bytes (as base64 text), lists and maps of these.
+# Any OTLP attribute value, as JSON can hold it: str, bool, int, finite float, bytes as base64 text, NaN and
+# infinities as "NaN", "Infinity", "-Infinity", lists and maps of these.
 AttributeValue = Any
 Attributes = Mapping[str, AttributeValue]
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
