@@ -372,3 +372,31 @@ def test_loss_and_step_share_a_time_stamp(watching: Watching, exporter: InMemory
     assert times == sorted(set(times))
     for metric in (names.LOSS, names.GRADIENT_NORM, names.LEARNING_RATE):
         assert [p.time for p in exporter.points(metric)] == times
+
+
+def test_a_loop_that_keeps_gradients_elsewhere_is_told_and_not_reported_as_zero(
+    watching: Watching, exporter: InMemoryExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with watching(None, optimizer):
+        for _ in range(3):
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == []
+    assert exporter.values(names.STEP_INDEX) == [0, 1, 2]
+    assert caplog.text.count("missing instrumentation") == 1
+
+
+def test_every_optimizer_is_observed_under_the_default_budget(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    first, second = mlp(), mlp()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (first, second)]
+    with watching([first, second], optimizers, every=None, overhead_budget=1.0):
+        for _ in range(20):
+            for net, optimizer in zip((first, second), optimizers, strict=True):
+                net(torch.randn(5, 4)).square().mean().backward()
+                optimizer.step()
+    observed = [len(exporter.points(names.GRADIENT_NORM, **{names.OPTIMIZER: i})) for i in (0, 1)]
+    # A share of 1 leaves room for every read; without a step time of its own an optimizer would be thinned.
+    assert observed == [20, 20]
