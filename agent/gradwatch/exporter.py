@@ -98,6 +98,17 @@ class ExportThread:
         self._wake.set()
         return done.wait(timeout)
 
+    def send_last_words(self, timeout: float) -> None:
+        """Have the waiting events sent within ``timeout`` seconds, then what else there is time for.
+
+        The export thread may be at a long delivery, so the events go from a thread of their own.
+        """
+        deadline = time.monotonic() + timeout
+        sender = threading.Thread(target=self._send_events, name="gradwatch-last-words", daemon=True)
+        sender.start()
+        sender.join(timeout)
+        self.flush(max(0.0, deadline - time.monotonic()))
+
     def close(self, timeout: float) -> None:
         """Flush, and end the thread, within ``timeout`` seconds."""
         if not self._thread.is_alive():

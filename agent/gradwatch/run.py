@@ -211,7 +211,7 @@ class Run:
 
     def _die_of_sigterm(self) -> None:
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
-        self._thread.flush(_SIGTERM_SECONDS)
+        self._thread.send_last_words(_SIGTERM_SECONDS)
 
     # --- Export thread -----------------------------------------------------------------------------------
 
