@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, select, text, update
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema
@@ -24,11 +24,23 @@ _NANOS = 1_000_000_000
 _PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
 
 
+# Built once: composing a statement costs more than running it.
+_process = schema.process.c
+_PROCESS = select(schema.process).where(
+    _process.run_id == bindparam("run_id"),
+    _process.attempt == bindparam("attempt"),
+    _process.rank == bindparam("rank"),
+    _process.instance == bindparam("instance"),
+)
+_ATTEMPTS = select(_process.attempt, _process.instance).where(
+    _process.run_id == bindparam("run_id"), _process.rank == bindparam("rank")
+)
+
+_LOCK_RUN = text("SELECT pg_advisory_xact_lock(hashtextextended(:run_id, 0))")
+
+
 class Registry:
     """Keeps `process`, `attempt`, `run` and `run_history` true to what arrived."""
-
-    def __init__(self) -> None:
-        self._attempts: dict[tuple[str, int, str], int] = {}
 
     def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
         """Return the key of the sending process; any accepted batch is a sign of life.
@@ -36,50 +48,27 @@ class Registry:
         An attempt the sender does not know is the order in which its instance was first seen for the
         (run, rank). ``received_at`` in Unix nanoseconds.
         """
-        attempt = source.attempt or self._attempt_by_order(connection, source)
+        attempt = source.attempt or _attempt_by_order(connection, source)
         key = ProcessKey(source.run_id, attempt, source.rank, source.instance)
         connection.execute(
-            upsert(
-                connection,
-                schema.process,
-                {
-                    "run_id": key.run_id,
-                    "attempt": key.attempt,
-                    "rank": key.rank,
-                    "instance": key.instance,
-                    "status": Status.RUNNING,
-                    "evidence": {},
-                    "started_at": received_at,
-                    "last_seen_at": received_at,
-                    "last_loss_nonfinite": False,
-                    "is_run": False,
-                    "resource": dict(source.resource),
-                },
-                # Retried batches arrive late: the newest sign of life stands.
-                update={"last_seen_at": received_at},
-                where=schema.process.c.last_seen_at < received_at,
-            )
+            # Retried batches arrive late: the newest sign of life stands.
+            upsert(connection, schema.process, update=("last_seen_at",), newest="last_seen_at"),
+            {
+                **_place(key),
+                "status": Status.RUNNING,
+                "evidence": {},
+                "started_at": received_at,
+                "last_seen_at": received_at,
+                "last_loss_nonfinite": False,
+                "is_run": False,
+                "resource": dict(source.resource),
+            },
         )
         return key
 
-    def _attempt_by_order(self, connection: Connection, source: Source) -> int:
-        identity = (source.run_id, source.rank, source.instance)
-        known = self._attempts.get(identity)
-        if known is not None:
-            return known
-        process = schema.process.c
-        of_rank = (process.run_id == source.run_id) & (process.rank == source.rank)
-        attempt = connection.scalar(
-            select(process.attempt).where(of_rank, process.instance == source.instance)
-        ) or 1 + (connection.scalar(select(func.max(process.attempt)).where(of_rank)) or 0)
-        if len(self._attempts) > 100_000:
-            self._attempts.clear()
-        self._attempts[identity] = attempt
-        return attempt
-
     def apply(self, connection: Connection, key: ProcessKey, batch: Batch, received_at: int) -> None:
         """Let a batch's events and latest scalars change how the process, attempt and run stand."""
-        row = connection.execute(select(schema.process).where(_is(key))).mappings().one()
+        row = connection.execute(_PROCESS, _place(key)).mappings().one()
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
             return
@@ -97,6 +86,12 @@ class Registry:
         else:
             _touch_run(connection, key, changes, received_at)
         _note_target(connection, key.run_id, batch.events, received_at)
+
+
+def _attempt_by_order(connection: Connection, source: Source) -> int:
+    seen = connection.execute(_ATTEMPTS, {"run_id": source.run_id, "rank": source.rank}).all()
+    known = next((row.attempt for row in seen if row.instance == source.instance), None)
+    return known or 1 + max((row.attempt for row in seen), default=0)
 
 
 def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int) -> list[str]:
@@ -157,6 +152,7 @@ def _note_target(connection: Connection, run_id: str, events: Sequence[EventReco
 
 def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     """Recompute the attempts and the run from the processes; append to the history what changed."""
+    _take_turns(connection, run_id)
     process = schema.process.c
     rows = (
         connection.execute(
@@ -175,6 +171,12 @@ def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     _write_run(connection, run_id, attempts, now)
 
 
+def _take_turns(connection: Connection, run_id: str) -> None:
+    # Two collectors that each end one rank must not both still see the other running. SQLite has one writer.
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK_RUN, {"run_id": run_id})
+
+
 def _write_attempt(connection: Connection, run_id: str, number: int, state: AttemptState) -> None:
     values = {
         "status": state.status,
@@ -185,12 +187,8 @@ def _write_attempt(connection: Connection, run_id: str, number: int, state: Atte
         "ended_at": state.ended_at,
     }
     connection.execute(
-        upsert(
-            connection,
-            schema.attempt,
-            {"run_id": run_id, "attempt": number, "will_retry": False, **values},
-            update=values,
-        )
+        upsert(connection, schema.attempt, update=values.keys()),
+        {"run_id": run_id, "attempt": number, "will_retry": False, **values},
     )
 
 
@@ -221,7 +219,7 @@ def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[Row
         "commit": lead["resource"].get(c.GIT_COMMIT),
     }
     values |= described(lead["resource"])
-    connection.execute(upsert(connection, schema.run, {"run_id": run_id, **values}, update=values))
+    connection.execute(upsert(connection, schema.run, update=values.keys()), {"run_id": run_id, **values})
     if before is None or (before.status, before.reason, before.attempt) != (
         state.status,
         state.reason,
@@ -304,6 +302,10 @@ def _state(row: RowMapping) -> ProcessState:
         row["ended_at"],
         row["last_seen_at"],
     )
+
+
+def _place(key: ProcessKey) -> dict[str, Any]:
+    return {"run_id": key.run_id, "attempt": key.attempt, "rank": key.rank, "instance": key.instance}
 
 
 def _is(key: ProcessKey) -> ColumnElement[bool]:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, Connection, Table
+from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
+Insert = sqlite.Insert | postgresql.Insert
 
-def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+
+def insert(connection: Connection, table: Table) -> Insert:
     """Return the dialect's INSERT, which knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def upsert(
-    connection: Connection,
-    table: Table,
-    values: Mapping[str, Any],
-    *,
-    update: Mapping[str, Any],
-    where: ColumnElement[bool] | None = None,
-) -> sqlite.Insert | postgresql.Insert:
-    """Insert a row, or where its primary key exists already (and ``where`` holds) set ``update``."""
-    return (
-        insert(connection, table)
-        .values(**values)
-        .on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=dict(update), where=where)
+    connection: Connection, table: Table, *, update: Collection[str], newest: str | None = None
+) -> Insert:
+    """Return an INSERT that, where the primary key exists already, sets the columns ``update`` instead.
+
+    With ``newest`` it does so only if that column grows.
+    """
+    statement = insert(connection, table)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns),
+        set_={name: new[name] for name in update},
+        where=None if newest is None else table.c[newest] < new[newest],
     )

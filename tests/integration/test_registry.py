@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -210,3 +212,27 @@ def test_the_target_is_reached_when_it_first_held(story: Story) -> None:
 def test_an_ending_nobody_defined_is_a_failure(story: Story) -> None:
     story.receive(batch(source(), STARTED, ended(2, "exploded")), 3)
     assert story.run()["status"] == "failed"
+
+
+def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> None:
+    for rank in (0, 1):
+        story.receive(batch(source(rank=rank, instance=f"r{rank}"), STARTED), 1)
+    first_done, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with transaction(story.database) as connection:
+            received = batch(source(rank=0, instance="r0"), ended(5, "succeeded"))
+            key = story.registry.resolve(connection, received.source, at(6))
+            story.registry.apply(connection, key, received, at(6))
+            first_done.set()
+            assert go_on.wait(30)
+
+    def second() -> None:
+        assert first_done.wait(30)
+        threading.Timer(0.2, go_on.set).start()
+        Story(story.database).receive(batch(source(rank=1, instance="r1"), ended(5, "succeeded")), 6)
+
+    with ThreadPoolExecutor() as pool:
+        for result in [pool.submit(first), pool.submit(second)]:
+            result.result(60)
+    assert story.run()["status"] == "succeeded"
