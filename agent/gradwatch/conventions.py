@@ -236,7 +236,10 @@ RUN_ENDED: Final = Event(
 )
 NONFINITE_STEP: Final = Event(
     "training.nonfinite", "A step with a non-finite loss or gradient: each of the first ten, then 100, 1000...",
-    (EVENT_SEQUENCE, STEP, LAYER_NAME, BORN_IN, NONFINITE_STEPS, NONFINITE_ELEMENTS, NONFINITE_LAYERS, LOSS_VALUE),
+    (
+        EVENT_SEQUENCE, STEP, LAYER_NAME, BORN_IN, NONFINITE_STEPS, NONFINITE_ELEMENTS, NONFINITE_LAYERS,
+        LOSS_VALUE,
+    ),
 )
 TARGET_REACHED: Final = Event(
     "training.target.reached", "The target held for the first time.",
@@ -278,7 +281,8 @@ RUN_STARTED_TIMESTAMP: Final = Family(
     "gradwatch_run_started_timestamp_seconds", "gauge", "When the run started (Unix time).", RUN_LABELS
 )
 RUN_LAST_SEEN_TIMESTAMP: Final = Family(
-    "gradwatch_run_last_seen_timestamp_seconds", "gauge", "Last sign of life of the run (Unix time).", RUN_LABELS
+    "gradwatch_run_last_seen_timestamp_seconds", "gauge", "Last sign of life of the run (Unix time).",
+    RUN_LABELS,
 )
 RUN_MEMORY_HEADROOM: Final = Family(
     "gradwatch_run_memory_headroom_ratio", "gauge",
@@ -295,7 +299,8 @@ TIME_TO_TARGET: Final = Family(
     "Median time from start to target over the job's last 20 runs that reached it.", JOB_LABELS,
 )
 LAST_METRIC: Final = Family(
-    "gradwatch_last_metric", "gauge", "Last value of a logged metric over the job's runs.", (*JOB_LABELS, "name")
+    "gradwatch_last_metric", "gauge", "Last value of a logged metric over the job's runs.",
+    (*JOB_LABELS, "name"),
 )
 FINDING_ACTIVE: Final = Family(
     "gradwatch_finding_active", "gauge", "1 while a finding is open.",
