@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,7 @@ def test_torchrun_says_who_we_are_unless_its_run_id_is_none() -> None:
     assert (identity.run_id, identity.attempt, identity.rank) == ("mine", 5, 1)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_commit_is_what_git_says(tmp_path: Path) -> None:
     def git(*arguments: str, where: Path = tmp_path) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@e"]
