@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from gradwatch import conventions as c
 from gradwatch_collector import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_slo.problems import printable
@@ -145,7 +146,11 @@ def _print(console: Console, line: str) -> None:
 
 
 def _facts(attributes: dict[str, Any]) -> str:
-    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in attributes.items())
+    return " ".join(
+        f"{name.removeprefix('training.')}={value}"
+        for name, value in attributes.items()
+        if name != c.EVENT_SEQUENCE
+    )
 
 
 def _loss(row: views.Json) -> str:

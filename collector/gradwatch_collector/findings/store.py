@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, select, update
 
 from gradwatch_collector import schema
 from gradwatch_collector.findings.observation import Observation
+from gradwatch_collector.upsert import insert
 
 OPEN = "open"
 RESOLVED = "resolved"
@@ -44,9 +45,10 @@ def reconcile(connection: Connection, observations: Iterable[Observation], now: 
         row = stored.get(key)
         if row is None:
             connection.execute(
-                insert(finding).values(
-                    run_id=o.run_id, attempt=o.attempt, rule=o.rule, first_seen=o.first_seen, **values
-                )
+                # Another collector's evaluator may have just opened it.
+                insert(connection, finding)
+                .values(run_id=o.run_id, attempt=o.attempt, rule=o.rule, first_seen=o.first_seen, **values)
+                .on_conflict_do_nothing()
             )
         elif any(row[name] != value for name, value in values.items()):
             connection.execute(
