@@ -107,6 +107,9 @@ ATTRIBUTES: Final[dict[str, str]] = {
     STEPS_OBSERVED: "Steps whose gradients were read in the interval.",
 }
 
+# What `training.nonfinite.born_in` and a finding's `born_in` may say.
+BIRTHPLACES: Final = ("input", "forward", "loss", "backward", "optimizer", "parameters")
+
 # --- Metrics (OTLP) ------------------------------------------------------------------------------------
 
 MetricKind = Literal["gauge", "sum", "exponential_histogram"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -47,7 +48,7 @@ class Api:
         """List runs, newest first."""
         query = request.query_params
         limit = query.get("limit", str(views.MAX_LIMIT))
-        if not limit.isdigit() or not 1 <= int(limit) <= views.MAX_LIMIT:
+        if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= views.MAX_LIMIT:
             return _error(400, f"limit is {limit!r}; it must be a number from 1 to {views.MAX_LIMIT}")
         return await self._read(
             lambda connection: views.list_runs(
@@ -89,8 +90,11 @@ class Api:
             found = await run_in_threadpool(run)
         except views.BadCursorError as error:
             return _error(400, str(error))
-        except SQLAlchemyError:
-            logger.exception("cannot read from the database")
+        except DataError:
+            # Text that the database has no room for, such as a NUL, is in no run.
+            return _error(404, "no such run")
+        except SQLAlchemyError as error:
+            logger.warning("cannot read from the database: %s", str(error).splitlines()[0])
             return _error(503, "the database is not available", {"Retry-After": "5"})
         return _error(404, "no such run") if found is None else JSONResponse(found)
 

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector import schema
 from gradwatch_collector.compaction import compact
@@ -36,6 +37,8 @@ _RECENT = 3600 * _NANOS
 _SLOS_EVERY = 15 * _NANOS
 _UPKEEP_EVERY = 10 * _NANOS
 _TIME_TO_TARGET_RUNS = 20
+# Jobs that `/metrics` has counters for: those that ran last.
+_MAX_JOBS = 1_000
 _HEALTH = {Status.FAILED: 0, Status.LOST: 0, Status.RUNNING: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 2}
 
 
@@ -48,9 +51,12 @@ class Snapshot:
     findings: Sequence[tuple[RunRow, Observation]] = ()
     ended: Counter[tuple[JobLabels, Status]] = field(default_factory=Counter)
     opened: Counter[tuple[JobLabels, str]] = field(default_factory=Counter)
-    jobs: frozenset[JobLabels] = frozenset()
+    jobs: Sequence[JobLabels] = ()
     time_to_target: dict[JobLabels, float] = field(default_factory=dict)
     objectives: Sequence[ObjectiveReport] = ()
+    slos_at: int = 0
+    # Newest entry of run_history that is counted; None before the first tick.
+    history_id: int | None = None
 
 
 class Evaluator:
@@ -73,9 +79,8 @@ class Evaluator:
         self._interval = interval
         self._now = now
         self._up_since = now()
-        self._slos_at = 0
+        self._heard_at = self._up_since
         self._upkept_at = 0
-        self._history_id: int | None = None
         self.snapshot = Snapshot(evaluated_at=0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
@@ -93,24 +98,31 @@ class Evaluator:
         while not self._stop.wait(self._interval):
             try:
                 self.tick()
-            except Exception:
+            except SQLAlchemyError as error:
                 # The database may be away for a while; the alert on the age of the evaluation tells.
-                logger.exception("evaluation failed; trying again in %g s", self._interval)
+                logger.warning("no evaluation, trying again: %s", str(error).splitlines()[0])
+            except Exception:
+                logger.exception("evaluation failed, trying again")
 
     def tick(self) -> Snapshot:
         """Evaluate once and publish what was found."""
         now = self._now()
+        if now - self._heard_at >= self._lost_after // 2:
+            # The database was away, or this process was suspended: nobody could be heard meanwhile.
+            self._up_since = now
         with transaction(self._engine) as connection:
             mark_silent(connection, now, self._lost_after, self._up_since)
+        self._heard_at = now
+        with transaction(self._engine) as connection:
             runs = _recent_runs(connection, now)
             scene = Scene(connection, now, runs, self._live)
             observations = [found for detect in DETECTORS for found in detect(scene)]
             opened = reconcile(connection, observations, now)
             snapshot = self._count(connection, runs, observations, opened, now)
-            if now - self._slos_at >= _SLOS_EVERY or snapshot.ended != self.snapshot.ended:
-                self._slos_at = now
+            if now - snapshot.slos_at >= _SLOS_EVERY or snapshot.ended != self.snapshot.ended:
                 snapshot = replace(
                     snapshot,
+                    slos_at=now,
                     objectives=evaluate_objectives(connection, self._objectives, now),
                     time_to_target=_time_to_target(connection),
                 )
@@ -140,17 +152,19 @@ class Evaluator:
     ) -> Snapshot:
         before = self.snapshot
         by_id = {run.run_id: run for run in runs}
-        ended, jobs = before.ended.copy(), set(before.jobs)
-        for row in self._new_history(connection):
+        ended, counted = before.ended.copy(), before.opened.copy()
+        jobs = dict.fromkeys(before.jobs)
+        history = _history_since(connection, before.history_id)
+        for row in history if before.history_id is not None else ():
             run = by_id.get(row.run_id) or next(
                 iter(load_runs(connection, schema.run.c.run_id == row.run_id)), None
             )
             if run is not None:
-                jobs.add(run.job_labels)
+                _move_to_end(jobs, run.job_labels)
                 if row.status != Status.RUNNING:
                     ended[run.job_labels, Status(row.status)] += 1
-        jobs.update(run.job_labels for run in runs)
-        counted = before.opened.copy()
+        for run in runs:
+            _move_to_end(jobs, run.job_labels)
         for found in opened:
             counted[by_id[found.run_id].job_labels, found.rule] += 1
         return replace(
@@ -160,22 +174,23 @@ class Evaluator:
             findings=[(by_id[found.run_id], found) for found in observations],
             ended=ended,
             opened=counted,
-            jobs=frozenset(jobs),
+            jobs=list(jobs)[-_MAX_JOBS:],
+            history_id=history[-1].history_id if history else before.history_id or 0,
         )
 
-    def _new_history(self, connection: Connection) -> Sequence[Row[int, str, str]]:
-        history = schema.run_history.c
-        if self._history_id is None:
-            self._history_id = connection.scalar(select(func.max(history.history_id))) or 0
-            return ()
-        rows = connection.execute(
-            select(history.history_id, history.run_id, history.status)
-            .where(history.history_id > self._history_id)
-            .order_by(history.history_id)
-        ).all()
-        if rows:
-            self._history_id = rows[-1].history_id
-        return rows
+
+def _history_since(connection: Connection, known: int | None) -> Sequence[Row[int, str, str]]:
+    """Return the entries after ``known``; without it only the newest, to know where to go on."""
+    history = schema.run_history.c
+    columns = select(history.history_id, history.run_id, history.status)
+    if known is None:
+        return connection.execute(columns.order_by(history.history_id.desc()).limit(1)).all()
+    return connection.execute(columns.where(history.history_id > known).order_by(history.history_id)).all()
+
+
+def _move_to_end(jobs: dict[JobLabels, None], job: JobLabels) -> None:
+    jobs.pop(job, None)
+    jobs[job] = None
 
 
 def evaluate_objectives(

@@ -76,7 +76,7 @@ def _job_families(snapshot: Snapshot, live: LiveRuns) -> Iterator[Metric]:
         [((*job, status), float(snapshot.ended[job, status])) for job in snapshot.jobs for status in _ENDINGS],
     )
     yield _family(c.TIME_TO_TARGET, snapshot.time_to_target.items())
-    yield _family(c.LAST_METRIC, dict(live.job_metrics).items())
+    yield _family(c.LAST_METRIC, live.job_metrics().items())
 
 
 def _finding_families(snapshot: Snapshot) -> Iterator[Metric]:

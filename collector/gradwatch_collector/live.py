@@ -8,11 +8,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from gradwatch import conventions as c
+from gradwatch_collector import telling
 from gradwatch_collector.records import Batch, Frame, ProcessKey
-from gradwatch_collector.runs import job_labels_of
+from gradwatch_collector.runs import JobLabels, job_labels_of
 
 _KEPT: Final = {metric.name: metric for metric in (*c.RUN_GAUGES, c.LOGGED)}
 _MAX_RUNS: Final = 10_000
+# A logged metric is a Prometheus series for each job: names made up by a loop must not become a flood.
+_MAX_JOBS: Final = 1_000
+_MAX_NAMES: Final = 50
 _Place = tuple[str, str, int, int]  # metric, name given to watch.log, rank, index of the point
 
 
@@ -25,9 +29,10 @@ class LiveRuns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs: dict[str, dict[_Place, float]] = {}
-        # (job labels..., metric) -> newest value over the job's runs; outlives the runs.
-        self.job_metrics: dict[tuple[str, ...], float] = {}
+        # Time and value by place, for each run.
+        self._runs: dict[str, dict[_Place, tuple[int, float]]] = {}
+        # job -> newest value of each logged metric over its runs; outlives the runs.
+        self._jobs: dict[JobLabels, dict[str, float]] = {}
 
     def update(self, committed: Iterable[tuple[ProcessKey, Batch, int]]) -> None:
         """Take in batches that have just been committed."""
@@ -44,18 +49,32 @@ class LiveRuns:
             if len(self._runs) >= _MAX_RUNS:
                 self._runs.pop(next(iter(self._runs)))  # the one that has been quiet the longest
         self._runs[key.run_id] = values
-        job = job_labels_of(batch.source.resource)
         assert frame.values is not None
-        metric = frame.metric.name
+        metric, at = frame.metric.name, int(frame.times[-1])
         for index, point in enumerate(frame.attribute_set.points):
-            name = str(point.get(c.METRIC_NAME, ""))
-            place = (metric, name, key.rank, index if not name else 0)
+            name = telling.text(point.get(c.METRIC_NAME)) or ""
+            place = (metric, name, key.rank, 0 if name else index)
+            held_at, held = values.get(place, (0, 0.0))
             if _KEPT[metric].kind == "sum":
-                values[place] = values.get(place, 0.0) + float(frame.values[index].sum())
-            else:
-                values[place] = float(frame.values[index, -1])
-            if name:
-                self.job_metrics[(*job, name)] = values[place]
+                values[place] = (at, held + float(frame.values[index].sum()))
+            elif at >= held_at:  # what was kept while the collector was away arrives after what is newer
+                values[place] = (at, float(frame.values[index, -1]))
+                if name:
+                    self._keep_for_job(batch, name, values[place][1])
+
+    def _keep_for_job(self, batch: Batch, name: str, value: float) -> None:
+        job = job_labels_of(batch.source.resource)
+        named = self._jobs.pop(job, {})
+        if name in named or len(named) < _MAX_NAMES:
+            named[name] = value
+        self._jobs[job] = named
+        if len(self._jobs) > _MAX_JOBS:
+            self._jobs.pop(next(iter(self._jobs)))
+
+    def job_metrics(self) -> dict[tuple[str, ...], float]:
+        """Return the newest value of each logged metric by (job labels..., name)."""
+        with self._lock:
+            return {(*job, name): v for job, named in self._jobs.items() for name, v in named.items()}
 
     def forget(self, keep: set[str]) -> None:
         """Drop every run that is not in ``keep``."""
@@ -66,7 +85,7 @@ class LiveRuns:
     def gauge(self, run_id: str, metric: c.Metric) -> float | None:
         """Return the newest value, the highest over ranks and devices; None if it was never sent."""
         with self._lock:
-            values = [v for place, v in self._runs.get(run_id, {}).items() if place[0] == metric.name]
+            values = [v for place, (_, v) in self._runs.get(run_id, {}).items() if place[0] == metric.name]
         return _highest(values)
 
     def memory_headroom(self, run_id: str) -> float | None:
@@ -79,11 +98,12 @@ class LiveRuns:
         return None if used is None else 1 - used
 
 
-def _ratios(values: dict[_Place, float], used: c.Metric, limit: c.Metric) -> list[float]:
+def _ratios(values: dict[_Place, tuple[int, float]], used: c.Metric, limit: c.Metric) -> list[float]:
+    limits = {place[1:]: value for place, (_, value) in values.items() if place[0] == limit.name and value}
     return [
-        value / values[limit.name, *place[1:]]
-        for place, value in values.items()
-        if place[0] == used.name and values.get((limit.name, *place[1:]))
+        value / limits[place[1:]]
+        for place, (_, value) in values.items()
+        if place[0] == used.name and place[1:] in limits
     ]
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, select, text, update
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
+from gradwatch_collector import schema, telling
 from gradwatch_collector.lifecycle import REASON_HEARTBEAT_TIMEOUT, AttemptState, ProcessState, roll_up
 from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, Source
 from gradwatch_collector.runs import described
@@ -215,8 +216,8 @@ def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[Row
         "last_step": max((row["last_step"] for row in steps), default=None),
         "last_loss": None if newest_loss is None else newest_loss["last_loss"],
         "last_loss_nonfinite": newest_loss is not None and newest_loss["last_loss_nonfinite"],
-        "host": lead["resource"].get(c.HOST_NAME),
-        "commit": lead["resource"].get(c.GIT_COMMIT),
+        "host": telling.text(lead["resource"].get(c.HOST_NAME)),
+        "commit": telling.text(lead["resource"].get(c.GIT_COMMIT)),
     }
     values |= described(lead["resource"])
     connection.execute(upsert(connection, schema.run, update=values.keys()), {"run_id": run_id, **values})
@@ -241,17 +242,17 @@ def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[Row
 def _event_changes(event: EventRecord, row: RowMapping, received_at: int) -> dict[str, Any]:
     # A sender's clock may be ahead of ours; nothing happened after it was received.
     at = min(event.time, received_at)
-    step = event.attributes.get(c.STEP)
+    step = telling.integer(event.attributes.get(c.STEP))
     changes: dict[str, Any] = {}
-    if isinstance(step, int) and (row["last_step"] is None or step > row["last_step"]):
+    if step is not None and (row["last_step"] is None or step > row["last_step"]):
         changes["last_step"] = step
     if event.name == c.RUN_STARTED.name:
         changes["started_at"] = at
     elif event.name == c.RUN_ENDED.name:
         changes |= {
             "status": _ending(event.attributes.get(c.STATUS)),
-            "reason": event.attributes.get(c.REASON),
-            "exit_code": event.attributes.get(c.EXIT_CODE),
+            "reason": telling.text(event.attributes.get(c.REASON)),
+            "exit_code": telling.integer(event.attributes.get(c.EXIT_CODE)),
             "ended_at": max(at, row["started_at"]),
             "evidence": {
                 name: event.attributes[name]
@@ -272,25 +273,31 @@ def _ending(value: object) -> Status:
 
 def _progress_changes(frames: Sequence[Frame], row: RowMapping) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    step = _newest_value(frames, c.STEP_INDEX.name)
+    told = _newest(frames, c.STEP_INDEX.name)
+    step = None if told is None else telling.integer(told[1])
     if step is not None and (row["last_step"] is None or step > row["last_step"]):
-        changes["last_step"] = int(step)
-    loss = _newest_value(frames, c.LOSS.name)
-    if loss is not None:
+        changes["last_step"] = step
+    told = _newest(frames, c.LOSS.name)
+    # What was kept while the collector was away arrives after what is newer.
+    if told is not None and (row["last_loss_at"] is None or told[0] >= row["last_loss_at"]):
+        at, loss = told
         finite = math.isfinite(loss)
-        changes |= {"last_loss": loss if finite else None, "last_loss_nonfinite": not finite}
+        changes |= {
+            "last_loss": loss if finite else None,
+            "last_loss_nonfinite": not finite,
+            "last_loss_at": at,
+        }
     return changes
 
 
-def _newest_value(frames: Sequence[Frame], metric: str) -> float | None:
-    newest = max(
-        (f for f in frames if f.metric.name == metric and f.values is not None),
-        key=lambda frame: int(frame.times[-1]),
-        default=None,
-    )
-    if newest is None or newest.values is None:
-        return None
-    return float(newest.values[0, -1])
+def _newest(frames: Sequence[Frame], metric: str) -> tuple[int, float] | None:
+    """Return the newest time and value of a metric."""
+    points = [
+        (int(frame.times[-1]), float(frame.values[0, -1]))
+        for frame in frames
+        if frame.metric.name == metric and frame.values is not None
+    ]
+    return max(points, key=itemgetter(0), default=None)
 
 
 def _state(row: RowMapping) -> ProcessState:

@@ -12,7 +12,11 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, select
 from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.records import Attributes
+from gradwatch_collector.telling import number, text
 from gradwatch_slo.runs import RunFacts, Status
+
+_LONGEST_DEADLINE = 1e9  # seconds: 30 years
+_LONGEST_LABEL = 256  # what becomes a Prometheus label
 
 JobLabels = tuple[str, str, str, str, str]
 
@@ -86,14 +90,15 @@ def job_labels_of(resource: Attributes) -> JobLabels:
 def described(resource: Attributes) -> dict[str, Any]:
     """Return the columns of `run` that its resource attributes describe."""
     tier = resource.get(c.TIER)
+    deadline = number(resource.get(c.DEADLINE))
     return {
-        "job": str(resource.get(c.SERVICE_NAME) or "unknown"),
-        "model": resource.get(c.MODEL),
-        "dataset": resource.get(c.DATASET),
-        "team": resource.get(c.TEAM),
+        "job": text(resource.get(c.SERVICE_NAME), _LONGEST_LABEL) or "unknown",
+        "model": text(resource.get(c.MODEL), _LONGEST_LABEL),
+        "dataset": text(resource.get(c.DATASET), _LONGEST_LABEL),
+        "team": text(resource.get(c.TEAM), _LONGEST_LABEL),
         "tier": tier if tier in (c.TIER_PRODUCTION, c.TIER_EXPERIMENT) else c.TIER_EXPERIMENT,
-        "target": resource.get(c.TARGET),
-        "deadline_seconds": resource.get(c.DEADLINE),
+        "target": text(resource.get(c.TARGET)),
+        "deadline_seconds": deadline if deadline is not None and 0 < deadline <= _LONGEST_DEADLINE else None,
     }
 
 

@@ -97,7 +97,7 @@ process = Table(
     Column("instance", Text, primary_key=True),
     Column("status", Text, nullable=False),
     Column("reason", Text),
-    Column("exit_code", Integer),
+    Column("exit_code", BigInteger),
     Column("evidence", Json, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
@@ -105,6 +105,7 @@ process = Table(
     Column("last_step", BigInteger),
     Column("last_loss", Double),
     Column("last_loss_nonfinite", Boolean, nullable=False),
+    Column("last_loss_at", BigInteger),
     # False until the first training.run.* event: until then it is telemetry, not a run.
     Column("is_run", Boolean, nullable=False),
     Column("resource", Json, nullable=False),

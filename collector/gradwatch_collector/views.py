@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select, tuple_
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
+from gradwatch_collector import schema, telling
 from gradwatch_collector.findings.advice import ADVICE
 from gradwatch_collector.layers import layer_summaries
 from gradwatch_collector.runs import RunRow, load_runs, moment
@@ -245,9 +244,13 @@ def _cursor(row: RunRow) -> str:
     return base64.urlsafe_b64encode(json.dumps([row.started_at, row.run_id]).encode()).decode()
 
 
-def _open_cursor(cursor: str) -> Sequence[Any]:
+def _open_cursor(cursor: str) -> tuple[int, str]:
     try:
         started_at, run_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return int(started_at), str(run_id)
-    except (ValueError, TypeError) as error:
-        raise BadCursorError(f"cursor {cursor!r} is not one this server gave out") from error
+        run_id.encode()  # not every JSON string is text: "\ud800" is none
+        known = telling.integer(started_at)
+    except (ValueError, TypeError, AttributeError):
+        known = None
+    if known is None:
+        raise BadCursorError(f"cursor {cursor!r} is not one this server gave out")
+    return known, run_id

@@ -98,3 +98,19 @@ def test_a_port_in_use_is_one_clear_line(guarded: Collector, tmp_path: Path) -> 
     assert address in done.stderr
     assert "--listen" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "limit=²", "cursor=x", "cursor=WzFlOTk5LCJhIl0=", "cursor=WzEsMl0="],
+)
+def test_a_bad_query_is_the_askers_fault(guarded: Collector, token: str, query: str) -> None:
+    answer = guarded.get(f"/api/v1/runs?{query}", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+def test_an_unknown_run_is_not_found(guarded: Collector, token: str) -> None:
+    for name in ("nope", "a%00b", "a/b", "%F0%9F%98%80"):
+        answer = guarded.get(f"/api/v1/runs/{name}", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 404

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
@@ -17,8 +21,10 @@ from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.records import Batch, ProcessKey
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
+from gradwatch_collector.views import show_run
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, batch, event, scalar, source
 
@@ -49,6 +55,10 @@ class Service:
             self.live.update([(key, received, now)])
 
     def tick(self, seconds: float) -> None:
+        """Evaluate every ten seconds up to a moment within the next two minutes, or jump there."""
+        while 10 < seconds - self.seconds <= 120:
+            self.seconds += 10
+            self.evaluator.tick()
         self.seconds = seconds
         self.evaluator.tick()
 
@@ -162,6 +172,75 @@ def test_a_silent_run_is_lost_and_its_return_resolves_the_finding(service: Servi
     service.receive(batch(source("a", instance="a"), event(c.RUN_HEARTBEAT, 32, 1)))
     service.tick(33)
     assert service.evaluator.snapshot.findings == []
+
+
+def test_silence_while_the_collector_was_away_does_not_count(service: Service) -> None:
+    service.receive(start("a"))
+    service.tick(10)
+    service.tick(610)
+    assert service.evaluator.snapshot.findings == []
+    service.tick(640)
+    assert service.evaluator.snapshot.findings == []
+    service.tick(641)
+    assert [found.rule for _, found in service.evaluator.snapshot.findings] == ["run_lost"]
+
+
+@pytest.mark.parametrize("nonsense", ["abc", math.inf, math.nan, 1e300, 2**80, True, ["a"], {"a": 1}, None])
+def test_nonsense_from_one_sender_stops_nothing_for_the_others(service: Service, nonsense: Any) -> None:
+    odd = source("odd", instance="odd", deadline=nonsense, target=nonsense, model=nonsense, team=nonsense)
+    named = ("STEP", "LAYER_NAME", "BORN_IN", "NONFINITE_STEPS", "NONFINITE_LAYERS", "NONFINITE_ELEMENTS")
+    reports = [event(c.NONFINITE_STEP, n, n, **dict.fromkeys(named, nonsense)) for n in (1, 2)]
+    ending = event(c.RUN_ENDED, 3, 3, **dict.fromkeys(("STEP", "STATUS", "REASON", "EXIT_CODE"), nonsense))
+    bad = batch(odd, event(c.RUN_STARTED, 0), *reports, ending)
+    for finite in (json_safe(bad), json_safe(batch(odd, event(c.RUN_HEARTBEAT, 4, 4, STEP=nonsense)))):
+        service.receive(finite)
+        with transaction(service.database) as connection:
+            store(connection, SeriesIds(), [Received(ProcessKey("odd", 1, 0, "odd"), finite, at(5))])
+    service.receive(start("fine"), end("fine", 2, "failed"))
+    service.tick(6)
+    found = {(run.run_id, seen.rule) for run, seen in service.evaluator.snapshot.findings}
+    assert found == {("odd", "nonfinite"), ("odd", "run_failed"), ("fine", "run_failed")}
+    with service.database.connect() as connection:
+        shown = show_run(connection, "odd")
+    Draft202012Validator(load_schema("run-detail")).validate(json.loads(json.dumps(shown, allow_nan=False)))
+
+
+def json_safe(received: Batch) -> Batch:
+    """What the receiver makes of attributes that JSON cannot hold: NaN and infinities become text."""
+
+    def safe(attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in attributes.items()
+        }
+
+    return replace(
+        received,
+        source=replace(received.source, resource=safe(received.source.resource)),
+        events=[replace(each, attributes=safe(each.attributes)) for each in received.events],
+    )
+
+
+def test_a_replay_of_older_values_does_not_overwrite_newer_ones(service: Service) -> None:
+    service.receive(start("a"))
+    for seconds, loss in ((100, 1.0), (50, 99.0)):
+        late = scalar(c.LOGGED, [seconds], [loss], **{c.METRIC_NAME: "val_loss"})
+        frames = [scalar(c.LOSS, [seconds], [loss]), late]
+        service.receive(batch(source("a", instance="a"), frames=frames))
+    service.tick(1)
+    assert service.samples(c.family_of(c.LOSS)) == {labels(c.family_of(c.LOSS), run_id="a"): 1.0}
+    assert service.samples(c.LAST_METRIC) == {labels(c.LAST_METRIC, name="val_loss"): 1.0}
+    with service.database.connect() as connection:
+        shown = show_run(connection, "a")
+    assert shown is not None
+    assert shown["last_loss"] == 1.0
+
+
+def test_names_made_up_by_a_loop_do_not_flood_the_metrics(service: Service) -> None:
+    frames = [scalar(c.LOGGED, [1], [0.5], **{c.METRIC_NAME: f"name{n}"}) for n in range(1000)]
+    service.receive(start("a"), batch(source("a", instance="a"), frames=frames))
+    service.tick(2)
+    assert 10 <= len(service.samples(c.LAST_METRIC)) <= 100
 
 
 def test_objectives_are_shown_with_verdict_budget_and_p_value(service: Service) -> None:

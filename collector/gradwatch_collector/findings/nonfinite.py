@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping, select
 from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
+from gradwatch_collector.telling import integer, text
 
 # "Repeated": three or more bad steps in a hundred.
 REPEATED_STEPS = 3
@@ -27,7 +28,7 @@ def detect(scene: Scene) -> Iterable[Observation]:
     ).mappings()
     for (run_id, attempt), group in groupby(rows, key=lambda row: (row["run_id"], row["attempt"])):
         events = list(group)
-        first = min(events, key=lambda row: (row["attributes"].get(c.STEP, 0), row["time"]))
+        first = min(events, key=lambda row: (_step(row), row["time"]))
         attributes = first["attributes"]
         repeated = is_repeated(events)
         yield Observation(
@@ -38,13 +39,13 @@ def detect(scene: Scene) -> Iterable[Observation]:
             first_seen=first["time"],
             last_seen=max(row["time"] for row in events),
             rank=first["rank"],
-            step=attributes.get(c.STEP),
-            layer=attributes.get(c.LAYER_NAME),
-            born_in=attributes.get(c.BORN_IN),
+            step=integer(attributes.get(c.STEP)),
+            layer=text(attributes.get(c.LAYER_NAME)),
+            born_in=born_in if (born_in := attributes.get(c.BORN_IN)) in c.BIRTHPLACES else None,
             evidence={
-                "nonfinite_steps": max(row["attributes"].get(c.NONFINITE_STEPS, 1) for row in events),
-                "nonfinite_layers": attributes.get(c.NONFINITE_LAYERS),
-                "nonfinite_elements": attributes.get(c.NONFINITE_ELEMENTS),
+                "nonfinite_steps": max(map(_count, events)),
+                "nonfinite_layers": integer(attributes.get(c.NONFINITE_LAYERS)),
+                "nonfinite_elements": integer(attributes.get(c.NONFINITE_ELEMENTS)),
                 "repeated": repeated,
             },
         )
@@ -58,10 +59,7 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
     """
     by_rank: dict[int, list[tuple[int, int]]] = {}
     for row in events:
-        attributes = row["attributes"]
-        by_rank.setdefault(row["rank"], []).append(
-            (attributes.get(c.STEP, 0), attributes.get(c.NONFINITE_STEPS, 1))
-        )
+        by_rank.setdefault(row["rank"], []).append((_step(row), _count(row)))
     for reports in by_rank.values():
         reports.sort()
         for index, (step, count) in enumerate(reports):
@@ -72,3 +70,11 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
                 ):
                     return True
     return False
+
+
+def _step(row: RowMapping) -> int:
+    return integer(row["attributes"].get(c.STEP)) or 0
+
+
+def _count(row: RowMapping) -> int:
+    return integer(row["attributes"].get(c.NONFINITE_STEPS)) or 1
