@@ -67,6 +67,7 @@ class EndingWatch:
     def __init__(self, failed: Callable[[Ending], None]) -> None:
         self._failed = failed
         self._exit: SystemExit | None = None
+        self._rebound: list[str] = []
         self._original_hook = sys.excepthook
         self._original_exit = sys.exit
 
@@ -93,6 +94,10 @@ class EndingWatch:
         self._wrappers = (excepthook, leave)
         sys.excepthook = excepthook
         sys.exit = leave
+        # The script's own `from sys import exit`, made before.
+        script = vars(sys.modules["__main__"])
+        self._rebound = [name for name, value in script.items() if value is self._original_exit]
+        script.update(dict.fromkeys(self._rebound, leave))
 
     def remove(self) -> None:
         """Put the originals back, unless somebody wrapped ours."""
@@ -101,6 +106,8 @@ class EndingWatch:
             sys.excepthook = self._original_hook
         if sys.exit is leave:
             sys.exit = self._original_exit
+        script = vars(sys.modules["__main__"])
+        script.update({name: self._original_exit for name in self._rebound if script.get(name) is leave})
         self._exit = None
 
     def at_exit(self) -> Ending:

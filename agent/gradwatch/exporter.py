@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from gradwatch.interval import count_points
 from gradwatch.safety import Throttle, internal_error, log
-from gradwatch.telemetry import Attributes, Event, Exporter, MetricPoints
+from gradwatch.telemetry import Attributes, Event, Exporter, MetricPoints, RefusedError
 
 T = TypeVar("T")
 
@@ -73,6 +73,7 @@ class ExportThread:
         self._kept_points = 0
         self._dropped = 0
         self._away = Throttle()
+        self._refused = Throttle()
         self._wake = threading.Event()
         self._flushes: deque[threading.Event] = deque()
         self._closing = False
@@ -147,9 +148,31 @@ class ExportThread:
     def _send_events(self) -> None:
         with self._lock:
             batch, self._events = self._events, deque()
-        if batch and not self._delivered(self._exporter.send_events, tuple(batch)):
-            with self._lock:
-                self._events.extendleft(reversed(batch))
+        if not batch:
+            return
+        try:
+            if not self._delivered(self._exporter.send_events, tuple(batch)):
+                with self._lock:
+                    self._events.extendleft(reversed(batch))
+        except RefusedError as refusal:
+            if len(batch) == 1:
+                self._give_up(1, refusal)
+            else:  # whichever it was that is not taken, the ending must not go with it
+                for event in batch:
+                    self._send_alone(event)
+
+    def _send_alone(self, event: Event) -> None:
+        try:
+            if not self._delivered(self._exporter.send_events, (event,)):
+                with self._lock:
+                    self._events.append(event)
+        except RefusedError as refusal:
+            self._give_up(1, refusal)
+
+    def _give_up(self, items: int, refusal: RefusedError) -> None:
+        self._dropped += items
+        if self._refused.allows():
+            log.warning("%s refuses telemetry (%s): dropped; training goes on", self._destination, refusal)
 
     def _send_metrics(self) -> None:
         dropped, self._dropped = self._dropped, 0
@@ -160,8 +183,15 @@ class ExportThread:
             lost = count_points(self._metrics.popleft())
             self._kept_points -= lost
             self._dropped += lost
-        while self._metrics and self._delivered(self._exporter.send_metrics, self._metrics[0]):
-            self._kept_points -= count_points(self._metrics.popleft())
+        while self._metrics:
+            size = count_points(self._metrics[0])
+            try:
+                if not self._delivered(self._exporter.send_metrics, self._metrics[0]):
+                    return
+            except RefusedError as refusal:
+                self._give_up(size, refusal)
+            self._metrics.popleft()
+            self._kept_points -= size
 
     def _delivered(self, send: Callable[[Attributes, Sequence[T]], bool], batch: Sequence[T]) -> bool:
         if send(self._resource(), batch):

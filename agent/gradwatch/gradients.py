@@ -152,10 +152,6 @@ class GradientReader:
             if not _is_finite(p)
         )
 
-    def has_nan_parameter(self, indices: Iterable[int]) -> bool:
-        """Whether one of these CPU parameters holds a NaN, and not just infinities."""
-        return any(bool(torch.isnan(self.parameters[i].detach()).any()) for i in indices)
-
     def exact_norm(self, index: int) -> float:
         """Norm of one CPU gradient, accumulated in float64: for the one that overflowed in its own type."""
         grad = self.parameters[index].grad

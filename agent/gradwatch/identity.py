@@ -127,7 +127,10 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
 
 
 def _config_hash(config: Mapping[str, object]) -> str:
-    canonical = json.dumps(config, sort_keys=True, default=str)
+    try:
+        canonical = json.dumps(config, sort_keys=True, default=str)
+    except (TypeError, ValueError):  # keys of several types, or a structure that contains itself
+        canonical = repr(sorted(map(repr, config.items())))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

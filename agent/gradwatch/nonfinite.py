@@ -42,21 +42,24 @@ def origin(seen: Witnesses) -> Origin:
 
     Bad parameters poison loss and gradients, so they are asked first. A bad loss poisons every gradient, so
     with one the gradients say nothing. What is left was born in backward, at the first bad gradient in
-    backward order; if every gradient is bad, the loss function itself cannot be told from the last layer.
+    backward order. If already the very first gradient is bad, neither the loss function nor a forward value
+    that the loss ignored can be told from the last layer.
     """
     if seen.bad_parameters:
         return Origin("parameters", seen.bad_parameters[0] if len(seen.bad_parameters) == 1 else None)
     if seen.loss is None or not math.isfinite(seen.loss):
         return Origin(None, None)
-    return Origin("backward", first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order))
+    layer = first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order)
+    return Origin(None if layer is None else "backward", layer)
 
 
 def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Sequence[int]) -> int | None:
-    """The bad parameter that backward reached first; None when all of several are bad."""
-    if not bad or (len(bad) == len(of) and len(of) > 1):
+    """The bad parameter that backward reached first, after ones that were good; None when it has no such."""
+    known, read = set(bad), set(of)
+    reached = [index for index in backward_order if index in read]
+    if not reached or reached[0] in known:
         return None
-    known = set(bad)
-    return next((index for index in backward_order if index in known), None)
+    return next((index for index in reached if index in known), None)
 
 
 def is_reported(count: int) -> bool:

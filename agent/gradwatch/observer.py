@@ -30,7 +30,7 @@ from gradwatch.loss import LossCapture
 from gradwatch.safety import internal_error, log
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
-from gradwatch.watched import Model, WatchedOptimizer, count_parameters, parameters_of, unwrap
+from gradwatch.watched import Model, WatchedOptimizer, parameters_of, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -242,6 +242,8 @@ class StepObserver:
         """See ``LossSink``."""
         start = perf_counter_ns()
         self._epoch += 1
+        if self._loss is not None or self._device_losses:
+            self._drop_discarded()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
@@ -257,6 +259,17 @@ class StepObserver:
                 self._device_losses.append(loss.detach())
         self._spent_outside += perf_counter_ns() - start
 
+    def _drop_discarded(self) -> None:
+        """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
+        for watched in self._watched.values():
+            if any(p.grad is not None for p in watched.reader.parameters):
+                return
+        self._loss = None
+        self._device_losses.clear()
+        self._suspicious = False
+        for watched in self._watched.values():
+            watched.reading = watched.clip_total = None
+
     def before_clipping(self, grads: Sequence[Tensor], total_norm: Tensor | None) -> None:
         """See ``ClipSink``."""
         start = perf_counter_ns()
@@ -268,9 +281,11 @@ class StepObserver:
                 total = float(total_norm.item())
                 if not math.isfinite(total):
                     watched.observe = True
-                elif len(grads) == len(watched.reader.parameters):
-                    watched.clip_total = total
+                elif len(grads) == len(watched.reader.parameters) and watched.clip_epoch != self._epoch:
+                    watched.clip_total = total  # the first after a backward: a second sees clipped gradients
+                    watched.clip_epoch = self._epoch
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
+                self._take_stock(watched)
                 watched.reading = watched.reader.read()
                 watched.reading_epoch = self._epoch
         self._spent_outside += perf_counter_ns() - start
@@ -299,11 +314,22 @@ class StepObserver:
             return
         reading = watched.reading
         if reading is None or watched.reading_epoch != self._epoch:
-            if watched.size != count_parameters(optimizer):
-                watched.rebuild(optimizer, self._models)
+            self._take_stock(watched)
             reading = watched.reading = watched.reader.read()
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
             self._suspects.on_host(self.step, watched, reading, loss, before=before)
+
+    def _judge_skipped(self, loss: float | None) -> bool:
+        # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
+        if is_finite(loss):
+            return False
+        self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
+        return True
+
+    def _take_stock(self, watched: WatchedOptimizer) -> None:
+        optimizer = watched.reference()
+        if optimizer is not None and watched.is_stale(optimizer):
+            watched.rebuild(optimizer, self._models)
 
     def _end_step(
         self, optimizer: Optimizer, watched: WatchedOptimizer, start: int, *, skipped: bool = False
@@ -324,7 +350,8 @@ class StepObserver:
                 reading = None
         total, clip_total = None, watched.clip_total
         watched.clip_total = None
-        nonfinite, watched.nonfinite = watched.nonfinite and not skipped, False
+        nonfinite = self._judge_skipped(loss) if skipped else watched.nonfinite
+        watched.nonfinite = False
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
         if reading is not None and not skipped:
@@ -480,13 +507,16 @@ def _overflowed(optimizer: Optimizer) -> bool:
 
 def _rates(optimizer: Optimizer) -> tuple[float | None, ...]:
     groups = optimizer.param_groups
-    rate = groups[0]["lr"]
+    rate = groups[0].get("lr")
     if len(groups) == 1 and type(rate) is float:
         return (rate,)
-    return tuple(_rate(group["lr"]) for group in groups)
+    # Optimizers that choose their own rate have none, or one that is None.
+    return tuple(_rate(group.get("lr")) for group in groups)
 
 
 def _rate(value: Any) -> float | None:
+    if value is None:
+        return None
     if isinstance(value, torch.Tensor):
         # A capturable optimizer keeps it on the device; reading it there would synchronise.
         return float(value.item()) if value.device.type == "cpu" else None

@@ -25,13 +25,16 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from gradwatch import conventions
-from gradwatch.telemetry import Attributes, Event, HistogramPoint, MetricPoints, Point
+from gradwatch.telemetry import Attributes, Event, HistogramPoint, MetricPoints, Point, RefusedError
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 _CONNECT_SECONDS: Final = 1.0
 _REPLY_SECONDS: Final = 5.0
+# The rest of 4xx is for good (https://opentelemetry.io/docs/specs/otlp/#failures-1); 401 and 403 may be mended
+# by whoever runs the collector while the run goes on, and 408 is a time-out.
+_RETRYABLE: Final = frozenset({401, 403, 408, 429})
 _SCOPE: Final = InstrumentationScope(conventions.SCOPE_NAME)
 _EMPTY_BUCKETS: Final = sdk.Buckets(0, [])
 _SDK_LOGGERS: Final = (
@@ -45,11 +48,23 @@ class CollectorUnreachableError(Exception):
 
 
 class _Session(requests.Session):
-    """Short time-outs, and one more try for a pooled connection that the collector closed."""
+    """Short time-outs, and one more try for a pooled connection that the collector closed.
+
+    ``refusal`` is the status with which the last request was refused for good, if it was.
+    """
+
+    refusal: int | None = None
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send one request."""
         kwargs["timeout"] = (_CONNECT_SECONDS, _REPLY_SECONDS)
+        self.refusal = None
+        response = self._send(*args, **kwargs)
+        if 400 <= response.status_code < 500 and response.status_code not in _RETRYABLE:
+            self.refusal = response.status_code
+        return response
+
+    def _send(self, *args: Any, **kwargs: Any) -> requests.Response:
         try:
             try:
                 return super().request(*args, **kwargs)
@@ -107,8 +122,9 @@ class OtlpExporter:
             "timeout": _REPLY_SECONDS,
             "compression": Compression.Gzip,
         }
-        self._logs = OTLPLogExporter(f"{endpoint}/v1/logs", session=_Session(), **common)
-        self._metrics = OTLPMetricExporter(f"{endpoint}/v1/metrics", session=_Session(), **common)
+        self._log_session, self._metric_session = _Session(), _Session()
+        self._logs = OTLPLogExporter(f"{endpoint}/v1/logs", session=self._log_session, **common)
+        self._metrics = OTLPMetricExporter(f"{endpoint}/v1/metrics", session=self._metric_session, **common)
         self._resource: tuple[Attributes, Resource] | None = None
 
     def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
@@ -129,7 +145,7 @@ class OtlpExporter:
             )
             for event in events
         ]
-        return self._logs.export(records) is LogRecordExportResult.SUCCESS
+        return _delivered(self._logs.export(records) is LogRecordExportResult.SUCCESS, self._log_session)
 
     def send_metrics(self, resource: Attributes, metrics: Sequence[MetricPoints]) -> bool:
         """See ``gradwatch.telemetry.Exporter``."""
@@ -137,7 +153,7 @@ class OtlpExporter:
         converted = [self._metric(batch) for batch in metrics]
         scope = sdk.ScopeMetrics(_SCOPE, converted, "")
         data = sdk.MetricsData([sdk.ResourceMetrics(self._sdk_resource(resource), [scope], "")])
-        return self._metrics.export(data) is MetricExportResult.SUCCESS
+        return _delivered(self._metrics.export(data) is MetricExportResult.SUCCESS, self._metric_session)
 
     def close(self) -> None:
         """Close the connections; the SDK's loggers are as before."""
@@ -166,6 +182,12 @@ class OtlpExporter:
             else:
                 data = sdk.Gauge(numbers)
         return sdk.Metric(metric.name, metric.description, metric.unit, data)
+
+
+def _delivered(success: bool, session: _Session) -> bool:
+    if session.refusal is not None:
+        raise RefusedError(f"HTTP {session.refusal}")
+    return success
 
 
 def _number_point(point: Point) -> sdk.NumberDataPoint:

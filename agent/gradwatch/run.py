@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
+import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from gradwatch import conventions
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
-from gradwatch.endings import CANCELLED, Ending, EndingWatch
+from gradwatch.endings import CANCELLED, Ending, EndingWatch, ending_of
 from gradwatch.exporter import ExportThread, Pacer
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.interval import Interval
@@ -88,6 +90,9 @@ class Run:
         self._endings.install()
         self._sigterm.install()
         atexit.register(self._at_exit)
+        if multiprocessing.parent_process() is not None:
+            # A forked child of multiprocessing leaves by os._exit, past atexit, but not past its finalizers.
+            multiprocessing.util.Finalize(None, self._at_child_exit, exitpriority=0)
 
     @shielded(None)
     def close(self, ending: Ending) -> None:
@@ -180,7 +185,8 @@ class Run:
             if self._ended:
                 return
             self._ended = True
-        if self._sigterm_came:
+        # An exception of the program's own is the truth, whatever came before it.
+        if self._sigterm_came and (ending.exception_type is None or ending.status == CANCELLED):
             ending = Ending(
                 CANCELLED,
                 self._sigterm_reason(),
@@ -202,6 +208,11 @@ class Run:
 
     def _at_exit(self) -> None:
         self.close(self._endings.at_exit())
+
+    def _at_child_exit(self) -> None:
+        # Called while the exception that ends the child, if any, is on its way out.
+        error = sys.exc_info()[1]
+        self.close(self._endings.at_exit() if error is None else ending_of(error))
 
     def _sigterm_reason(self) -> str:
         return "preempted" if self.settings.preemptible else "SIGTERM"

@@ -116,8 +116,9 @@ class SigtermWatch:
             self._noted()
 
     def _placeholder(self, _signal: int, _frame: FrameType | None) -> None:
-        # The thread was slower than the end of the C call, or lost its descriptor to an event loop.
-        self._die()
+        # The thread was slower than the end of the C call, or lost its descriptor to an event loop. Not on this
+        # thread: it may have been interrupted with a lock in its hands that the ending needs.
+        threading.Thread(target=self._die, name="gradwatch-sigterm-late", daemon=True).start()
 
     def _die(self) -> None:
         with self._once:  # the second caller waits here until the process is gone

@@ -93,8 +93,8 @@ class Suspects:
                     NonfiniteStep(
                         other.last_step,
                         layer=None if layer is None else other.layers[layer],
-                        # An update that overflows leaves infinities; NaNs came with the gradients.
-                        born_in="backward" if other.reader.has_nan_parameter(bad) else None,
+                        # The gradients, the update or the user may have done it: nobody looked.
+                        born_in=None,
                         layers=len(bad),
                         loss=other.last_loss,
                     )

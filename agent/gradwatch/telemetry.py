@@ -119,8 +119,16 @@ class StepSink(Protocol):
         """Whether the next non-finite step becomes an event; only then it is worth a closer look."""
 
 
+class RefusedError(Exception):
+    """The receiver does not take this and never will."""
+
+
 class Exporter(Protocol):
-    """Where telemetry goes. Called from one background thread; False means: keep it and try again."""
+    """Where telemetry goes. Called from one background thread; False means: keep it and try again.
+
+    Raises:
+        RefusedError: trying again is useless.
+    """
 
     def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
         """Deliver events, oldest first."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import is_not
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +85,9 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_total", "depth", "frame", "index", "is_late", "last_end", "last_loss",
-        "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed", "reader",
-        "reading", "reading_epoch", "reference", "size", "spent",
+        "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
+        "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
+        "reader", "reading", "reading_epoch", "reference", "spent", "stock",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +110,7 @@ class WatchedOptimizer:
         self.reading: Reading | None = None
         self.reading_epoch = 0
         self.clip_total: float | None = None
+        self.clip_epoch = -1
         self.last_loss: float | None = None
         self.last_step = 0
         self.last_end: int | None = None
@@ -120,11 +123,16 @@ class WatchedOptimizer:
     def rebuild(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
-        self.size = count_parameters(optimizer)
+        self.stock = _stock(optimizer)
         self.reader = GradientReader(parameters)
         self.order.settle()
         self.order = BackwardOrder(parameters, learn=not any(model.is_compiled() for model in models))
         self.rename(optimizer, models)
+
+    def is_stale(self, optimizer: Optimizer) -> bool:
+        """Whether parameters were added, taken away or replaced since `rebuild`."""
+        now = _stock(optimizer)
+        return len(now) != len(self.stock) or any(map(is_not, now, self.stock))
 
     def rename(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
         """Name the layers after the watched models; parameters of none are named by their place."""
@@ -185,6 +193,5 @@ def parameters_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
     return tuple(parameter for _, _, parameter in _places(optimizer))
 
 
-def count_parameters(optimizer: Optimizer) -> int:
-    """Cheap sign that groups were added or emptied."""
-    return sum(len(group["params"]) for group in optimizer.param_groups)
+def _stock(optimizer: Optimizer) -> tuple[Tensor, ...]:
+    return tuple(chain.from_iterable(group["params"] for group in optimizer.param_groups))

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gradwatch.safety import internal_error, shielded
 from gradwatch.settings import Settings
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
     from gradwatch.telemetry import Exporter
 
 
+_HANDLED_BEFORE: Final = "__gradwatch_handled_before__"
+
+
 class Watch:
     """What ``watch()`` returns. Usable as a context manager; inert in a process it was not made in."""
 
     def __init__(self, run: Run | None, optimizers: Sequence[Optimizer] = ()) -> None:
         self._run = run
         self._optimizers = tuple(map(weakref.ref, optimizers))
+        # A retry inside `except`: the exception being handled now is not this run's ending. It is marked, not
+        # held: its traceback may hold all the memory that the retry is about.
+        handled = sys.exc_info()[1]
+        if handled is not None:
+            vars(handled)[_HANDLED_BEFORE] = True
         if run is not None:
             run.watches.append(self)
 
@@ -58,7 +66,8 @@ class Watch:
 
         Called while an exception is being handled (``finally``, ``except``), that exception is the ending.
         """
-        self._close(sys.exc_info()[1])
+        error = sys.exc_info()[1]
+        self._close(None if error is not None and _HANDLED_BEFORE in vars(error) else error)
 
     def __enter__(self) -> Watch:
         return self

@@ -19,6 +19,7 @@ from tests.otlp_sink import OtlpSink, otlp_sink
 
 LOOP = """
 import os, sys, signal, time
+from sys import exit as early_exit
 import torch
 from torch import nn
 import gradwatch
@@ -93,6 +94,16 @@ def ended(sink: OtlpSink) -> dict[str, Any]:
         pytest.param("sys.exit(0)", 0, "succeeded", None, id="exit 0"),
         pytest.param("sys.exit(3)", 3, "failed", "exit 3", id="exit 3"),
         pytest.param("sys.exit('no data')", 1, "failed", "exit 1", id="exit with a message"),
+        pytest.param("early_exit(7)", 7, "failed", "exit 7", id="an exit bound before watch"),
+        pytest.param(
+            """
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            train(2)
+            raise ValueError("after all")
+            """,
+            1, "failed", "ValueError", id="an exception after a SIGTERM that was survived",
+        ),
         pytest.param("raise RuntimeError('boom')", 1, "failed", "RuntimeError", id="exception"),
         pytest.param("raise KeyboardInterrupt", -2, "cancelled", "interrupted", id="KeyboardInterrupt"),
         pytest.param(
@@ -235,6 +246,48 @@ def test_a_users_own_sigterm_handler_runs(sink: OtlpSink, place: str) -> None:
     assert returncode == 0, errors
     event = ended(sink)
     assert (event[names.STATUS], event[names.REASON]) == ("cancelled", "SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "reason"),
+    [
+        ("pass", "succeeded", None),
+        ("raise ValueError('in the child')", "failed", "ValueError"),
+        ("sys.exit(3)", "failed", "exit 3"),
+    ],
+)
+def test_a_forked_child_that_watches_for_itself_tells_its_own_ending(
+    sink: OtlpSink, work: str, status: str, reason: str | None
+) -> None:
+    fork = f"""
+    import multiprocessing
+    def work():
+        mine = gradwatch.watch(nn.Linear(8, 2), run_id="child")
+        {work}
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    """
+    returncode, _ = finish(start(sink.endpoint, fork))
+    assert returncode == 0
+    child, parent = (event.attributes for event in sink.find(names.RUN_ENDED.name))
+    assert (child[names.STATUS], child.get(names.REASON)) == (status, reason)
+    assert parent[names.STATUS] == "succeeded"
+
+
+def test_an_exception_handled_before_watch_is_not_the_ending_of_a_retry(sink: OtlpSink) -> None:
+    retry = """
+    watch.close()
+    try:
+        raise MemoryError("first try")
+    except MemoryError:
+        watch = gradwatch.watch(model, optimizer, run_id="again")
+        train(2)
+        watch.close()
+    """
+    returncode, errors = finish(start(sink.endpoint, retry))
+    assert returncode == 0, errors
+    assert [e.attributes[names.STATUS] for e in sink.find(names.RUN_ENDED.name)] == ["succeeded", "succeeded"]
 
 
 def test_an_ignored_sigterm_stays_ignored(sink: OtlpSink) -> None:

@@ -84,9 +84,10 @@ def _report(console: Console, database: str) -> None:
     print_runs(console, rows)
     for finding in findings:
         if finding["rule"] == "nonfinite":
+            born_in = f", born in {finding['born_in']}" if finding["born_in"] else ""
             console.print(
                 f"\n[bold]NaN[/] in {finding['run_id']}: first at step {finding['step']}, "
-                f"layer {finding['layer']}, born in {finding['born_in']}"
+                f"layer {finding['layer']}{born_in}"
             )
     console.print("\n[bold]SLO report[/]")
     render_table(reports, console)

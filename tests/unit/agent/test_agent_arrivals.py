@@ -116,7 +116,7 @@ def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
     ManualRing.slots[0].done = True
     waiting.drain()
     (bad,) = sink.bad
-    assert (bad.step, bad.born_in, bad.layers) == (7, "backward", 1)
+    assert (bad.step, bad.layer, bad.born_in, bad.layers) == (7, None, None, 1)
     assert sink.steps[0].nonfinite
 
 

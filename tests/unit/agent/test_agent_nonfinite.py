@@ -61,7 +61,9 @@ def test_a_nan_planted_in_backward_is_found_at_its_step_and_layer(
     first, *later = events
     assert first[names.STEP] == bad_step
     assert str(first[names.LAYER_NAME]).startswith("middle.")
-    assert first[names.BORN_IN] == "backward"
+    # Clipping reads the total of every step; else nobody saw the gradients of a step that was not observed.
+    observed = clip or bad_step % every == 0
+    assert first.get(names.BORN_IN) == ("backward" if observed else None)
     assert [event[names.STEP] for event in later] == list(range(bad_step + 1, STEPS))[: len(later)]
     assert {event[names.BORN_IN] for event in later} <= {"parameters"}
     assert sum(exporter.values(names.NONFINITE)) == STEPS - bad_step
@@ -179,8 +181,9 @@ def test_the_first_ten_and_then_powers_of_ten_are_reported(count: int) -> None:
         (Witnesses(math.nan, (0, 1), (0, 1), (), (1, 0)), Origin(None, None)),
         (Witnesses(None, (0, 1), (0,), (), (1, 0)), Origin(None, None)),
         (Witnesses(1.0, (0, 1, 2), (0, 1), (), (2, 1, 0)), Origin("backward", 1)),
-        (Witnesses(1.0, (0, 1), (0, 1), (), (1, 0)), Origin("backward", None)),
-        (Witnesses(1.0, (0,), (0,), None, (0,)), Origin("backward", 0)),
+        (Witnesses(1.0, (0, 1), (0, 1), (), (1, 0)), Origin(None, None)),
+        (Witnesses(1.0, (0, 1, 2), (1, 2), (), (2, 1, 0)), Origin(None, None)),
+        (Witnesses(1.0, (0,), (0,), None, (0,)), Origin(None, None)),
     ],
 )
 def test_the_order_of_decision(witnesses: Witnesses, expected: Origin) -> None:

@@ -1,0 +1,180 @@
+"""Loops that people write: batches thrown away, clipping twice, optimizers without a rate, late layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch.telemetry import Attributes, Event, MetricPoints, RefusedError
+from gradwatch.testing import InMemoryExporter
+
+Watching = Callable[..., gradwatch.Watch]
+
+
+def dense_norm(model: nn.Module) -> float:
+    return math.sqrt(
+        sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
+    )
+
+
+def test_a_batch_that_is_thrown_away_leaves_no_trace_in_the_next_step(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = watching(model, optimizer)
+    losses = []
+    for batch in range(5):
+        x = torch.randn(8, 4)
+        if batch == 2:
+            x[0] = math.nan
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 10.0)
+        if batch in (2, 3):
+            optimizer.zero_grad()
+            continue
+        losses.append(loss.item())
+        optimizer.step()
+    watch.close()
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+    assert exporter.find_events(names.NONFINITE_STEP.name) == []
+
+
+def test_a_loss_that_is_nan_before_scaling_is_no_overflow_of_the_scaler(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    watch = watching(model, optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 4)).mean() * (math.nan if step == 2 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    watch.close()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 2
+    assert names.LAYER_NAME not in event.attributes
+
+
+@pytest.mark.parametrize("group", [{"lr": None}, {}])
+def test_an_optimizer_without_a_learning_rate_is_observed_all_the_same(
+    watching: Watching, exporter: InMemoryExporter, group: dict[str, None]
+) -> None:
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters: object) -> None:
+            super().__init__(parameters, dict(group))  # type: ignore[arg-type]
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= 0.01 * parameter.grad
+
+    model = nn.Linear(4, 1)
+    optimizer = Own(model.parameters())
+    watch = watching(model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).mean().backward()
+        optimizer.step()
+    watch.close()
+    assert exporter.values(names.STEP_INDEX) == [0, 1, 2]
+    assert len(exporter.values(names.GRADIENT_NORM)) == 3
+    assert exporter.values(names.LEARNING_RATE) == []
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_layers_added_or_replaced_later_are_in_the_norm(
+    watching: Watching, exporter: InMemoryExporter, clip: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = watching(model, optimizer)
+    truth = []
+    for step in range(6):
+        if step == 2:
+            model.append(nn.Linear(1, 1))
+            optimizer.add_param_group({"params": list(model[2].parameters())})
+        if step == 4:
+            model[2] = nn.Linear(1, 1)
+            optimizer.param_groups[1]["params"] = list(model[2].parameters())
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        truth.append(dense_norm(model))
+        if clip:
+            clip_grad_norm_(model.parameters(), 0.001)
+        optimizer.step()
+    watch.close()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(truth, rel=1e-5)
+
+
+def test_the_norm_is_that_before_the_first_of_two_clips_observed_or_not(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = watching(model, optimizer, every=4)
+    truth = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        (100 * model(torch.randn(8, 4))).square().mean().backward()
+        truth.append(dense_norm(model))
+        clip_grad_norm_(model.parameters(), 1.0)
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    watch.close()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(truth, rel=1e-5)
+
+
+class Refusing(InMemoryExporter):
+    """A receiver that refuses one event and the first points for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+
+    def send_events(self, resource: Attributes, events: object) -> bool:
+        batch: list[Event] = list(events)  # type: ignore[call-overload]
+        if any(event.name == names.RUN_STARTED.name for event in batch):
+            raise RefusedError("HTTP 400")
+        return super().send_events(resource, batch)
+
+    def send_metrics(self, resource: Attributes, metrics: object) -> bool:
+        self.refusals += 1
+        if self.refusals == 1:
+            raise RefusedError("HTTP 413")
+        batch: list[MetricPoints] = list(metrics)  # type: ignore[call-overload]
+        return super().send_metrics(resource, batch)
+
+
+def test_what_is_refused_for_good_does_not_hold_back_the_rest() -> None:
+    exporter = Refusing()
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, exporter=exporter, export_interval=0.01, every=1):
+        while exporter.refusals < 3:
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).mean().backward()
+            optimizer.step()
+    assert exporter.event_names() == [names.RUN_ENDED.name]
+    assert exporter.values(names.LOSS)
+    assert sum(exporter.values(names.AGENT_DROPPED)) > 1
+
+
+def test_hyper_parameters_of_any_kind_are_hashed(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = nn.Linear(4, 1)
+    watching(
+        model, torch.optim.SGD(model.parameters(), lr=0.01), config={"a": 1, 1: {2: object, "b": 3}}
+    ).close()
+    assert len(str(exporter.resource[names.CONFIG_HASH])) == 16
