@@ -82,7 +82,6 @@ NONFINITE_ELEMENTS: Final = "training.nonfinite.elements"
 NONFINITE_LAYERS: Final = "training.nonfinite.layers"
 LOSS_VALUE: Final = "training.loss.value"
 TARGET_VALUE: Final = "training.target.value"
-STEPS_OBSERVED: Final = "training.steps.observed"
 
 ATTRIBUTES: Final[dict[str, str]] = {
     LAYER_NAME: "Qualified name of the parameter (or path of the module), without wrappers' parts.",
@@ -104,7 +103,6 @@ ATTRIBUTES: Final[dict[str, str]] = {
     NONFINITE_LAYERS: "Number of parameters with a non-finite gradient in the step.",
     LOSS_VALUE: "The loss of the step, `NaN` and `Infinity` included.",
     TARGET_VALUE: "The value that reached the target.",
-    STEPS_OBSERVED: "Steps whose gradients were read in the interval.",
 }
 
 # What `training.nonfinite.born_in` and a finding's `born_in` may say.
