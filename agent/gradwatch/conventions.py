@@ -82,6 +82,16 @@ NONFINITE_ELEMENTS: Final = "training.nonfinite.elements"
 NONFINITE_LAYERS: Final = "training.nonfinite.layers"
 LOSS_VALUE: Final = "training.loss.value"
 TARGET_VALUE: Final = "training.target.value"
+PHASE: Final = "training.phase"
+COLLECTIVE: Final = "training.collective.operation"
+INPUT_NAME: Final = "training.input.name"
+MISSING_REASON: Final = "training.instrumentation.reason"
+FLIGHT_TRIGGER: Final = "training.flight_record.trigger"
+FLIGHT_STEPS: Final = "training.flight_record.steps"
+FLIGHT_DATA: Final = "training.flight_record.data"
+BUNDLE_PATH: Final = "training.bundle.path"
+OOM_DURING: Final = "training.oom.during"
+OOM_REQUESTED: Final = "training.oom.requested"
 
 ATTRIBUTES: Final[dict[str, str]] = {
     LAYER_NAME: "Qualified name of the parameter (or path of the module), without wrappers' parts.",
@@ -96,13 +106,23 @@ ATTRIBUTES: Final[dict[str, str]] = {
     EXIT_CODE: "Exit code, when known.",
     EXCEPTION_TYPE: "Qualified class name of the exception.",
     EXCEPTION_MESSAGE: "First line of the exception's message, at most 200 characters.",
-    BORN_IN: "`loss`-side or gradient-side origin of a non-finite value, absent when not known: "
-    "`forward`, `loss`, `backward`, `parameters`.",
+    BORN_IN: "Where a non-finite value was born, absent when not known: `input`, `forward`, `loss`, "
+    "`backward`, `optimizer`, `parameters`.",
     NONFINITE_STEPS: "Non-finite steps of this process so far, this one included.",
     NONFINITE_ELEMENTS: "Non-finite gradient elements in the step; absent where they were not counted.",
     NONFINITE_LAYERS: "Number of parameters with a non-finite gradient in the step.",
     LOSS_VALUE: "The loss of the step, `NaN` and `Infinity` included.",
     TARGET_VALUE: "The value that reached the target.",
+    PHASE: "Part of a step: `forward`, `backward`, `optimizer`.",
+    COLLECTIVE: "Collective operation, such as `all_reduce`.",
+    INPUT_NAME: "Place of an input among the model's arguments, such as `0` or `pixel_values`.",
+    MISSING_REASON: "Why a loop cannot be seen properly, in one line.",
+    FLIGHT_TRIGGER: "Why the black box was sent: `nonfinite`, `exception`, `oom`, `stalled`, `SIGTERM`.",
+    FLIGHT_STEPS: "Number of steps in the black box.",
+    FLIGHT_DATA: "The black box: per-layer values of the last steps, zlib-compressed JSON, as bytes.",
+    BUNDLE_PATH: "Where the reproduction bundle of a failing step was written.",
+    OOM_DURING: "What was being done when memory ran out: `forward`, `backward`, `optimizer`, when known.",
+    OOM_REQUESTED: "Bytes that were asked for when memory ran out, when known.",
 }
 
 # What `training.nonfinite.born_in` and a finding's `born_in` may say.
@@ -156,6 +176,68 @@ LAYER_GRADIENT_NORM: Final = Metric(
     "L2 norm of a parameter's gradient over the observed steps of the interval (delta, scale 3, "
     "zero threshold 0).", (LAYER_NAME, OPTIMIZER),
 )
+CLIP_RATIO: Final = Metric(
+    "training.gradient.clip.ratio", "1", "gauge",
+    "What clipping multiplied the gradients with: 1 where the norm was within the bound. Steps that clip.",
+    (OPTIMIZER,),
+)
+OBSERVED_STEPS: Final = Metric(
+    "training.gradient.observed", "{step}", "sum",
+    "Steps of the interval whose gradients were read (delta); the others appear in per-step scalars only.",
+    (OPTIMIZER,),
+)
+GRADIENT_SHARD_SQUARE: Final = Metric(
+    "training.gradient.shard.square", "{norm}", "gauge",
+    "Squared L2 norm of this rank's share of sharded gradients, replicas counted once: the sum over ranks is "
+    "the squared global norm. Observed steps.", (OPTIMIZER,),
+)
+LAYER_GRADIENT_SHARD_SQUARE: Final = Metric(
+    "training.layer.gradient.shard.square", "{norm}", "gauge",
+    "The same of one parameter.", (LAYER_NAME, OPTIMIZER),
+)
+LOCAL_GRADIENT_NORM: Final = Metric(
+    "training.gradient.local.norm", "{norm}", "gauge",
+    "Under data parallelism, the L2 norm over this rank's own gradients before they are averaged.",
+    (OPTIMIZER,),
+)
+UPDATE_RATIO: Final = Metric(
+    "training.update.ratio", "1", "gauge",
+    "Norm of a step's update of a parameter over the norm of the parameter, at a slow cadence.",
+    (LAYER_NAME, OPTIMIZER),
+)
+WEIGHT_NORM: Final = Metric(
+    "training.layer.weight.norm", "{norm}", "gauge", "L2 norm of a parameter, at a slow cadence.",
+    (LAYER_NAME, OPTIMIZER),
+)
+LOSS_SCALE: Final = Metric(
+    "training.loss_scale", "1", "gauge", "Loss scale of mixed precision in the step.", (OPTIMIZER,)
+)
+SKIPPED_STEPS: Final = Metric(
+    "training.step.skipped", "{step}", "sum",
+    "Steps that the loss scaler skipped: transient overflow, no finding (delta).",
+)
+DATA_WAIT: Final = Metric(
+    "training.data.wait", "s", "gauge", "Time of the step that training waited for its data loaders."
+)
+PHASE_DURATION: Final = Metric(
+    "training.phase.duration", "s", "gauge",
+    "Time of a part of the step; on a device from its own events. Observed steps.", (PHASE,),
+)
+COLLECTIVE_DURATION: Final = Metric(
+    "training.collective.duration", "s", "exponential_histogram",
+    "Time of collective operations in the interval (delta, scale 3).", (COLLECTIVE,),
+)
+INPUT_MEAN: Final = Metric(
+    "training.input.mean", "1", "gauge", "Mean of a floating input of the model, at a slow cadence.",
+    (INPUT_NAME,),
+)
+INPUT_STDDEV: Final = Metric(
+    "training.input.stddev", "1", "gauge", "Standard deviation of a floating input, at a slow cadence.",
+    (INPUT_NAME,),
+)
+INPUT_NONFINITE: Final = Metric(
+    "training.input.nonfinite", "1", "gauge", "Share of a floating input that is NaN or Inf.", (INPUT_NAME,),
+)
 NONFINITE: Final = Metric(
     "training.gradient.nonfinite", "{step}", "sum",
     "Steps with a non-finite loss or gradient (delta).",
@@ -179,6 +261,14 @@ DEVICE_MEMORY_PEAK: Final = Metric(
 DEVICE_MEMORY_LIMIT: Final = Metric(
     "training.device.memory.limit", "By", "gauge", "Memory of the device.", (DEVICE,)
 )
+DEVICE_MEMORY_FRAGMENTATION: Final = Metric(
+    "training.device.memory.fragmentation", "1", "gauge",
+    "(reserved - allocated) / reserved of torch's caching allocator.", (DEVICE,),
+)
+DEVICE_MEMORY_HEADROOM: Final = Metric(
+    "training.device.memory.headroom", "1", "gauge",
+    "(limit - peak) / limit; of the host and the process where there is no device.", (DEVICE,),
+)
 HW_GPU_UTILIZATION: Final = Metric(
     "hw.gpu.utilization", "1", "gauge", "Share of time in which a kernel ran, from NVML.", (DEVICE,)
 )
@@ -189,6 +279,7 @@ HW_GPU_MEMORY_LIMIT: Final = Metric(
     "hw.gpu.memory.limit", "By", "gauge", "Total memory, from NVML.", (DEVICE,)
 )
 HW_POWER: Final = Metric("hw.power", "W", "gauge", "Power draw, from NVML.", (DEVICE,))
+HW_TEMPERATURE: Final = Metric("hw.temperature", "Cel", "gauge", "Temperature, from NVML.", (DEVICE,))
 PROCESS_MEMORY: Final = Metric("process.memory.usage", "By", "gauge", "Resident memory of the process.")
 HOST_MEMORY_LIMIT: Final = Metric(
     "training.host.memory.limit", "By", "gauge", "Memory of the host, or of the process's cgroup if lower."
@@ -203,9 +294,13 @@ AGENT_DROPPED: Final = Metric(
 )
 
 METRICS: Final[tuple[Metric, ...]] = (
-    LOSS, LEARNING_RATE, STEP_INDEX, GRADIENT_NORM, LAYER_GRADIENT_NORM, NONFINITE, STEP_DURATION, LOGGED,
+    LOSS, LEARNING_RATE, STEP_INDEX, GRADIENT_NORM, LAYER_GRADIENT_NORM, CLIP_RATIO, OBSERVED_STEPS,
+    GRADIENT_SHARD_SQUARE, LAYER_GRADIENT_SHARD_SQUARE, LOCAL_GRADIENT_NORM, UPDATE_RATIO, WEIGHT_NORM,
+    NONFINITE, LOSS_SCALE, SKIPPED_STEPS, STEP_DURATION, DATA_WAIT, PHASE_DURATION, COLLECTIVE_DURATION, LOGGED,
+    INPUT_MEAN, INPUT_STDDEV, INPUT_NONFINITE,
     DEVICE_MEMORY_ALLOCATED, DEVICE_MEMORY_RESERVED, DEVICE_MEMORY_PEAK, DEVICE_MEMORY_LIMIT,
-    HW_GPU_UTILIZATION, HW_GPU_MEMORY_USAGE, HW_GPU_MEMORY_LIMIT, HW_POWER,
+    DEVICE_MEMORY_FRAGMENTATION, DEVICE_MEMORY_HEADROOM,
+    HW_GPU_UTILIZATION, HW_GPU_MEMORY_USAGE, HW_GPU_MEMORY_LIMIT, HW_POWER, HW_TEMPERATURE,
     PROCESS_MEMORY, HOST_MEMORY_LIMIT, AGENT_OVERHEAD, AGENT_DROPPED,
 )
 
@@ -246,8 +341,27 @@ TARGET_REACHED: Final = Event(
     "training.target.reached", "The target held for the first time.",
     (EVENT_SEQUENCE, STEP, TARGET, TARGET_VALUE),
 )
+INSTRUMENTATION_MISSING: Final = Event(
+    "training.instrumentation.missing", "A loop that cannot be seen properly; nothing false is reported of it.",
+    (EVENT_SEQUENCE, STEP, MISSING_REASON),
+)
+FLIGHT_RECORD: Final = Event(
+    "training.flight_record", "The black box: every per-layer value of the last steps.",
+    (EVENT_SEQUENCE, STEP, FLIGHT_TRIGGER, FLIGHT_STEPS, FLIGHT_DATA),
+)
+BUNDLE_SAVED: Final = Event(
+    "training.bundle.saved", "A reproduction bundle of a failing step was written on the host.",
+    (EVENT_SEQUENCE, STEP, BUNDLE_PATH),
+)
+OUT_OF_MEMORY: Final = Event(
+    "training.oom", "Memory ran out; training may have recovered.",
+    (EVENT_SEQUENCE, STEP, DEVICE, OOM_DURING, OOM_REQUESTED),
+)
 
-EVENTS: Final[tuple[Event, ...]] = (RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, NONFINITE_STEP, TARGET_REACHED)
+EVENTS: Final[tuple[Event, ...]] = (
+    RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, NONFINITE_STEP, TARGET_REACHED,
+    INSTRUMENTATION_MISSING, FLIGHT_RECORD, BUNDLE_SAVED, OUT_OF_MEMORY,
+)
 
 # fmt: on
 
