@@ -112,7 +112,7 @@ class Arrivals:
         record = in_flight.record
         if record is None:
             return
-        loss, skipped = record.loss, record.skipped
+        loss, skipped, loss_scale = record.loss, record.skipped, record.loss_scale
         indices, norms = list(record.indices or ()), list(record.norms or ())
         for part in in_flight.parts:
             values = part.slot.values()
@@ -121,6 +121,7 @@ class Arrivals:
             if part.scaled:
                 scale, found_inf = values[-2:]
                 skipped = skipped or found_inf != 0
+                loss_scale = scale
             width = len(part.indices)
             indices += part.indices
             norms += [value / scale for value in values[:width]]
@@ -141,6 +142,7 @@ class Arrivals:
                 gradient_norm=total,
                 nonfinite=nonfinite,
                 skipped=skipped,
+                loss_scale=loss_scale,
             )
         )
 

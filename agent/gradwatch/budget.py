@@ -15,68 +15,47 @@ _OUTLIER: Final = 4.0
 
 
 class Budget:
-    """Decides which steps are observed, from what observed and unobserved steps cost.
+    """Decides which steps are observed, from what observed steps cost and how long steps last.
 
     Args:
         share: Share of step time the training thread may spend in the agent.
         every: Observe every n-th step whatever it costs; None lets the share decide.
+        thin_cost: Nanoseconds that a step costs which is not observed.
     """
 
-    __slots__ = (
-        "_every",
-        "_left",
-        "_observed",
-        "_seen",
-        "_step",
-        "_steps",
-        "_thin",
-        "_thins",
-        "_time",
-        "share",
-    )
+    __slots__ = ("_every", "_observed", "_seen", "_step", "share", "thin_cost")
 
-    def __init__(self, share: float, every: int | None = None) -> None:
+    def __init__(self, share: float, every: int | None = None, thin_cost: float = 0.0) -> None:
         self.share = share
+        self.thin_cost = thin_cost
         self._every = every
         self._observed = 0.0
-        self._thin = 0.0
         self._step = 0.0
         self._seen = 0
-        self._left = 1
-        # Sums since the last observed step: cheaper, on the steps that must be, than a running mean.
-        self._time = self._steps = 0
-        self._thins = 0
 
-    def observes_next(self, spent: int, duration: int | None, observed: bool) -> bool:
-        """Take what the step that ended cost and lasted (nanoseconds); say whether to observe the next one."""
-        if duration is not None:
-            self._time += duration
-            self._steps += 1
-        if observed:
-            self._learn(spent)
-            self._left = self._every or self.interval()
-        else:
-            self._thins += spent
-        self._left -= 1
-        return self._left <= 0
+    def next_interval(self, spent: int, steps: int, lasted: int) -> int:
+        """Say how many steps from now the next one is observed.
 
-    def _learn(self, spent: int) -> None:
-        if self._steps:
-            self._step = _smooth(self._step, self._time / self._steps)
-            if self._steps > 1:
-                self._thin = _smooth(self._thin, self._thins / (self._steps - 1))
+        Args:
+            spent: Nanoseconds that the observed step which just ended cost.
+            steps: Steps since the observed one before it, 0 for the first.
+            lasted: Nanoseconds they took.
+        """
+        if steps:
+            self._step = _smooth(self._step, lasted / steps)
         # The very first read pays for allocations and imports that no later one pays.
         if self._seen:
             self._observed = _smooth(self._observed, spent)
         self._seen += 1
-        self._time = self._steps = self._thins = 0
+        if self._every is not None:
+            return self._every
+        return self._interval()
 
-    def interval(self) -> int:
-        """Steps from one observed step to the next, as the costs stand."""
+    def _interval(self) -> int:
         if self._seen < _READS_TO_LEARN:
             return 1
-        extra = self._observed - self._thin
-        allowed = self.share * self._step - self._thin
+        extra = self._observed - self.thin_cost
+        allowed = self.share * self._step - self.thin_cost
         if extra <= 0:
             return 1
         if allowed <= 0:

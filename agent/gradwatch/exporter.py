@@ -8,9 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from gradwatch.interval import count_points
 from gradwatch.safety import Throttle, internal_error, log
-from gradwatch.telemetry import Attributes, Event, Exporter, MetricPoints, RefusedError
+from gradwatch.telemetry import Attributes, Event, Exporter, Metrics, RefusedError, count_points
 
 T = TypeVar("T")
 
@@ -46,7 +45,8 @@ class ExportThread:
     Args:
         exporter: Where to.
         resource: Called at each delivery, so that a model added later is in it.
-        collect: Makes the points of the interval; gets the number of items dropped since the last call.
+        collect: Makes the points of the interval; gets the number of items dropped, and the nanoseconds of
+            processor time this thread took, since the last call.
         heartbeat: Emits a sign of life.
         interval: Seconds between deliveries of metrics.
         destination: Named in the one warning a minute about a collector that is away.
@@ -56,7 +56,7 @@ class ExportThread:
         self,
         exporter: Exporter,
         resource: Callable[[], Attributes],
-        collect: Callable[[int], Sequence[MetricPoints]],
+        collect: Callable[[int, int], Metrics],
         heartbeat: Callable[[], None],
         interval: float,
         destination: str,
@@ -69,9 +69,10 @@ class ExportThread:
         self._destination = destination
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
-        self._metrics: deque[Sequence[MetricPoints]] = deque()
+        self._metrics: deque[Metrics] = deque()
         self._kept_points = 0
         self._dropped = 0
+        self._cpu = 0
         self._away = Throttle()
         self._refused = Throttle()
         self._wake = threading.Event()
@@ -176,7 +177,9 @@ class ExportThread:
 
     def _send_metrics(self) -> None:
         dropped, self._dropped = self._dropped, 0
-        points = self._collect(dropped)
+        cpu = time.thread_time_ns()
+        points = self._collect(dropped, cpu - self._cpu)
+        self._cpu = cpu
         self._metrics.append(points)
         self._kept_points += count_points(points)
         while self._kept_points > _POINTS_KEPT and len(self._metrics) > 1:

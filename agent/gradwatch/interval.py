@@ -1,123 +1,168 @@
-"""From step records to the points of one interval: exact scalars of every step, histograms of layers."""
+"""From the step logs to the points of one interval: exact scalars of every step, histograms of layers."""
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from operator import sub
 from typing import Final
 
 from gradwatch import conventions
-from gradwatch.aggregate import LayerAggregate
+from gradwatch.aggregate import LayerAggregate, aggregate_rows
 from gradwatch.conventions import Metric
-from gradwatch.telemetry import Attributes, AttributeValue, LoggedValue, MetricPoints, Point, StepRecord
+from gradwatch.step_log import MOST_WAITING, StepLog
+from gradwatch.telemetry import (
+    Attributes,
+    AttributeValue,
+    HistogramPoint,
+    LoggedValue,
+    MetricPoints,
+    Metrics,
+    MetricSeries,
+    Point,
+)
 
-# Waiting for the export thread, which empties it every few seconds: 100 s of 1 ms steps.
-_WAITING: Final = 100_000
+# Points in one packed series: encoding one holds Python's lock for a fraction of a millisecond.
+_SERIES: Final = 4096
 
 
 class Interval:
     """Collects what the training thread hands over, and turns it into points when asked.
 
-    Appending to and popping from a deque needs no lock, so the training thread never waits for this one.
+    Args:
+        start: Beginning of the first interval, Unix nanoseconds.
     """
 
     def __init__(self, start: int) -> None:
-        self.steps: deque[StepRecord] = deque(maxlen=_WAITING)
-        self.logged: deque[LoggedValue] = deque(maxlen=_WAITING)
+        self.logs: list[StepLog] = []
+        self.logged: deque[LoggedValue] = deque(maxlen=MOST_WAITING)
         self.nonfinite = 0
+        self.thin_cost = 0.0
         self._nonfinite_sent = 0
+        self._given_up = 0
         self._start = start
-        self._layers: dict[tuple[int, str], LayerAggregate] = {}
-        self._attributes: dict[tuple[int, int], Attributes] = {}
+        self._last_end: int | None = None
+        self._rates: dict[int, tuple[float | None, ...]] = {}
+
+    def open_log(self, optimizer: int, first_step: int) -> StepLog:
+        """Training thread: a log of this optimizer from now on, instead of any earlier one."""
+        log = StepLog(optimizer, first_step)
+        if optimizer < len(self.logs):
+            self._given_up += len(self.logs[optimizer].ends)
+            self.logs[optimizer] = log
+        else:
+            self.logs.append(log)
+        return log
 
     def points(
-        self, now: int, optimizers: int, dropped: int, pace: Callable[[], None] = lambda: None
-    ) -> list[MetricPoints]:
+        self,
+        now: int,
+        optimizers: int,
+        dropped: int,
+        background: int = 0,
+        pace: Callable[[], None] = lambda: None,
+    ) -> Metrics:
         """Everything since the last call, up to ``now`` (Unix nanoseconds).
 
-        ``pace`` is called between small pieces of work, so that this thread holds Python's lock only briefly.
+        ``background``: nanoseconds of processor time our own threads took since the last call. ``pace`` is
+        called between small pieces of work, so that this thread holds Python's lock only briefly.
         """
-        series: dict[str, tuple[Metric, list[Point]]] = {}
-
-        def add(metric: Metric, time: int, value: float | int, attributes: Attributes) -> None:
-            series.setdefault(metric.name, (metric, []))[1].append(Point(time, value, attributes))
-
-        spent = lasted = 0
-        while self.steps:
-            record = self.steps.popleft()
-            self._scalars(record, optimizers, add)
-            self._aggregate(record)
-            spent += record.spent
-            if record.optimizer == 0:
-                lasted += record.duration or 0
+        found: list[MetricPoints | MetricSeries] = []
+        layers: dict[tuple[int, str], LayerAggregate] = {}
+        cost, lasted, skipped = float(background), 0, 0
+        for log in list(self.logs):
+            labels: Attributes = {conventions.OPTIMIZER: log.index} if optimizers > 1 else {}
+            ends = log.ends[:]
+            del log.ends[: len(ends)]
+            observed, log.observed = log.observed, 0
+            spent, log.spent = log.spent, 0
+            cost += spent + (len(ends) - observed) * self.thin_cost
+            skipped += log.skipped
+            log.skipped = 0
+            if log.index == 0 and ends:
+                steps, lasted = self._steps(log, ends)
+                found += steps
+            found += self._learning_rates(log, ends, labels)
+            found += _series(conventions.LOSS, labels, *log.loss.take(keep=0 if log.closed else 1))
+            for metric, column in list(log.columns.items()):
+                found += _series(metric, labels, *column.take())
+            if observed:
+                found.append(
+                    MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
+                )
             pace()
+            _aggregate(log, layers, pace)
+        found += self._logged()
+        if lasted > 0:
+            found.append(MetricPoints(conventions.AGENT_OVERHEAD, [Point(now, cost / lasted, {})]))
+        found.append(self._histograms(now, layers, optimizers, pace))
+        counted = self.nonfinite
+        for metric, count in (
+            (conventions.NONFINITE, counted - self._nonfinite_sent),
+            (conventions.SKIPPED_STEPS, skipped),
+            (conventions.AGENT_DROPPED, dropped + self._given_up),
+        ):
+            if count or metric is conventions.NONFINITE:  # a counter that is there from the start
+                found.append(MetricPoints(metric, [Point(now, count, {}, self._start)]))
+        self._nonfinite_sent = counted
+        self._given_up = 0
+        self._start = now
+        return [batch for batch in found if len(batch)]
+
+    def _steps(self, log: StepLog, ends: array[int]) -> tuple[list[MetricSeries], int]:
+        """Index and duration of the steps that ended, and nanoseconds they lasted together."""
+        first, log.first_step = log.first_step, log.first_step + len(ends)
+        indices = array("q", range(first, first + len(ends)))
+        begins = ends[:-1]
+        timed = ends[1:]
+        if self._last_end is not None:
+            begins.insert(0, self._last_end)
+            timed = ends
+        self._last_end = ends[-1]
+        durations = array("q", map(sub, timed, begins))
+        while log.pauses and log.pauses[0][0] <= ends[-1]:
+            end, paused = log.pauses.pop(0)
+            at = bisect_left(timed, end)
+            if at < len(timed) and timed[at] == end:
+                durations[at] -= paused
+        seconds = array("d", [duration / 1e9 for duration in durations])
+        return [
+            *_series(conventions.STEP_INDEX, {}, ends, indices),
+            *_series(conventions.STEP_DURATION, {}, timed, seconds),
+        ], sum(durations)
+
+    def _learning_rates(self, log: StepLog, ends: array[int], labels: Attributes) -> Iterator[MetricSeries]:
+        """The rates of every step, from the steps at which they changed."""
+        at = 0
+        while at < len(ends):
+            while log.rates and log.rates[0][0] <= ends[at]:
+                self._rates[log.index] = log.rates.pop(0)[1]
+            until = bisect_left(ends, log.rates[0][0]) if log.rates else len(ends)
+            rates = self._rates.get(log.index, ())
+            for group, rate in enumerate(rates):
+                if rate is not None:
+                    attributes = {**labels, conventions.PARAM_GROUP: group} if len(rates) > 1 else labels
+                    values = array("d", [rate]) * (until - at)
+                    yield from _series(conventions.LEARNING_RATE, attributes, ends[at:until], values)
+            at = until
+
+    def _logged(self) -> Iterator[MetricPoints]:
+        points = []
         while self.logged:
             name, time, value = self.logged.popleft()
-            add(conventions.LOGGED, time, value, {conventions.METRIC_NAME: name})
-            pace()
-        if lasted:
-            add(conventions.AGENT_OVERHEAD, now, spent / lasted, {})
-        found = [MetricPoints(metric, points) for metric, points in series.values()]
-        found.append(self._histograms(now, optimizers, pace))
-        counted = self.nonfinite
-        found.append(
-            MetricPoints(conventions.NONFINITE, [Point(now, counted - self._nonfinite_sent, {}, self._start)])
-        )
-        if dropped:
-            found.append(MetricPoints(conventions.AGENT_DROPPED, [Point(now, dropped, {}, self._start)]))
-        self._nonfinite_sent = counted
-        self._start = now
-        return [batch for batch in found if batch.points]
+            points.append(Point(time, value, {conventions.METRIC_NAME: name}))
+        yield MetricPoints(conventions.LOGGED, points)
 
-    def _scalars(
-        self, record: StepRecord, optimizers: int, add: Callable[[Metric, int, float | int, Attributes], None]
-    ) -> None:
-        time = record.time
-        mine = self._labels(record.optimizer, optimizers, -1, 0)
-        if record.optimizer == 0:
-            add(conventions.STEP_INDEX, time, record.step, {})
-            if record.duration is not None:
-                add(conventions.STEP_DURATION, time, record.duration / 1e9, {})
-        if record.loss is not None:
-            add(conventions.LOSS, time, record.loss, mine)
-        if record.gradient_norm is not None:
-            add(conventions.GRADIENT_NORM, time, record.gradient_norm, mine)
-        groups = len(record.learning_rates)
-        for group, rate in enumerate(record.learning_rates):
-            if rate is not None:
-                add(
-                    conventions.LEARNING_RATE,
-                    time,
-                    rate,
-                    self._labels(record.optimizer, optimizers, group, groups),
-                )
-
-    def _labels(self, optimizer: int, optimizers: int, group: int, groups: int) -> Attributes:
-        key = (optimizer if optimizers > 1 else -1, group if groups > 1 else -1)
-        labels = self._attributes.get(key)
-        if labels is None:
-            made: dict[str, AttributeValue] = {}
-            if optimizers > 1:
-                made[conventions.OPTIMIZER] = optimizer
-            if groups > 1:
-                made[conventions.PARAM_GROUP] = group
-            labels = self._attributes[key] = made
-        return labels
-
-    def _aggregate(self, record: StepRecord) -> None:
-        if record.indices is None or record.norms is None:
-            return
-        layers = self._layers
-        for index, norm in zip(record.indices, record.norms, strict=True):
-            key = (record.optimizer, record.layers[index])
-            aggregate = layers.get(key)
-            if aggregate is None:
-                aggregate = layers[key] = LayerAggregate()
-            aggregate.add(norm)
-
-    def _histograms(self, now: int, optimizers: int, pace: Callable[[], None]) -> MetricPoints:
-        layers, self._layers = self._layers, {}
-        points = []
+    def _histograms(
+        self,
+        now: int,
+        layers: dict[tuple[int, str], LayerAggregate],
+        optimizers: int,
+        pace: Callable[[], None],
+    ) -> MetricPoints:
+        points: list[HistogramPoint] = []
         for (optimizer, layer), aggregate in layers.items():
             attributes: dict[str, AttributeValue] = {conventions.LAYER_NAME: layer}
             if optimizers > 1:
@@ -129,6 +174,22 @@ class Interval:
         return MetricPoints(conventions.LAYER_GRADIENT_NORM, points)
 
 
-def count_points(metrics: Sequence[MetricPoints]) -> int:
-    """Number of data points."""
-    return sum(len(batch.points) for batch in metrics)
+def _aggregate(log: StepLog, layers: dict[tuple[int, str], LayerAggregate], pace: Callable[[], None]) -> None:
+    """Count the rows that wait in the log; of each layout, the training thread appends to the last only."""
+    waiting = log.rows[:]
+    for rows in waiting:
+        taken = rows.take()
+        if taken.norms:
+            aggregates = [
+                layers.setdefault((log.index, taken.layers[i]), LayerAggregate()) for i in taken.indices
+            ]
+            aggregate_rows(taken.norms, aggregates, pace)
+    del log.rows[: max(0, len(waiting) - 1)]
+
+
+def _series(
+    metric: Metric, attributes: Attributes, times: array[int], values: array[float] | array[int]
+) -> Iterator[MetricSeries]:
+    for start in range(0, len(values), _SERIES):
+        part = slice(start, start + _SERIES)
+        yield MetricSeries(metric, attributes, times[part], values[part])

@@ -20,6 +20,9 @@ from gradwatch.safety import internal_error
 class LossSink(Protocol):
     """Who hears about losses and skipped steps, on the training thread."""
 
+    def host_loss(self, value: float) -> None:
+        """Backward is about to run from one scalar on the host, already unscaled."""
+
     def loss_seen(self, losses: list[torch.Tensor]) -> None:
         """Backward is about to run from these scalars, already unscaled."""
 
@@ -42,31 +45,62 @@ class LossCapture:
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        original_backward: Callable[..., None] = torch.autograd.backward
-        original_scale: Callable[..., Any] = GradScaler.scale
-        original_step: Callable[..., Any] = GradScaler.step
-        sink = self._sink
+        self._replaced = [
+            (GradScaler, "scale", GradScaler.scale, self._wrap_scale(GradScaler.scale)),
+            (GradScaler, "step", GradScaler.step, self._wrap_step(GradScaler.step)),
+        ]
+        if self._capture_loss:
+            original: Callable[..., None] = torch.autograd.backward
+            self._replaced.append((torch.autograd, "backward", original, self._wrap_backward(original)))
+        for owner, name, _, wrapper in self._replaced:
+            setattr(owner, name, wrapper)
 
-        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+    def _wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        sink, scaled = self._sink, self._scaled
+
+        # torch's own parameters, spelled out: packing and unpacking them costs as much as reading the loss.
+        def backward(
+            tensors: Any,
+            grad_tensors: Any = None,
+            retain_graph: bool | None = None,
+            create_graph: bool = False,
+            grad_variables: Any = None,
+            inputs: Any = None,
+        ) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
             if grad_tensors is None and not torch.compiler.is_compiling():
                 try:
-                    sink.loss_seen(self._losses(tensors))
+                    if type(tensors) is torch.Tensor and tensors.is_cpu and not scaled:
+                        value = tensors.item()
+                        if type(value) is float:
+                            sink.host_loss(value)
+                    else:
+                        sink.loss_seen(self._losses(tensors))
+                except RuntimeError:
+                    pass  # several elements: torch is about to say so itself
                 except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                     internal_error(error, "backward")
-            original_backward(tensors, grad_tensors, *args, **kwargs)
+            original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
 
+        return backward
+
+    def _wrap_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: GradScaler, outputs: Any) -> Any:
-            scaled = original_scale(scaler, outputs)
+            scaled = original(scaler, outputs)
             try:
                 self._remember(outputs, scaled)
             except Exception as error:  # noqa: BLE001
                 internal_error(error, "GradScaler.scale")
             return scaled
 
+        return scale
+
+    def _wrap_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        sink = self._sink
+
         def step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             begun = sink.steps_begun()
-            result = original_step(scaler, optimizer, *args, **kwargs)
+            result = original(scaler, optimizer, *args, **kwargs)
             try:
                 if sink.steps_begun() == begun:
                     sink.skipped_by_scaler(optimizer)
@@ -74,14 +108,7 @@ class LossCapture:
                 internal_error(error, "GradScaler.step")
             return result
 
-        self._replaced = [
-            (GradScaler, "scale", original_scale, scale),
-            (GradScaler, "step", original_step, step),
-        ]
-        if self._capture_loss:
-            self._replaced.append((torch.autograd, "backward", original_backward, backward))
-        for owner, name, _, wrapper in self._replaced:
-            setattr(owner, name, wrapper)
+        return step
 
     def remove(self) -> None:
         """Put torch's functions back, unless somebody wrapped ours: then theirs keeps calling through."""

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter_ns
+from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gradwatch import conventions
 from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
@@ -57,13 +58,16 @@ class StepObserver:
         self.step = start_step
         self._start_step = start_step
         self._sink = sink
-        self._clock = clock
+        self._anchor = clock.anchor
         self._log_clock = clock.branch()
         self._log_lock = threading.Lock()
         self._overhead_budget = overhead_budget
         self._every = every
+        # Something unusual awaits the next step end: a bad loss, a number from the user. Then no step is thin.
         self._suspicious = False
+        self._given = False
         self._warned = False
+        self._thin_cost = 0.0
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
         self._created = 0
@@ -81,7 +85,7 @@ class StepObserver:
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
         self._loss_capture = LossCapture(self, capture_loss)
-        self._clip_capture = ClipCapture(self)
+        self.clip_capture = ClipCapture(self)
         self._handles: list[Any] = []
 
     # --- Attaching -------------------------------------------------------------------------------------
@@ -93,14 +97,14 @@ class StepObserver:
             register_optimizer_step_post_hook(self._after_step),
         ]
         self._loss_capture.install()
-        self._clip_capture.install()
+        self.clip_capture.install()
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
         for handle in self._handles:
             handle.remove()
         self._loss_capture.remove()
-        self._clip_capture.remove()
+        self.clip_capture.remove()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
@@ -137,7 +141,11 @@ class StepObserver:
             self._watched.pop(key, None)
 
         watched = WatchedOptimizer(
-            optimizer, self._created, self._models, Budget(self._overhead_budget, self._every), gone
+            optimizer,
+            self._models,
+            Budget(self._overhead_budget, self._every, self._thin_cost),
+            self._sink.open_log(self._created, self.step),
+            gone,
         )
         if watched.reader.unreadable:
             log.warning(
@@ -191,57 +199,141 @@ class StepObserver:
     # --- Hooks: every line here is paid for at every step -----------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        start = perf_counter_ns()
-        try:
-            watched = self._watched.get(id(optimizer)) or self._find(optimizer)
-            if watched is None:
-                return
-            frame = sys._getframe(1)  # noqa: SLF001 - the step's own frame, to know nested calls
-            if watched.frame is not None and watched.is_nested(frame):
-                watched.depth += 1
-                return
-            watched.frame = frame
-            watched.depth = 0
+        watched = self._watched.get(id(optimizer))
+        if (
+            watched is not None
+            and watched.may_be_thin
+            and watched.frame is None
+            and len(args) == 1
+            and not (kwargs or self._suspicious or self._given)
+        ):
+            watched.frame = sys._getframe(1)  # noqa: SLF001 - the step's own frame, to know nested calls
+            watched.thin = True
             self._begun += 1
-            if watched.reader.devices and is_capturing():
-                watched.capturing = True
-                return
-            watched.capturing = False
-            if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-                watched.is_late = True
-                watched.reading = None
-                self._closure_base = (self._loss, len(self._device_losses))
-            elif watched.observe or self._suspicious:
-                self._look(optimizer, watched, before=True)
-            watched.spent = perf_counter_ns() - start
+            return
+        try:
+            self._before_full_step(optimizer, watched or self._find(optimizer), args, kwargs)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "optimizer pre hook")
 
     def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        start = perf_counter_ns()
+        watched = self._watched.get(id(optimizer))
+        if watched is None:
+            return
         try:
-            watched = self._watched.get(id(optimizer))
-            if watched is None:
-                return
-            if watched.depth:
-                watched.depth -= 1
-                return
-            watched.frame = None
-            if watched.capturing:
-                return
-            if watched.is_late:
-                watched.is_late = False
-                self._closure_base = None
-                if watched.observe or self._suspicious:
-                    self._look(optimizer, watched, before=False)
-            self._end_step(optimizer, watched, start)
+            if watched.thin:
+                self._end_thin_step(optimizer, watched)
+            else:
+                self._after_full_step(optimizer, watched)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
+
+    def _end_thin_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
+        """End a step of which only the scalars are kept; 0.5 us, and an append at most for each of them."""
+        watched.thin = False
+        watched.frame = None
+        now = monotonic_ns() + self._anchor
+        if now <= watched.last_end:
+            now = watched.last_end + 1
+        watched.last_end = now
+        loss = self._loss
+        if loss is not None:
+            self._loss = None
+            column = watched.losses
+            column.times.append(now)
+            column.values.append(loss)
+        watched.last_loss = loss
+        watched.last_step = self.step
+        watched.previous_observed = False
+        if watched.clip_total is not None:
+            self._record_clip(watched, now)
+        groups = optimizer.param_groups
+        if groups[0].get("lr") is not watched.rate or len(groups) != 1:
+            watched.note_rates(now, optimizer)
+        if watched.leads:
+            self.step += 1
+        watched.ends.append(now)
+        watched.left -= 1
+        if watched.left <= 0:
+            watched.observe = True
+            watched.may_be_thin = False
+
+    def _record_clip(self, watched: WatchedOptimizer, now: int) -> None:
+        total, watched.clip_total = watched.clip_total, None
+        ratio, watched.clip_ratio = watched.clip_ratio, None
+        if total is not None:
+            watched.log.column(conventions.GRADIENT_NORM).append(now, total)
+        if ratio is not None:
+            watched.log.column(conventions.CLIP_RATIO).append(now, ratio)
+
+    def _before_full_step(
+        self,
+        optimizer: Optimizer,
+        watched: WatchedOptimizer | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        start = perf_counter_ns()
+        if watched is None:
+            return
+        frame = sys._getframe(2)  # noqa: SLF001 - the step's own frame
+        if watched.frame is not None and watched.is_nested(frame):
+            watched.depth += 1
+            watched.thin = False
+            return
+        watched.frame = frame
+        watched.depth = 0
+        watched.thin = False
+        self._begun += 1
+        if watched.reader.devices and is_capturing():
+            watched.capturing = True
+            return
+        watched.capturing = False
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            watched.is_late = True
+            watched.reading = None
+            self._closure_base = (self._loss, len(self._device_losses))
+        elif watched.observe or self._suspicious:
+            self._look(optimizer, watched, before=True)
+        watched.spent = perf_counter_ns() - start
+
+    def _after_full_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
+        start = perf_counter_ns()
+        if watched.depth:
+            watched.depth -= 1
+            return
+        watched.frame = None
+        if watched.capturing:
+            return
+        if watched.is_late:
+            watched.is_late = False
+            self._closure_base = None
+            if watched.observe or self._suspicious:
+                self._look(optimizer, watched, before=False)
+        self._end_step(optimizer, watched, start)
+
+    def host_loss(self, value: float) -> None:
+        """See ``LossSink``. Most steps end here: 0.1 us."""
+        self._epoch += 1
+        if self._loss is None and value - value == 0.0 and not self._device_losses and not self._closure_base:
+            self._loss = value
+        else:
+            self._begin_backward()
+            self._add_loss(value)
 
     def loss_seen(self, losses: list[Tensor]) -> None:
         """See ``LossSink``."""
         start = perf_counter_ns()
         self._epoch += 1
+        self._begin_backward()
+        for loss in losses:
+            if loss.is_cpu:
+                self._add_loss(float(loss.item()))
+            elif loss.is_cuda:
+                self._device_losses.append(loss.detach())
+        self._spent_outside += perf_counter_ns() - start
+
+    def _begin_backward(self) -> None:
         if self._loss is not None or self._device_losses:
             self._drop_discarded()
         base = self._closure_base
@@ -249,15 +341,11 @@ class StepObserver:
             # Each evaluation of a closure replaces the one before, as its gradients do.
             self._loss = base[0]
             del self._device_losses[base[1] :]
-        for loss in losses:
-            if loss.is_cpu:
-                value = float(loss.item())
-                self._loss = value if self._loss is None else self._loss + value
-                if not math.isfinite(value):
-                    self._suspicious = True
-            elif loss.is_cuda:
-                self._device_losses.append(loss.detach())
-        self._spent_outside += perf_counter_ns() - start
+
+    def _add_loss(self, value: float) -> None:
+        self._loss = value if self._loss is None else self._loss + value
+        if not math.isfinite(value):
+            self._suspicious = True
 
     def _drop_discarded(self) -> None:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
@@ -268,27 +356,39 @@ class StepObserver:
         self._device_losses.clear()
         self._suspicious = False
         for watched in self._watched.values():
-            watched.reading = watched.clip_total = None
+            watched.reading = watched.clip_total = watched.clip_ratio = None
 
-    def before_clipping(self, grads: Sequence[Tensor], total_norm: Tensor | None) -> None:
+    def before_clipping(
+        self, grads: Sequence[Tensor], total_norm: Tensor | None, norms: Sequence[Tensor] | None
+    ) -> None:
         """See ``ClipSink``."""
-        start = perf_counter_ns()
         for watched in self._watched.values():
             if not watched.owns(grads):
                 continue
             if total_norm is not None and total_norm.device.type == "cpu":
-                # torch has just paid for it: every clipped step is checked, observed or not.
+                # It is paid for already: every clipped step is checked, observed or not.
                 total = float(total_norm.item())
                 if not math.isfinite(total):
                     watched.observe = True
+                    watched.may_be_thin = False
                 elif len(grads) == len(watched.reader.parameters) and watched.clip_epoch != self._epoch:
                     watched.clip_total = total  # the first after a backward: a second sees clipped gradients
                     watched.clip_epoch = self._epoch
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
+                start = perf_counter_ns()
                 self._take_stock(watched)
-                watched.reading = watched.reader.read()
+                watched.reading = watched.reader.read(grads, norms)
                 watched.reading_epoch = self._epoch
-        self._spent_outside += perf_counter_ns() - start
+                self._spent_outside += perf_counter_ns() - start
+
+    def clipped(self, grads: Sequence[Tensor], ratio: Tensor) -> None:
+        """See ``ClipSink``."""
+        if not ratio.is_cpu:
+            return
+        for watched in self._watched.values():
+            if watched.clip_epoch == self._epoch and watched.owns(grads):
+                value = float(ratio.item())
+                watched.clip_ratio = value if watched.clip_ratio is None else watched.clip_ratio * value
 
     def steps_begun(self) -> int:
         """See ``LossSink``."""
@@ -338,61 +438,73 @@ class StepObserver:
             watched.order.settle()
         if self._arrivals:
             self._arrivals.drain()
-        now = self._clock.now()
+        now = max(monotonic_ns() + self._anchor, watched.last_end + 1)
         loss, self._loss = self._loss, None
         self._suspicious = False
         reading, watched.reading = watched.reading, None
         in_flight: InFlight | None = None
-        scale = 1.0
-        if reading is not None or self._device_losses or self._given_loss is not None:
-            loss, scale, skipped, in_flight = self._collect(optimizer, reading, loss, skipped)
+        scale: float | None = None
+        if reading is not None or self._device_losses or self._given_loss is not None or watched.is_scaled:
+            loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
             if reading is not None and not self._is_reportable(reading, in_flight):
                 reading = None
-        total, clip_total = None, watched.clip_total
-        watched.clip_total = None
+        total, ratio = watched.clip_total, watched.clip_ratio
+        watched.clip_total = watched.clip_ratio = None
         nonfinite = self._judge_skipped(loss) if skipped else watched.nonfinite
         watched.nonfinite = False
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
         if reading is not None and not skipped:
             indices, norms = reading.indices, reading.norms
-            if scale != 1.0:
+            if scale is not None and scale != 1.0:
                 norms = [norm / scale for norm in norms]
-            total = math.hypot(*norms)
-            if not reading.complete:
-                total = None
-        elif clip_total is not None:
-            total = clip_total
+            total = math.hypot(*norms) if reading.complete else None
+        elif skipped:
+            total = ratio = None
         step = self.step
-        duration = None if watched.last_end is None else now - watched.last_end
         watched.last_end = now
-        if watched.index == 0:
+        if watched.leads:
             self.step = step + 1
-        rates = _rates(optimizer)
-        if self._given_rate is not None:
-            rates, self._given_rate = (self._given_rate,), None
+        self._note_rates(watched, now, optimizer)
         watched.last_loss = loss if is_finite(loss) else None
         watched.last_step = step
+        watched.last_nonfinite = nonfinite
         watched.previous_observed = reading is not None or skipped
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
         self._spent_outside = 0
         watched.spent = 0
         record = StepRecord(
-            watched.index, step, now, duration, loss, rates, watched.layers, indices, norms, total, nonfinite,
-            skipped, spent,
+            watched.index, step, now, loss, watched.layers, indices, norms, total, nonfinite, skipped,
+            round(spent), ratio, scale,
         )  # fmt: skip
+        watched.ends.append(now)
         if self._open is not None:
             self._arrivals.add(*self._open)
-        self._open = (record, in_flight)
-        watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
+            self._open = None
+        if in_flight is not None or self._arrivals:
+            self._open = (record, in_flight)
+        else:
+            self._sink.step(record)
+        self._given = False
+        watched.plan_next(spent, now, reading is not None)
+        if watched.log.is_full():
+            watched.use(self._sink.open_log(watched.index, self.step))
+
+    def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Optimizer) -> None:
+        if self._given_rate is not None:
+            watched.note_given_rate(now, self._given_rate)
+            self._given_rate = None
+        else:
+            watched.note_rates(now, optimizer)
 
     def _collect(
         self,
         optimizer: Optimizer,
+        watched: WatchedOptimizer,
         reading: Reading | None,
         loss: float | None,
         skipped: bool,
-    ) -> tuple[float | None, float, bool, InFlight | None]:
+    ) -> tuple[float | None, float | None, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
         losses, self._device_losses = self._device_losses, []
         given, self._given_loss = self._given_loss, None
@@ -403,12 +515,13 @@ class StepObserver:
         # Fused optimizers get scaled gradients, and the scaler's verdict as a tensor.
         scale_tensor = getattr(optimizer, "grad_scale", None)
         found_tensor = getattr(optimizer, "found_inf", None)
-        scale = 1.0
+        scale: float | None = None
         scalars: tuple[Tensor, Tensor] | None = None
         # After `unscale_` there is no scale, only the verdict.
         if isinstance(found_tensor, torch.Tensor):
+            watched.is_scaled = True
             if found_tensor.is_cpu:
-                scale = 1.0 if scale_tensor is None else float(scale_tensor)
+                scale = None if scale_tensor is None else float(scale_tensor)
                 skipped = skipped or bool(found_tensor.item())
             else:
                 scalars = (found_tensor.new_ones(()) if scale_tensor is None else scale_tensor, found_tensor)
@@ -449,41 +562,57 @@ class StepObserver:
                 if not is_capturing():
                     self._arrivals.send_logged(name, self._log_clock.now(), number)
 
-    def _between_steps(self) -> bool:
-        """Whether nothing of the next step was seen yet: then a loss is meant for the last one."""
-        return self._open is not None and self._loss is None and not self._device_losses
+    def _last(self) -> WatchedOptimizer | None:
+        """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
+        if self._loss is not None or self._device_losses:
+            return None
+        last = max(self._watched.values(), key=lambda watched: watched.last_end, default=None)
+        return last if last is not None and last.last_end else None
 
     def _log_loss(self, loss: float | Tensor) -> None:
-        if self._open is None or not self._between_steps():
+        last = self._last()
+        if last is None:
             self._given_loss = loss
+            self._given = True
             self._suspicious = isinstance(loss, float) and not math.isfinite(loss)
-            return
-        record, in_flight = self._open
+        elif self._open is not None:
+            self._replace_open_loss(*self._open, loss)
+        elif isinstance(loss, float):
+            if not math.isfinite(loss) and not last.last_nonfinite:
+                last.last_nonfinite = True
+                self._sink.nonfinite(NonfiniteStep(last.last_step, loss=loss))
+            last.log.replace_last_loss(loss)
+        else:
+            last.log.replace_last_loss(None)
+            self._arrivals.send_logged("loss", last.last_end, loss)
+
+    def _replace_open_loss(self, record: StepRecord, in_flight: InFlight | None, loss: float | Tensor) -> None:
         if isinstance(loss, float):
             if not math.isfinite(loss) and not record.nonfinite and in_flight is None and not record.skipped:
                 self._sink.nonfinite(NonfiniteStep(record.step, loss=loss))
                 record = record._replace(nonfinite=True)
             self._open = (record._replace(loss=loss), in_flight)
-        else:
-            sent = self._arrivals.send((), [loss], None)
-            if sent is not None:
-                # What was captured no longer counts: norms stay, losses are the new one's.
-                kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
-                self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
+            return
+        sent = self._arrivals.send((), [loss], None)
+        if sent is not None:
+            # What was captured no longer counts: norms stay, losses are the new one's.
+            kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
+            self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
 
     def _log_rate(self, rate: float) -> None:
-        if self._open is None or not self._between_steps():
+        last = self._last()
+        if last is None:
             self._given_rate = rate
+            self._given = True
         else:
-            record, in_flight = self._open
-            self._open = (record._replace(learning_rates=(rate,)), in_flight)
+            last.note_given_rate(last.last_end, rate)
 
     def remove_in_child(self) -> None:
         """After a fork: take the hooks off, and touch neither devices nor the sink."""
         for handle in self._handles:
             handle.remove()
         self._loss_capture.remove()
-        self._clip_capture.remove()
+        self.clip_capture.remove()
         self._watched.clear()
         self._adopts = None
 
@@ -495,32 +624,16 @@ class StepObserver:
         for _ in range(_LAST_QUERIES):
             self._arrivals.drain()
             if not self._arrivals:
-                return
+                break
             time.sleep(0.002)
+        for watched in self._watched.values():
+            watched.log.closed = True
 
 
 def _overflowed(optimizer: Optimizer) -> bool:
     """Whether a scaler told a fused optimizer on the CPU to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and found_inf.is_cpu and bool(found_inf.item())
-
-
-def _rates(optimizer: Optimizer) -> tuple[float | None, ...]:
-    groups = optimizer.param_groups
-    rate = groups[0].get("lr")
-    if len(groups) == 1 and type(rate) is float:
-        return (rate,)
-    # Optimizers that choose their own rate have none, or one that is None.
-    return tuple(_rate(group.get("lr")) for group in groups)
-
-
-def _rate(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, torch.Tensor):
-        # A capturable optimizer keeps it on the device; reading it there would synchronise.
-        return float(value.item()) if value.device.type == "cpu" else None
-    return float(value)
 
 
 def _number(raw: object) -> float | Tensor | None:

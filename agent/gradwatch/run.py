@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
@@ -26,13 +26,15 @@ from gradwatch.observer import StepObserver
 from gradwatch.safety import shielded
 from gradwatch.settings import Settings
 from gradwatch.sigterm import SigtermWatch
+from gradwatch.step_log import StepLog
 from gradwatch.telemetry import (
     Attributes,
     AttributeValue,
     Event,
     Exporter,
     LoggedValue,
-    MetricPoints,
+    Metrics,
+    MetricSeries,
     NonfiniteStep,
     StepRecord,
 )
@@ -115,20 +117,19 @@ class Run:
 
     # --- StepSink: called on the training thread --------------------------------------------------------
 
+    def open_log(self, optimizer: int, first_step: int) -> StepLog:
+        """See ``StepSink``."""
+        return self._interval.open_log(optimizer, first_step)
+
     def step(self, record: StepRecord) -> None:
         """See ``StepSink``."""
-        self._interval.steps.append(record)
-        target = self.settings.target
-        if (
-            target is not None
-            and not self._target_reached
-            and target.metric == "loss"
-            and record.loss is not None
-        ):
-            self._check_target(record.loss, record.step)
+        self._interval.logs[record.optimizer].add(record)
 
     def logged(self, value: LoggedValue) -> None:
         """See ``StepSink``."""
+        if value.name == "loss":
+            self._interval.logs[0].loss.append(value.time, value.value)
+            return
         self._interval.logged.append(value)
         target = self.settings.target
         if target is not None and not self._target_reached and target.metric == value.name:
@@ -154,7 +155,7 @@ class Run:
             }
             self._emit(conventions.NONFINITE_STEP, known)
 
-    def _check_target(self, value: float, step: int | None) -> None:
+    def _check_target(self, value: float, step: int | None, time: int | None = None) -> None:
         target = self.settings.target
         if target is not None and math.isfinite(value) and target.holds(value):
             self._target_reached = True
@@ -165,15 +166,41 @@ class Run:
                     conventions.TARGET: str(target),
                     conventions.TARGET_VALUE: value,
                 },
+                time,
             )
+
+    def _check_losses(self, metrics: Metrics) -> None:
+        """A target for the captured loss: asked here, so that no step has to."""
+        target = self.settings.target
+        if target is None or self._target_reached or target.metric != "loss":
+            return
+        steps = {
+            time: int(step)
+            for batch in metrics
+            if isinstance(batch, MetricSeries) and batch.metric is conventions.STEP_INDEX
+            for time, step in zip(batch.times, batch.values, strict=True)
+        }
+        for batch in metrics:
+            if isinstance(batch, MetricSeries) and batch.metric is conventions.LOSS:
+                reached = (
+                    (time, loss)
+                    for time, loss in zip(batch.times, batch.values, strict=True)
+                    if math.isfinite(loss) and target.holds(loss)
+                )
+                for time, loss in itertools.islice(reached, 1):
+                    self._check_target(loss, steps.get(time), time)
+                    return
 
     # --- Events ------------------------------------------------------------------------------------------
 
-    def _emit(self, event: EventName, attributes: Mapping[str, AttributeValue | None]) -> None:
+    def _emit(
+        self, event: EventName, attributes: Mapping[str, AttributeValue | None], time: int | None = None
+    ) -> None:
         with self._lock:  # time and sequence in the same order
             known = {name: value for name, value in attributes.items() if value is not None}
             known[conventions.EVENT_SEQUENCE] = next(self._sequence)
-            self._thread.emit(Event(event.name, self._clock.now(), known))
+            now = self._clock.now()
+            self._thread.emit(Event(event.name, now if time is None else time, known))
 
     def _heartbeat(self) -> None:
         if not self._ended:
@@ -226,9 +253,10 @@ class Run:
 
     # --- Export thread -----------------------------------------------------------------------------------
 
-    def _collect(self, dropped: int) -> Sequence[MetricPoints]:
+    def _collect(self, dropped: int, background: int) -> Metrics:
         now = self._clock_now()
-        points = self._interval.points(now, self.observer.optimizer_count, dropped, self._pace)
+        points = self._interval.points(now, self.observer.optimizer_count, dropped, background, self._pace)
+        self._check_losses(points)
         return [*points, *memory_points(now)]
 
     def _clock_now(self) -> int:

@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gradwatch.conventions import Metric
-from gradwatch.telemetry import Attributes, AttributeValue, Event, HistogramPoint, MetricPoints, Point
+from gradwatch.telemetry import (
+    Attributes,
+    AttributeValue,
+    Event,
+    HistogramPoint,
+    MetricPoints,
+    Metrics,
+    MetricSeries,
+    Point,
+)
 
 
 class InMemoryExporter:
@@ -27,7 +36,7 @@ class InMemoryExporter:
     def __init__(self) -> None:
         self.resource: Mapping[str, AttributeValue] = {}
         self.events: list[Event] = []
-        self.metrics: list[MetricPoints] = []
+        self.metrics: list[MetricPoints | MetricSeries] = []
 
     def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
         """See ``gradwatch.telemetry.Exporter``."""
@@ -35,7 +44,7 @@ class InMemoryExporter:
         self.events.extend(events)
         return True
 
-    def send_metrics(self, resource: Attributes, metrics: Sequence[MetricPoints]) -> bool:
+    def send_metrics(self, resource: Attributes, metrics: Metrics) -> bool:
         """See ``gradwatch.telemetry.Exporter``."""
         self.resource = resource
         self.metrics.extend(metrics)

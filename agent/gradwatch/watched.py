@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_not
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from gradwatch.budget import Budget
 from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, named_parameters
+from gradwatch.step_log import StepLog
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+
+
+_UNKNOWN: Final = object()
 
 
 class Model:
@@ -85,22 +89,26 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
-        "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
-        "reader", "reading", "reading_epoch", "reference", "spent", "stock",
+        "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "depth", "ends", "frame", "index",
+        "is_late", "is_scaled", "last_end", "last_loss", "last_nonfinite", "last_observed", "last_step",
+        "layers", "leads", "left", "log", "losses", "may_be_thin", "nonfinite", "observe", "order", "planned",
+        "poisoned", "previous_observed", "rate", "rates", "reader", "reading", "reading_epoch", "reference",
+        "spent", "stock", "thin",
     )  # fmt: skip
 
     def __init__(
         self,
         optimizer: Optimizer,
-        index: int,
         models: Sequence[Model],
         budget: Budget,
+        log: StepLog,
         gone: Callable[[Any], None],
     ) -> None:
         self.reference = weakref.ref(optimizer, gone)
-        self.index = index
+        self.index = log.index
+        self.leads = log.index == 0
         self.budget = budget
+        self.use(log)
         self.frame: FrameType | None = None
         self.depth = 0
         self.is_late = False
@@ -110,10 +118,20 @@ class WatchedOptimizer:
         self.reading: Reading | None = None
         self.reading_epoch = 0
         self.clip_total: float | None = None
+        self.clip_ratio: float | None = None
         self.clip_epoch = -1
         self.last_loss: float | None = None
         self.last_step = 0
-        self.last_end: int | None = None
+        self.last_nonfinite = False
+        self.last_end = 0
+        self.last_observed = 0
+        self.planned = self.left = 1
+        self.thin = False
+        self.may_be_thin = False
+        self.is_scaled = False
+        # Of a single group, the very object, so that a step whose rate did not change is known by identity.
+        self.rate: object = _UNKNOWN
+        self.rates: tuple[float | None, ...] = ()
         self.nonfinite = False
         self.poisoned = False
         self.spent = 0
@@ -144,6 +162,39 @@ class WatchedOptimizer:
             names.get(id(parameter), f"param_groups.{group}.{place}")
             for group, place, parameter in _places(optimizer)
         )
+
+    def use(self, log: StepLog) -> None:
+        """Write to this log from now on."""
+        self.log = log
+        self.ends = log.ends
+        self.losses = log.loss
+
+    def note_rates(self, now: int, optimizer: Optimizer) -> None:
+        """Write down the learning rates if they changed."""
+        groups = optimizer.param_groups
+        rate = groups[0].get("lr")
+        # A tensor may change and stay the same object.
+        self.rate = rate if isinstance(rate, float) else _UNKNOWN
+        rates = tuple(_rate(group.get("lr")) for group in groups)
+        if rates != self.rates:
+            self.rates = rates
+            self.log.rates.append((now, rates))
+
+    def note_given_rate(self, now: int, rate: float) -> None:
+        """Write down a rate the user gave; the optimizer's own counts again at the next step."""
+        self.rates = (rate,)
+        self.rate = _UNKNOWN
+        self.log.rates.append((now, self.rates))
+
+    def plan_next(self, spent: int, now: int, observed: bool) -> None:
+        """Decide when the next step is observed, after one that was not thin ended ``now``."""
+        if observed:
+            steps = self.planned - self.left if self.last_observed else 0
+            self.planned = self.left = self.budget.next_interval(spent, steps, now - self.last_observed)
+            self.last_observed = now
+        self.left -= 1
+        self.observe = self.left <= 0
+        self.may_be_thin = not (self.observe or self.is_scaled or self.reader.devices or self.order.learning)
 
     def owns(self, grads: Sequence[Tensor]) -> bool:
         """Whether these gradients are (some of) this optimizer's."""
@@ -191,6 +242,15 @@ def _places(optimizer: Optimizer) -> Iterable[tuple[int, int, Tensor]]:
 def parameters_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
     """All parameters of the optimizer, each once."""
     return tuple(parameter for _, _, parameter in _places(optimizer))
+
+
+def _rate(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        # A capturable optimizer keeps it on the device; reading it there would synchronise.
+        return float(value.item()) if value.device.type == "cpu" else None
+    return float(value)
 
 
 def _stock(optimizer: Optimizer) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from gradwatch.safety import internal_error, shielded
 from gradwatch.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -26,9 +27,12 @@ _HANDLED_BEFORE: Final = "__gradwatch_handled_before__"
 class Watch:
     """What ``watch()`` returns. Usable as a context manager; inert in a process it was not made in."""
 
-    def __init__(self, run: Run | None, optimizers: Sequence[Optimizer] = ()) -> None:
+    def __init__(
+        self, run: Run | None, optimizers: Sequence[Optimizer] = (), models: Iterable[nn.Module] = ()
+    ) -> None:
         self._run = run
         self._optimizers = tuple(map(weakref.ref, optimizers))
+        self._models = tuple(map(weakref.ref, models))
         # A retry inside `except`: the exception being handled now is not this run's ending. It is marked, not
         # held: its traceback may hold all the memory that the retry is about.
         handled = sys.exc_info()[1]
@@ -50,6 +54,45 @@ class Watch:
                 run.observer.log(values)
             except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                 internal_error(error, "watch.log")
+
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        foreach: bool | None = None,
+    ) -> torch.Tensor:
+        """Clip the gradients of everything this watch watches, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        The gradients afterwards and the total norm returned are torch's, bit for bit; it takes less time, since
+        the norms are computed once for clipping and for observing. Works on a closed or disabled watch too.
+        Call it where torch's would be called: under ``GradScaler`` after ``scaler.unscale_(optimizer)``.
+
+        Args:
+            max_norm: Largest total norm the gradients may have.
+            norm_type: Order of the norm.
+            error_if_nonfinite: Raise if the total norm is NaN or Inf.
+            foreach: torch's choice of implementation.
+
+        Returns:
+            Total norm of the gradients before clipping, a tensor without dimensions.
+
+        Raises:
+            RuntimeError: The total norm is not finite, and ``error_if_nonfinite``.
+        """
+        from gradwatch.clipping import clip_grad_norm_
+
+        capture = self._run.observer.clip_capture if self._run is not None else None
+        return clip_grad_norm_(capture, self._parameters(), max_norm, norm_type, error_if_nonfinite, foreach)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        from gradwatch.watched import parameters_of
+
+        optimizers = [one for reference in self._optimizers if (one := reference()) is not None]
+        if optimizers:
+            return [parameter for one in optimizers for parameter in parameters_of(one)]
+        models = [module for model in self._models if (module := model()) is not None]
+        return [parameter for module in models for parameter in module.parameters()]
 
     @property
     def step(self) -> int:
@@ -159,9 +202,10 @@ def watch(
     }
     settings = Settings.resolve(keywords)
     models, optimizers = _models(model, model_name), _optimizers(optimizer)
+    inert = Watch(None, optimizers, models.values())
     if settings.disabled or _in_data_loader_worker():
-        return Watch(None)
-    return _attach(settings, models, optimizers, exporter) or Watch(None)
+        return inert
+    return _attach(settings, models, optimizers, exporter) or inert
 
 
 @shielded(None)
@@ -178,7 +222,7 @@ def _attach(
     if not optimizers:
         run.observer.adopt_optimizers()
     known = run.watches[-1] if run.watches and not new and not any(new_models) else None
-    return known or Watch(run, new)
+    return known or Watch(run, new, models.values())
 
 
 def _models(model: Any, name: str | None) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ import torch
 from gradwatch import arrivals
 from gradwatch.arrivals import Arrivals
 from gradwatch.gradients import DeviceNorms
+from gradwatch.step_log import StepLog
 from gradwatch.suspects import Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
 
@@ -51,6 +52,9 @@ class Sink:
         self.values: list[LoggedValue] = []
         self.bad: list[NonfiniteStep] = []
 
+    def open_log(self, optimizer: int, first_step: int) -> StepLog:
+        return StepLog(optimizer, first_step)
+
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
 
@@ -73,7 +77,7 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Sink:
 
 def record(step: int, observed: bool = True) -> StepRecord:
     indices, norms, total = ((), [], 0.0) if observed else (None, None, None)
-    return StepRecord(0, step, step, None, None, (0.1,), ("a", "b"), indices, norms, total, False, False, 0)
+    return StepRecord(0, step, step, None, ("a", "b"), indices, norms, total, False, False, 0)
 
 
 def norms(*values: float) -> list[DeviceNorms]:

@@ -189,12 +189,13 @@ def test_a_layer_aggregate_equals_the_dense_computation(norms: list[float]) -> N
 def simulate(
     share: float, observed_cost: float, thin_cost: float, step: float, steps: int
 ) -> tuple[float, int]:
-    budget, observe, spent, observations = Budget(share), True, 0.0, 0
-    for _ in range(steps):
-        cost = observed_cost if observe else thin_cost
-        spent += cost
-        observations += observe
-        observe = budget.observes_next(round(cost * 1e9), round(step * 1e9), observe)
+    budget, spent, observations, at, since = Budget(share, None, thin_cost * 1e9), 0.0, 0, 0, 0
+    while at < steps:
+        observations += 1
+        interval = budget.next_interval(round(observed_cost * 1e9), since, round(since * step * 1e9))
+        since = min(interval, steps - at)
+        spent += observed_cost + (since - 1) * thin_cost
+        at += since
     return spent / (steps * step), observations
 
 
@@ -212,11 +213,8 @@ def test_a_cheap_read_is_made_every_step() -> None:
 
 
 def test_every_n_is_every_nth() -> None:
-    budget, observe, pattern = Budget(0.005, every=3), True, []
-    for _ in range(9):
-        pattern.append(observe)
-        observe = budget.observes_next(1, 1, observe)
-    assert pattern == [True, False, False] * 3
+    budget = Budget(0.005, every=3)
+    assert [budget.next_interval(10**9, 3, 1) for _ in range(4)] == [3, 3, 3, 3]
 
 
 # --- Identity --------------------------------------------------------------------------------------------

@@ -396,7 +396,7 @@ def test_internal_errors_are_counted_and_never_surface(
     monkeypatch.setattr(safety, "_errors", safety.Throttle())
     model, optimizer = make()
     with gradwatch.watch(model, optimizer, exporter=Raising()) as watch:
-        monkeypatch.setattr(watch._run.observer, "_clock", None)  # type: ignore[union-attr]
+        monkeypatch.setattr(watch._run.observer, "_anchor", None)  # type: ignore[union-attr]
         for _ in range(3):
             step(model, optimizer)
         assert safety.error_count() >= 3

@@ -1,0 +1,151 @@
+"""What one optimizer's steps leave behind on the training thread: packed columns, drained by the export thread.
+
+The training thread appends, the export thread takes from the front. Both are single operations under Python's
+lock, so neither waits for the other; a value is appended after its time, so a column is complete as far as its
+values go. An append costs about 0.05 us, no object survives it, and the garbage collector has nothing to visit.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from gradwatch import conventions
+from gradwatch.conventions import Metric
+from gradwatch.telemetry import StepRecord
+
+# Steps that may wait for an export thread that is held up: 100 s of 1 ms steps.
+MOST_WAITING: Final = 100_000
+
+
+class Column:
+    """Numbers and their times (Unix nanoseconds), in two packed arrays."""
+
+    __slots__ = ("times", "values")
+
+    def __init__(self) -> None:
+        self.times = array("q")
+        self.values = array("d")
+
+    def append(self, time: int, value: float) -> None:
+        """Training thread."""
+        self.times.append(time)
+        self.values.append(value)
+
+    def take(self, keep: int = 0) -> tuple[array[int], array[float]]:
+        """Export thread: all but the last ``keep`` numbers."""
+        count = max(0, len(self.values) - keep)
+        taken = self.times[:count], self.values[:count]
+        del self.times[:count]
+        del self.values[:count]
+        return taken
+
+
+class Rows:
+    """Gradient norms of observed steps: ``norms`` holds one row of ``len(indices)`` after the other."""
+
+    __slots__ = ("indices", "layers", "norms", "times")
+
+    def __init__(self, layers: Sequence[str], indices: Sequence[int]) -> None:
+        self.layers = layers
+        self.indices = indices
+        self.times = array("q")
+        self.norms = array("d")
+
+    def append(self, time: int, norms: Sequence[float]) -> None:
+        """Training thread: one observed step."""
+        self.norms.extend(norms)
+        self.times.append(time)
+
+    def take(self) -> Rows:
+        """Export thread: the complete rows."""
+        taken = Rows(self.layers, self.indices)
+        count = len(self.times)
+        width = len(self.indices)
+        taken.times = self.times[:count]
+        taken.norms = self.norms[: count * width]
+        del self.times[:count]
+        del self.norms[: count * width]
+        return taken
+
+    def belongs(self, layers: Sequence[str], indices: Sequence[int]) -> bool:
+        """Whether norms of these parameters go into these rows."""
+        return self.layers is layers and (self.indices is indices or list(self.indices) == list(indices))
+
+
+class StepLog:
+    """Columns of one optimizer.
+
+    Attributes:
+        ends: When each step ended, one entry a step.
+        pauses: End of a step and the nanoseconds in it that are not its own (evaluation, checkpoint).
+        loss: Losses of the steps that have one.
+        rates: End of the first step with these learning rates, and one rate for each parameter group.
+        columns: Everything else that is known of some steps only.
+        rows: Per-layer norms; a change of layout begins a new entry.
+        observed: Steps whose gradients were read.
+        spent: Nanoseconds of the training thread in steps that were not thin.
+        closed: No step will follow, so the last loss can no longer be replaced.
+    """
+
+    __slots__ = (
+        "closed", "columns", "ends", "first_step", "index", "loss", "observed", "pauses", "rates",
+        "rows", "skipped", "spent",
+    )  # fmt: skip
+
+    def __init__(self, index: int, first_step: int) -> None:
+        self.index = index
+        self.first_step = first_step
+        self.ends = array("q")
+        self.pauses: list[tuple[int, int]] = []
+        self.loss = Column()
+        self.rates: list[tuple[int, tuple[float | None, ...]]] = []
+        self.columns: dict[Metric, Column] = {}
+        self.rows: list[Rows] = []
+        self.observed = 0
+        self.skipped = 0
+        self.spent = 0
+        self.closed = False
+
+    def column(self, metric: Metric) -> Column:
+        """Where values of this metric go."""
+        column = self.columns.get(metric)
+        if column is None:
+            column = self.columns[metric] = Column()
+        return column
+
+    def is_full(self) -> bool:
+        """Whether so much waits that it is better given up than kept."""
+        return len(self.ends) > MOST_WAITING
+
+    def add(self, record: StepRecord) -> None:
+        """Take what is known of a step beyond its end: at once, or when it has arrived from a device."""
+        time = record.time
+        if record.loss is not None:
+            self.loss.append(time, record.loss)
+        if record.gradient_norm is not None:
+            self.column(conventions.GRADIENT_NORM).append(time, record.gradient_norm)
+        if record.clip_ratio is not None:
+            self.column(conventions.CLIP_RATIO).append(time, record.clip_ratio)
+        if record.loss_scale is not None:
+            self.column(conventions.LOSS_SCALE).append(time, record.loss_scale)
+        self.skipped += record.skipped
+        self.spent += record.spent
+        if record.indices is not None and record.norms is not None:
+            self.observed += 1
+            rows = self.rows[-1] if self.rows else None
+            if rows is None or not rows.belongs(record.layers, record.indices):
+                rows = Rows(record.layers, record.indices)
+                self.rows.append(rows)
+            rows.append(time, record.norms)
+
+    def replace_last_loss(self, loss: float | None) -> None:
+        """Training thread: the user says what the loss of the step that ended last really was."""
+        column = self.loss
+        last = self.ends[-1] if self.ends else None
+        if column.times and column.times[-1] == last:
+            column.values.pop()
+            column.times.pop()
+        if loss is not None and last is not None:
+            column.append(last, loss)
