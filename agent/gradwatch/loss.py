@@ -29,8 +29,8 @@ class LossSink(Protocol):
     def skipped_by_scaler(self, optimizer: object) -> None:
         """The scaler found a non-finite gradient and did not step this optimizer."""
 
-    def steps_begun(self) -> int:
-        """Optimizer steps that reached a hook so far."""
+    def last_end(self, optimizer: object) -> int | None:
+        """When this optimizer's last step ended; None when it is not watched."""
 
 
 class LossCapture:
@@ -51,12 +51,14 @@ class LossCapture:
         ]
         if self._capture_loss:
             original: Callable[..., None] = torch.autograd.backward
-            self._replaced.append((torch.autograd, "backward", original, self._wrap_backward(original)))
+            self._replaced.append((torch.autograd, "backward", original, self.wrap_backward(original)))
         for owner, name, _, wrapper in self._replaced:
             setattr(owner, name, wrapper)
 
-    def _wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
+    def wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Torch's ``backward`` with a look at the loss before it."""
         sink, scaled = self._sink, self._scaled
+        is_compiling, tensor = torch.compiler.is_compiling, torch.Tensor
 
         # torch's own parameters, spelled out: packing and unpacking them costs as much as reading the loss.
         def backward(
@@ -68,9 +70,9 @@ class LossCapture:
             inputs: Any = None,
         ) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
-            if grad_tensors is None and not torch.compiler.is_compiling():
+            if grad_tensors is None and not is_compiling():
                 try:
-                    if type(tensors) is torch.Tensor and tensors.is_cpu and not scaled:
+                    if type(tensors) is tensor and tensors.is_cpu and not scaled:
                         value = tensors.item()
                         if type(value) is float:
                             sink.host_loss(value)
@@ -99,10 +101,10 @@ class LossCapture:
         sink = self._sink
 
         def step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            begun = sink.steps_begun()
+            before = sink.last_end(optimizer)
             result = original(scaler, optimizer, *args, **kwargs)
             try:
-                if sink.steps_begun() == begun:
+                if sink.last_end(optimizer) == before:
                     sink.skipped_by_scaler(optimizer)
             except Exception as error:  # noqa: BLE001
                 internal_error(error, "GradScaler.step")

@@ -36,6 +36,7 @@ from gradwatch.watched import Model, WatchedOptimizer, parameters_of, unwrap
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
 
 
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
@@ -65,9 +66,9 @@ class StepObserver:
         self._every = every
         # Something unusual awaits the next step end: a bad loss, a number from the user. Then no step is thin.
         self._suspicious = False
-        self._given = False
+        self._alert = False
         self._warned = False
-        self._thin_cost = 0.0
+        self.thin_cost = 0.0
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
         self._created = 0
@@ -79,30 +80,30 @@ class StepObserver:
         self._given_loss: float | Tensor | None = None
         self._given_rate: float | None = None
         self._epoch = 0
-        self._begun = 0
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
         self._loss_capture = LossCapture(self, capture_loss)
         self.clip_capture = ClipCapture(self)
-        self._handles: list[Any] = []
+        self._pre_hook: RemovableHandle | None = None
+        self._post_hook: RemovableHandle | None = None
 
     # --- Attaching -------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Put the hooks in place."""
-        self._handles = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._pre_hook = register_optimizer_step_pre_hook(self._before_step)
+        self._post_hook = register_optimizer_step_post_hook(self._after_step)
         self._loss_capture.install()
         self.clip_capture.install()
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
-        for handle in self._handles:
-            handle.remove()
+        for handle in (self._pre_hook, self._post_hook):
+            if handle is not None:
+                handle.remove()
+        self._pre_hook = self._post_hook = None
         self._loss_capture.remove()
         self.clip_capture.remove()
         for watched in self._watched.values():
@@ -143,7 +144,7 @@ class StepObserver:
         watched = WatchedOptimizer(
             optimizer,
             self._models,
-            Budget(self._overhead_budget, self._every, self._thin_cost),
+            Budget(self._overhead_budget, self._every, self.thin_cost),
             self._sink.open_log(self._created, self.step),
             gone,
         )
@@ -155,9 +156,20 @@ class StepObserver:
             )  # fmt: skip
         self._created += 1
         self._watched[key] = watched
+        if self._post_hook is not None:
+            self._tend_pre_hook()
         for each in self._watched.values():
             each.budget.share = self._overhead_budget / len(self._watched)
         return True
+
+    def observe_thinly(self, optimizer: Optimizer) -> Callable[..., None]:
+        """For calibration: watch an optimizer, observe none of its steps; the hook that ends them."""
+        self.add_optimizer(optimizer)
+        watched = self._watched[id(optimizer)]
+        watched.order.settle()
+        watched.left = sys.maxsize
+        watched.observe, watched.may_be_thin = False, True
+        return self._after_step
 
     def forget(self, optimizers: Sequence[Optimizer]) -> None:
         """Watch these no longer."""
@@ -199,29 +211,20 @@ class StepObserver:
     # --- Hooks: every line here is paid for at every step -----------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watched = self._watched.get(id(optimizer))
-        if (
-            watched is not None
-            and watched.may_be_thin
-            and watched.frame is None
-            and len(args) == 1
-            and not (kwargs or self._suspicious or self._given)
-        ):
-            watched.frame = sys._getframe(1)  # noqa: SLF001 - the step's own frame, to know nested calls
-            watched.thin = True
-            self._begun += 1
-            return
+        """Registered only while some step may have to be looked at before its update, see `_tend_pre_hook`."""
         try:
-            self._before_full_step(optimizer, watched or self._find(optimizer), args, kwargs)
+            watched = self._watched.get(id(optimizer)) or self._find(optimizer)
+            if watched is not None and not (watched.may_be_thin and not self._alert):
+                self._before_full_step(optimizer, watched, args, kwargs)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "optimizer pre hook")
 
-    def _after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        watched = self._watched.get(id(optimizer))
-        if watched is None:
-            return
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            if watched.thin:
+            watched = self._watched.get(id(optimizer)) or self._find(optimizer)
+            if watched is None:
+                return
+            if watched.may_be_thin and not self._alert and len(args) == 1 and not kwargs:
                 self._end_thin_step(optimizer, watched)
             else:
                 self._after_full_step(optimizer, watched)
@@ -229,9 +232,7 @@ class StepObserver:
             internal_error(error, "optimizer post hook")
 
     def _end_thin_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
-        """End a step of which only the scalars are kept; 0.5 us, and an append at most for each of them."""
-        watched.thin = False
-        watched.frame = None
+        """End a step of which only the scalars are kept, with an append for each of them."""
         now = monotonic_ns() + self._anchor
         if now <= watched.last_end:
             now = watched.last_end + 1
@@ -257,6 +258,21 @@ class StepObserver:
         if watched.left <= 0:
             watched.observe = True
             watched.may_be_thin = False
+            self._tend_pre_hook()
+
+    def _tend_pre_hook(self) -> None:
+        """Have torch call before steps only when there is something to do: an idle call costs 2 us."""
+        wanted = self._alert or not all(watched.may_be_thin for watched in self._watched.values())
+        if wanted and self._pre_hook is None:
+            self._pre_hook = register_optimizer_step_pre_hook(self._before_step)
+        elif not wanted and self._pre_hook is not None and self._watched:
+            self._pre_hook.remove()
+            self._pre_hook = None
+
+    def _raise_alert(self) -> None:
+        """Let the next step be a full one."""
+        self._alert = True
+        self._tend_pre_hook()
 
     def _record_clip(self, watched: WatchedOptimizer, now: int) -> None:
         total, watched.clip_total = watched.clip_total, None
@@ -269,28 +285,24 @@ class StepObserver:
     def _before_full_step(
         self,
         optimizer: Optimizer,
-        watched: WatchedOptimizer | None,
+        watched: WatchedOptimizer,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         start = perf_counter_ns()
-        if watched is None:
-            return
         frame = sys._getframe(2)  # noqa: SLF001 - the step's own frame
         if watched.frame is not None and watched.is_nested(frame):
             watched.depth += 1
-            watched.thin = False
+            watched.is_never_thin = True
             return
         watched.frame = frame
         watched.depth = 0
-        watched.thin = False
-        self._begun += 1
         if watched.reader.devices and is_capturing():
             watched.capturing = True
             return
         watched.capturing = False
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            watched.is_late = True
+            watched.is_late = watched.is_never_thin = True
             watched.reading = None
             self._closure_base = (self._loss, len(self._device_losses))
         elif watched.observe or self._suspicious:
@@ -346,6 +358,7 @@ class StepObserver:
         self._loss = value if self._loss is None else self._loss + value
         if not math.isfinite(value):
             self._suspicious = True
+            self._raise_alert()
 
     def _drop_discarded(self) -> None:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
@@ -371,6 +384,7 @@ class StepObserver:
                 if not math.isfinite(total):
                     watched.observe = True
                     watched.may_be_thin = False
+                    self._tend_pre_hook()
                 elif len(grads) == len(watched.reader.parameters) and watched.clip_epoch != self._epoch:
                     watched.clip_total = total  # the first after a backward: a second sees clipped gradients
                     watched.clip_epoch = self._epoch
@@ -390,9 +404,10 @@ class StepObserver:
                 value = float(ratio.item())
                 watched.clip_ratio = value if watched.clip_ratio is None else watched.clip_ratio * value
 
-    def steps_begun(self) -> int:
+    def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
-        return self._begun
+        watched = self._watched.get(id(unwrap(optimizer)))
+        return None if watched is None else watched.last_end
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
@@ -485,8 +500,9 @@ class StepObserver:
             self._open = (record, in_flight)
         else:
             self._sink.step(record)
-        self._given = False
+        self._alert = False
         watched.plan_next(spent, now, reading is not None)
+        self._tend_pre_hook()
         if watched.log.is_full():
             watched.use(self._sink.open_log(watched.index, self.step))
 
@@ -573,8 +589,8 @@ class StepObserver:
         last = self._last()
         if last is None:
             self._given_loss = loss
-            self._given = True
             self._suspicious = isinstance(loss, float) and not math.isfinite(loss)
+            self._raise_alert()
         elif self._open is not None:
             self._replace_open_loss(*self._open, loss)
         elif isinstance(loss, float):
@@ -603,14 +619,16 @@ class StepObserver:
         last = self._last()
         if last is None:
             self._given_rate = rate
-            self._given = True
+            self._raise_alert()
         else:
             last.note_given_rate(last.last_end, rate)
 
     def remove_in_child(self) -> None:
         """After a fork: take the hooks off, and touch neither devices nor the sink."""
-        for handle in self._handles:
-            handle.remove()
+        for handle in (self._pre_hook, self._post_hook):
+            if handle is not None:
+                handle.remove()
+        self._pre_hook = self._post_hook = None
         self._loss_capture.remove()
         self.clip_capture.remove()
         self._watched.clear()

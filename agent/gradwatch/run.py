@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
+from gradwatch.calibration import thin_cost
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
 from gradwatch.endings import CANCELLED, Ending, EndingWatch, ending_of
@@ -65,6 +66,7 @@ class Run:
         pace = Pacer()
         self._pace = pace
         self._interval = Interval(clock.now())
+        self._interval.thin_cost = thin_cost()
         self.observer = StepObserver(
             self,
             clock,
@@ -73,6 +75,7 @@ class Run:
             capture_loss=settings.capture_loss,
             start_step=settings.start_step,
         )
+        self.observer.thin_cost = self._interval.thin_cost
         self._thread = ExportThread(
             exporter or _otlp(settings, pace),
             lambda: self._resource,

@@ -90,10 +90,11 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "depth", "ends", "frame", "index",
-        "is_late", "is_scaled", "last_end", "last_loss", "last_nonfinite", "last_observed", "last_step",
+        "is_late", "is_never_thin", "is_scaled", "last_end", "last_loss", "last_nonfinite", "last_observed",
+        "last_step",
         "layers", "leads", "left", "log", "losses", "may_be_thin", "nonfinite", "observe", "order", "planned",
         "poisoned", "previous_observed", "rate", "rates", "reader", "reading", "reading_epoch", "reference",
-        "spent", "stock", "thin",
+        "spent", "stock",
     )  # fmt: skip
 
     def __init__(
@@ -126,8 +127,8 @@ class WatchedOptimizer:
         self.last_end = 0
         self.last_observed = 0
         self.planned = self.left = 1
-        self.thin = False
         self.may_be_thin = False
+        self.is_never_thin = False
         self.is_scaled = False
         # Of a single group, the very object, so that a step whose rate did not change is known by identity.
         self.rate: object = _UNKNOWN
@@ -194,7 +195,9 @@ class WatchedOptimizer:
             self.last_observed = now
         self.left -= 1
         self.observe = self.left <= 0
-        self.may_be_thin = not (self.observe or self.is_scaled or self.reader.devices or self.order.learning)
+        self.may_be_thin = not (
+            self.observe or self.is_never_thin or self.is_scaled or self.reader.devices or self.order.learning
+        )
 
     def owns(self, grads: Sequence[Tensor]) -> bool:
         """Whether these gradients are (some of) this optimizer's."""
