@@ -74,8 +74,8 @@ class Interval:
         cost, lasted, skipped = float(background), 0, 0
         for log in list(self.logs):
             labels: Attributes = {conventions.OPTIMIZER: log.index} if optimizers > 1 else {}
-            ends = log.ends[:]
-            del log.ends[: len(ends)]
+            listed, losses = log.take_steps()
+            ends = array("q", listed)
             observed, log.observed = log.observed, 0
             spent, log.spent = log.spent, 0
             cost += spent + (len(ends) - observed) * self.thin_cost
@@ -85,7 +85,9 @@ class Interval:
                 steps, lasted = self._steps(log, ends)
                 found += steps
             found += self._learning_rates(log, ends, labels)
-            found += _series(conventions.LOSS, labels, *log.loss.take(keep=0 if log.closed else 1))
+            read = [(end, loss) for end, loss in zip(listed, losses, strict=True) if loss is not None]
+            loss_ends, known = array("q", (end for end, _ in read)), array("d", (loss for _, loss in read))
+            found += _series(conventions.LOSS, labels, loss_ends, known)
             for metric, column in list(log.columns.items()):
                 found += _series(metric, labels, *column.take())
             if observed:

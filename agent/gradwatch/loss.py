@@ -58,7 +58,7 @@ class LossCapture:
     def wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
         """Torch's ``backward`` with a look at the loss before it."""
         sink, scaled = self._sink, self._scaled
-        is_compiling, tensor = torch.compiler.is_compiling, torch.Tensor
+        host_loss, is_compiling, tensor = sink.host_loss, torch.compiler.is_compiling, torch.Tensor
 
         # torch's own parameters, spelled out: packing and unpacking them costs as much as reading the loss.
         def backward(
@@ -75,7 +75,7 @@ class LossCapture:
                     if type(tensors) is tensor and tensors.is_cpu and not scaled:
                         value = tensors.item()
                         if type(value) is float:
-                            sink.host_loss(value)
+                            host_loss(value)
                     else:
                         sink.loss_seen(self._losses(tensors))
                 except RuntimeError:

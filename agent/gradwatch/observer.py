@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from gradwatch import conventions
 from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
@@ -56,8 +55,10 @@ class StepObserver:
         capture_loss: bool = True,
         start_step: int = 0,
     ) -> None:
-        self.step = start_step
         self._start_step = start_step
+        # Steps of the first optimizer; its own count goes on from there while it is watched.
+        self._steps_before = 0
+        self._leader: WatchedOptimizer | None = None
         self._sink = sink
         self._anchor = clock.anchor
         self._log_clock = clock.branch()
@@ -76,6 +77,8 @@ class StepObserver:
         self._refused: set[int] = set()
         self._loss: float | None = None
         self._device_losses: list[Tensor] = []
+        # Whether a loss is not simply the step's: a closure is evaluating, or others are on a device.
+        self._busy = False
         self._closure_base: tuple[float | None, int] | None = None
         self._given_loss: float | Tensor | None = None
         self._given_rate: float | None = None
@@ -109,7 +112,8 @@ class StepObserver:
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
-        self._watched.clear()
+        for key in list(self._watched):
+            self._drop(key)
         self._adopts = None
         self._models.clear()
 
@@ -139,7 +143,7 @@ class StepObserver:
             return False
 
         def gone(_reference: object) -> None:
-            self._watched.pop(key, None)
+            self._drop(key)
 
         watched = WatchedOptimizer(
             optimizer,
@@ -156,6 +160,8 @@ class StepObserver:
             )  # fmt: skip
         self._created += 1
         self._watched[key] = watched
+        if watched.leads:
+            self._leader = watched
         if self._post_hook is not None:
             self._tend_pre_hook()
         for each in self._watched.values():
@@ -174,9 +180,16 @@ class StepObserver:
     def forget(self, optimizers: Sequence[Optimizer]) -> None:
         """Watch these no longer."""
         for optimizer in optimizers:
-            watched = self._watched.pop(id(optimizer), None)
+            watched = self._drop(id(optimizer))
             if watched is not None:
                 watched.order.settle()
+
+    def _drop(self, key: int) -> WatchedOptimizer | None:
+        watched = self._watched.pop(key, None)
+        if watched is not None and watched is self._leader:
+            self._steps_before += watched.count
+            self._leader = None
+        return watched
 
     def adopt_optimizers(self) -> None:
         """Also watch optimizers nobody named, once they step a watched model (any model, without one)."""
@@ -190,9 +203,19 @@ class StepObserver:
         self._adopts = adopts
 
     @property
+    def step(self) -> int:
+        """Index of the step in progress."""
+        count = 0 if self._leader is None else self._leader.count
+        return self._start_step + self._steps_before + count
+
+    def _last_step_of(self, watched: WatchedOptimizer) -> int:
+        return self.step - 1 if watched.leads else watched.last_step
+
+    @property
     def last_step(self) -> int | None:
         """Index of the last step that ended; None before the first."""
-        return self.step - 1 if self.step > self._start_step else None
+        step = self.step
+        return step - 1 if step > self._start_step else None
 
     @property
     def optimizer_count(self) -> int:
@@ -224,41 +247,28 @@ class StepObserver:
             watched = self._watched.get(id(optimizer)) or self._find(optimizer)
             if watched is None:
                 return
-            if watched.may_be_thin and not self._alert and len(args) == 1 and not kwargs:
-                self._end_thin_step(optimizer, watched)
-            else:
+            if not watched.may_be_thin or self._alert or len(args) != 1 or kwargs:
                 self._after_full_step(optimizer, watched)
+                return
+            # A thin step: two appends, and a few questions that are nearly always answered no.
+            now = monotonic_ns() + self._anchor
+            watched.losses.append(self._loss)
+            self._loss = None
+            groups = optimizer.param_groups
+            if groups[0].get("lr") is not watched.rate or len(groups) != 1:
+                watched.note_rates(now, optimizer)
+            if watched.clip_total is not None:
+                watched.record_clip(now)
+            if not watched.leads:
+                watched.last_step = self.step
+            watched.ends.append(now)
+            watched.left = left = watched.left - 1
+            if left <= 0:
+                watched.observe = True
+                watched.may_be_thin = False
+                self._tend_pre_hook()
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
-
-    def _end_thin_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
-        """End a step of which only the scalars are kept, with an append for each of them."""
-        now = monotonic_ns() + self._anchor
-        if now <= watched.last_end:
-            now = watched.last_end + 1
-        watched.last_end = now
-        loss = self._loss
-        if loss is not None:
-            self._loss = None
-            column = watched.losses
-            column.times.append(now)
-            column.values.append(loss)
-        watched.last_loss = loss
-        watched.last_step = self.step
-        watched.previous_observed = False
-        if watched.clip_total is not None:
-            self._record_clip(watched, now)
-        groups = optimizer.param_groups
-        if groups[0].get("lr") is not watched.rate or len(groups) != 1:
-            watched.note_rates(now, optimizer)
-        if watched.leads:
-            self.step += 1
-        watched.ends.append(now)
-        watched.left -= 1
-        if watched.left <= 0:
-            watched.observe = True
-            watched.may_be_thin = False
-            self._tend_pre_hook()
 
     def _tend_pre_hook(self) -> None:
         """Have torch call before steps only when there is something to do: an idle call costs 2 us."""
@@ -273,14 +283,6 @@ class StepObserver:
         """Let the next step be a full one."""
         self._alert = True
         self._tend_pre_hook()
-
-    def _record_clip(self, watched: WatchedOptimizer, now: int) -> None:
-        total, watched.clip_total = watched.clip_total, None
-        ratio, watched.clip_ratio = watched.clip_ratio, None
-        if total is not None:
-            watched.log.column(conventions.GRADIENT_NORM).append(now, total)
-        if ratio is not None:
-            watched.log.column(conventions.CLIP_RATIO).append(now, ratio)
 
     def _before_full_step(
         self,
@@ -305,6 +307,7 @@ class StepObserver:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
             self._closure_base = (self._loss, len(self._device_losses))
+            self._busy = True
         elif watched.observe or self._suspicious:
             self._look(optimizer, watched, before=True)
         watched.spent = perf_counter_ns() - start
@@ -320,6 +323,7 @@ class StepObserver:
         if watched.is_late:
             watched.is_late = False
             self._closure_base = None
+            self._busy = bool(self._device_losses)
             if watched.observe or self._suspicious:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
@@ -327,7 +331,7 @@ class StepObserver:
     def host_loss(self, value: float) -> None:
         """See ``LossSink``. Most steps end here: 0.1 us."""
         self._epoch += 1
-        if self._loss is None and value - value == 0.0 and not self._device_losses and not self._closure_base:
+        if self._loss is None and value - value == 0.0 and not self._busy:
             self._loss = value
         else:
             self._begin_backward()
@@ -343,6 +347,7 @@ class StepObserver:
                 self._add_loss(float(loss.item()))
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
+                self._busy = True
         self._spent_outside += perf_counter_ns() - start
 
     def _begin_backward(self) -> None:
@@ -432,6 +437,8 @@ class StepObserver:
             self._take_stock(watched)
             reading = watched.reading = watched.reader.read()
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
+            if self._leader is not None:
+                self._leader.last_step = self.step - 1
             self._suspects.on_host(self.step, watched, reading, loss, before=before)
 
     def _judge_skipped(self, loss: float | None) -> bool:
@@ -453,7 +460,7 @@ class StepObserver:
             watched.order.settle()
         if self._arrivals:
             self._arrivals.drain()
-        now = max(monotonic_ns() + self._anchor, watched.last_end + 1)
+        now = monotonic_ns() + self._anchor
         loss, self._loss = self._loss, None
         self._suspicious = False
         reading, watched.reading = watched.reading, None
@@ -477,21 +484,21 @@ class StepObserver:
         elif skipped:
             total = ratio = None
         step = self.step
-        watched.last_end = now
-        if watched.leads:
-            self.step = step + 1
         self._note_rates(watched, now, optimizer)
-        watched.last_loss = loss if is_finite(loss) else None
         watched.last_step = step
         watched.last_nonfinite = nonfinite
-        watched.previous_observed = reading is not None or skipped
+        if reading is not None or skipped:
+            watched.last_known = now
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
         self._spent_outside = 0
         watched.spent = 0
+        late = loss if in_flight is not None else None
         record = StepRecord(
-            watched.index, step, now, loss, watched.layers, indices, norms, total, nonfinite, skipped,
+            watched.index, step, now, late, watched.layers, indices, norms, total, nonfinite, skipped,
             round(spent), ratio, scale,
         )  # fmt: skip
+        # A loss that is still on its way comes later, with the record.
+        watched.losses.append(None if in_flight is not None else loss)
         watched.ends.append(now)
         if self._open is not None:
             self._arrivals.add(*self._open)
@@ -523,6 +530,7 @@ class StepObserver:
     ) -> tuple[float | None, float | None, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
         losses, self._device_losses = self._device_losses, []
+        self._busy = False
         given, self._given_loss = self._given_loss, None
         if isinstance(given, float):
             loss, losses = given, []
@@ -583,7 +591,7 @@ class StepObserver:
         if self._loss is not None or self._device_losses:
             return None
         last = max(self._watched.values(), key=lambda watched: watched.last_end, default=None)
-        return last if last is not None and last.last_end else None
+        return last if last is not None and last.ends else None
 
     def _log_loss(self, loss: float | Tensor) -> None:
         last = self._last()
@@ -596,10 +604,10 @@ class StepObserver:
         elif isinstance(loss, float):
             if not math.isfinite(loss) and not last.last_nonfinite:
                 last.last_nonfinite = True
-                self._sink.nonfinite(NonfiniteStep(last.last_step, loss=loss))
-            last.log.replace_last_loss(loss)
+                self._sink.nonfinite(NonfiniteStep(self._last_step_of(last), loss=loss))
+            last.losses[-1] = loss
         else:
-            last.log.replace_last_loss(None)
+            last.losses[-1] = None
             self._arrivals.send_logged("loss", last.last_end, loss)
 
     def _replace_open_loss(self, record: StepRecord, in_flight: InFlight | None, loss: float | Tensor) -> None:

@@ -131,7 +131,7 @@ class Run:
     def logged(self, value: LoggedValue) -> None:
         """See ``StepSink``."""
         if value.name == "loss":
-            self._interval.logs[0].loss.append(value.time, value.value)
+            self._interval.logs[0].column(conventions.LOSS).append(value.time, value.value)
             return
         self._interval.logged.append(value)
         target = self.settings.target

@@ -33,9 +33,9 @@ class Column:
         self.times.append(time)
         self.values.append(value)
 
-    def take(self, keep: int = 0) -> tuple[array[int], array[float]]:
-        """Export thread: all but the last ``keep`` numbers."""
-        count = max(0, len(self.values) - keep)
+    def take(self) -> tuple[array[int], array[float]]:
+        """Export thread."""
+        count = len(self.values)
         taken = self.times[:count], self.values[:count]
         del self.times[:count]
         del self.values[:count]
@@ -78,9 +78,9 @@ class StepLog:
     """Columns of one optimizer.
 
     Attributes:
-        ends: When each step ended, one entry a step.
+        ends: When each step ended, one entry a step. Appended to last.
+        losses: Its loss, None where there is none or it comes later.
         pauses: End of a step and the nanoseconds in it that are not its own (evaluation, checkpoint).
-        loss: Losses of the steps that have one.
         rates: End of the first step with these learning rates, and one rate for each parameter group.
         columns: Everything else that is known of some steps only.
         rows: Per-layer norms; a change of layout begins a new entry.
@@ -90,16 +90,17 @@ class StepLog:
     """
 
     __slots__ = (
-        "closed", "columns", "ends", "first_step", "index", "loss", "observed", "pauses", "rates",
+        "closed", "columns", "ends", "first_step", "index", "losses", "observed", "pauses", "rates",
         "rows", "skipped", "spent",
     )  # fmt: skip
 
     def __init__(self, index: int, first_step: int) -> None:
         self.index = index
         self.first_step = first_step
-        self.ends = array("q")
+        # Lists, not arrays: appending to one is an instruction and not a call. Numbers are nothing to collect.
+        self.ends: list[int] = []
+        self.losses: list[float | None] = []
         self.pauses: list[tuple[int, int]] = []
-        self.loss = Column()
         self.rates: list[tuple[int, tuple[float | None, ...]]] = []
         self.columns: dict[Metric, Column] = {}
         self.rows: list[Rows] = []
@@ -123,7 +124,7 @@ class StepLog:
         """Take what is known of a step beyond its end: at once, or when it has arrived from a device."""
         time = record.time
         if record.loss is not None:
-            self.loss.append(time, record.loss)
+            self.column(conventions.LOSS).append(time, record.loss)
         if record.gradient_norm is not None:
             self.column(conventions.GRADIENT_NORM).append(time, record.gradient_norm)
         if record.clip_ratio is not None:
@@ -140,12 +141,10 @@ class StepLog:
                 self.rows.append(rows)
             rows.append(time, record.norms)
 
-    def replace_last_loss(self, loss: float | None) -> None:
-        """Training thread: the user says what the loss of the step that ended last really was."""
-        column = self.loss
-        last = self.ends[-1] if self.ends else None
-        if column.times and column.times[-1] == last:
-            column.values.pop()
-            column.times.pop()
-        if loss is not None and last is not None:
-            column.append(last, loss)
+    def take_steps(self) -> tuple[list[int], list[float | None]]:
+        """Export thread: ends and losses of the steps, but the last, whose loss the user may still replace."""
+        count = max(0, len(self.ends) - (0 if self.closed else 1))
+        taken = self.ends[:count], self.losses[:count]
+        del self.ends[:count]
+        del self.losses[:count]
+        return taken

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from gradwatch import conventions
 from gradwatch.budget import Budget
 from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, named_parameters
 from gradwatch.step_log import StepLog
@@ -89,12 +90,42 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "depth", "ends", "frame", "index",
-        "is_late", "is_never_thin", "is_scaled", "last_end", "last_loss", "last_nonfinite", "last_observed",
+        "budget",
+        "capturing",
+        "clip_epoch",
+        "clip_ratio",
+        "clip_total",
+        "counted",
+        "depth",
+        "ends",
+        "frame",
+        "index",
+        "is_late",
+        "is_never_thin",
+        "is_scaled",
+        "last_known",
+        "last_nonfinite",
+        "last_observed",
         "last_step",
-        "layers", "leads", "left", "log", "losses", "may_be_thin", "nonfinite", "observe", "order", "planned",
-        "poisoned", "previous_observed", "rate", "rates", "reader", "reading", "reading_epoch", "reference",
-        "spent", "stock",
+        "layers",
+        "leads",
+        "left",
+        "log",
+        "losses",
+        "may_be_thin",
+        "nonfinite",
+        "observe",
+        "order",
+        "planned",
+        "poisoned",
+        "rate",
+        "rates",
+        "reader",
+        "reading",
+        "reading_epoch",
+        "reference",
+        "spent",
+        "stock",
     )  # fmt: skip
 
     def __init__(
@@ -115,18 +146,17 @@ class WatchedOptimizer:
         self.is_late = False
         self.capturing = False
         self.observe = True
-        self.previous_observed = True
+        self.last_known = 0
         self.reading: Reading | None = None
         self.reading_epoch = 0
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
         self.clip_epoch = -1
-        self.last_loss: float | None = None
         self.last_step = 0
         self.last_nonfinite = False
-        self.last_end = 0
         self.last_observed = 0
         self.planned = self.left = 1
+        self.counted = 0
         self.may_be_thin = False
         self.is_never_thin = False
         self.is_scaled = False
@@ -164,11 +194,42 @@ class WatchedOptimizer:
             for group, place, parameter in _places(optimizer)
         )
 
+    @property
+    def count(self) -> int:
+        """Steps that ended; derived, so that a thin step has one number less to keep."""
+        return self.counted + self.planned - self.left
+
+    @property
+    def last_end(self) -> int:
+        """When the last step ended; 0 before the first."""
+        ends = self.ends
+        return ends[-1] if ends else 0
+
+    @property
+    def last_loss(self) -> float | None:
+        """Loss of the last step, if it was read."""
+        losses = self.losses
+        return losses[-1] if losses else None
+
+    @property
+    def previous_observed(self) -> bool:
+        """Whether the gradients of the last step were looked at; before the first there were none."""
+        return self.last_known == self.last_end
+
+    def record_clip(self, now: int) -> None:
+        """Write down the norm and the ratio of clipping, of a step that is not observed otherwise."""
+        total, self.clip_total = self.clip_total, None
+        ratio, self.clip_ratio = self.clip_ratio, None
+        if total is not None:
+            self.log.column(conventions.GRADIENT_NORM).append(now, total)
+        if ratio is not None:
+            self.log.column(conventions.CLIP_RATIO).append(now, ratio)
+
     def use(self, log: StepLog) -> None:
         """Write to this log from now on."""
         self.log = log
         self.ends = log.ends
-        self.losses = log.loss
+        self.losses = log.losses
 
     def note_rates(self, now: int, optimizer: Optimizer) -> None:
         """Write down the learning rates if they changed."""
@@ -191,6 +252,7 @@ class WatchedOptimizer:
         """Decide when the next step is observed, after one that was not thin ended ``now``."""
         if observed:
             steps = self.planned - self.left if self.last_observed else 0
+            self.counted += self.planned - self.left
             self.planned = self.left = self.budget.next_interval(spent, steps, now - self.last_observed)
             self.last_observed = now
         self.left -= 1
