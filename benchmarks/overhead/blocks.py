@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from overhead.models import Workload
@@ -30,7 +30,8 @@ class Arm:
         attach: Context in which its steps run; entering and leaving it is not timed.
         seconds: Least length of a block.
         steps: Least number of steps in it.
-        warm_seconds: Untimed run after attaching.
+        pause_seconds: Rest after attaching, so that what it set off on other threads is over.
+        warm_seconds: Untimed run after that.
         warm_steps: Least number of untimed steps.
         rounds: Takes part in this many rounds only; None in all.
     """
@@ -39,6 +40,7 @@ class Arm:
     attach: Attach
     seconds: float
     steps: int = 3
+    pause_seconds: float = 0.0
     warm_seconds: float = 0.0
     warm_steps: int = 2
     rounds: int | None = None
@@ -51,12 +53,12 @@ class Block:
     Attributes:
         round: Blocks of one round are compared with each other.
         mean: Seconds a step, everything included.
-        median: Seconds of the median step: blind to interruptions, and to what happens rarely. On a device the
-            mean, because single steps only enqueue work.
+        quick: Seconds of the lower-quartile step: blind to interruptions, and to what happens rarely, and twice
+            as steady as the median. On a device the mean, because single steps only enqueue work.
         cpu: CPU seconds of the process a step, all threads.
         background: CPU seconds a step of threads and child processes that the contender started.
         slices: Scheduler slices of those threads a step.
-        clip: Seconds of the median call of ``Workload.clip``.
+        clip: Seconds of the lower-quartile call of ``Workload.clip``.
         observed: Share of the steps whose gradients gradwatch read.
         received: What reached the sink, the warm-up and the ending included.
     """
@@ -64,7 +66,7 @@ class Block:
     round: int
     steps: int
     mean: float
-    median: float
+    quick: float
     cpu: float
     background: float
     slices: float
@@ -85,7 +87,7 @@ def interleave(
     seconds: float = 0.0,
     tell: Tell = lambda _: None,
 ) -> Blocks:
-    """Run blocks of all arms in shuffled order, ``rounds`` times and for ``seconds``, whichever takes longer."""
+    """Run blocks of all arms in shuffled order, ``rounds`` times and for ``seconds``, whichever is longer."""
     blocks: Blocks = {arm.name: [] for arm in arms}
     shuffler = random.Random(1)  # noqa: S311 - statistics, not secrets
     end = time.perf_counter() + seconds
@@ -103,6 +105,7 @@ def interleave(
 def _measure(workload: Workload, arm: Arm, sink: Sink, index: int) -> Block:
     others = set(_threads())
     with arm.attach(workload):
+        time.sleep(arm.pause_seconds)
         warm = len(run(workload, arm.warm_seconds, arm.warm_steps))
         workload.synchronize()
         workload.clip_seconds.clear()
@@ -113,12 +116,13 @@ def _measure(workload: Workload, arm: Arm, sink: Sink, index: int) -> Block:
         mean = (time.perf_counter() - start) / len(durations)
         cpu = (time.process_time() - cpu) / len(durations)
         spent, slices = background.since()
-        clip = statistics.median(workload.clip_seconds) if workload.clip_seconds else math.nan
+        clip = float(np.quantile(workload.clip_seconds, 0.25)) if workload.clip_seconds else math.nan
     # Only now: all that the steps led to has arrived, and decoding it disturbs nothing.
     received = sink.take()
     steps = len(durations)
+    quick = mean if workload.device.type == "cuda" else float(np.quantile(durations, 0.25))
     return Block(
-        index, steps, mean, mean if workload.device.type == "cuda" else statistics.median(durations), cpu,
+        index, steps, mean, quick, cpu,
         spent / steps, slices / steps, clip, received.observed / (steps + warm), received,
     )  # fmt: skip
 

@@ -97,13 +97,13 @@ def _tensorboard(workload: Workload) -> Iterator[None]:
         step += 1
 
     with tempfile.TemporaryDirectory() as folder:
-        writer = SummaryWriter(folder)  # type: ignore[no-untyped-call] # torch
+        writer = SummaryWriter(folder)
         handle = workload.optimizer.register_step_pre_hook(write)
         try:
             yield
         finally:
             handle.remove()
-            writer.close()  # type: ignore[no-untyped-call] # torch
+            writer.close()
 
 
 @contextmanager

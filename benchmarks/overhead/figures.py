@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from overhead.blocks import Block, Blocks
 from overhead.contenders import BARE, CONTROL, DEFAULT, EVERY_STEP
-from overhead.estimates import NOTHING, Estimate, estimate
+from overhead.estimates import Estimate, estimate
 from overhead.plan import UNSAMPLED, Result
 
 Value = Callable[[Block], float]
@@ -19,13 +19,13 @@ def mean(block: Block) -> float:
     return block.mean
 
 
-def median(block: Block) -> float:
-    """Seconds of the median step."""
-    return block.median
+def quick(block: Block) -> float:
+    """Seconds of the lower-quartile step."""
+    return block.quick
 
 
 def clip(block: Block) -> float:
-    """Seconds of the median clipping call."""
+    """Seconds of the lower-quartile clipping call."""
     return block.clip
 
 
@@ -40,7 +40,10 @@ def middle(blocks: list[Block], value: Value) -> float:
 
 
 def pairs(blocks: Blocks, name: str, value: Value, base: str, control: str) -> Iterator[tuple[float, float]]:
-    """Each block's value with that of the same round's base: of the mean of both base blocks, for the control of the first alone."""
+    """Each block's value, with the base's of the same round: the mean of base and control.
+
+    The control itself is compared with the base alone.
+    """
     bases, controls = ({b.round: value(b) for b in blocks[one]} for one in (base, control))
     for block in blocks.get(name, []):
         first = bases[block.round]
@@ -52,7 +55,7 @@ def ratio(blocks: Blocks, name: str, value: Value = mean, base: str = BARE, cont
     return estimate([a / b for a, b in pairs(blocks, name, value, base, control)])
 
 
-def extra(blocks: Blocks, name: str, value: Value = mean) -> Estimate:
+def added(blocks: Blocks, name: str, value: Value = mean) -> Estimate:
     """Seconds a step above the loop without a hook."""
     return estimate([a - b for a, b in pairs(blocks, name, value, BARE, CONTROL)])
 
@@ -91,12 +94,11 @@ def derived_default(result: Result) -> Estimate:
     Each step costs what one that is not observed does; an observed one costs the rest on top.
     """
     share = observed(result)
-    costs = []
-    rounds = {block.round: block for block in result.short[UNSAMPLED]}
-    for block in result.short[EVERY_STEP]:
-        if block.round in rounds:
-            costs.append((1 - share) * rounds[block.round].median + share * block.median)
-    bases = [base for _, base in pairs(result.short, UNSAMPLED, median, BARE, CONTROL)]
-    if not costs or math.isnan(share):
-        return NOTHING
-    return estimate([cost / base - 1 for cost, base in zip(costs, bases, strict=True)])
+    seldom = pairs(result.short, UNSAMPLED, quick, BARE, CONTROL)
+    often = pairs(result.short, EVERY_STEP, quick, BARE, CONTROL)
+    return estimate(
+        [
+            ((1 - share) * unsampled + share * sampled) / base - 1
+            for (unsampled, base), (sampled, _) in zip(seldom, often, strict=True)
+        ]
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 import torch
 
+import gradwatch
 from overhead import figures
 from overhead.contenders import BARE, CONTROL, DEFAULT, EVERY_STEP
 from overhead.estimates import Estimate
@@ -28,6 +31,7 @@ from overhead.plan import (
 from overhead.targets import Verdict, verdicts
 
 Row = Sequence[str]
+_WORDS: Final = {True: "met", False: "**missed**", None: "not resolved"}
 
 
 def machine(device: str) -> str:
@@ -38,7 +42,14 @@ def machine(device: str) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}: {_processor()}, {os.cpu_count()} cores, {platform.system()} "
         f"{platform.release()}{load}{card}; "
-        + ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *packages])
+        + ", ".join(
+            [
+                f"gradwatch {_commit()}",
+                f"Python {platform.python_version()}",
+                f"torch {torch.__version__}",
+                *packages,
+            ]
+        )
         + "."
     )
 
@@ -50,12 +61,22 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _commit() -> str:
+    """The commit of the gradwatch that is imported, else its version."""
+    folder = Path(gradwatch.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or _version("gradwatch") or "of no version"
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
@@ -83,7 +104,10 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
                 [row for result in chosen for row in _clip(result)],
             ),
         ]  # fmt: skip
-    parts += ["### What was asked", _table(("", "model", "threads", "asked", "measured", ""), _asked(verdicts(results)))]
+    parts += [
+        "### What was asked",
+        _table(("", "model", "threads", "asked", "measured", ""), _asked(verdicts(results))),
+    ]
     return "\n\n".join(parts)
 
 
@@ -103,28 +127,29 @@ def _long(result: Result) -> Iterator[Row]:
             _change(figures.ratio(result.long, name)),
             control,
             _change(figures.ratio(result.long, name, figures.cpu)),
-            f"{figures.extra(result.long, name).median * 1e6 / result.tensors:.1f}",
+            f"{figures.added(result.long, name).median * 1e6 / result.tensors:.1f}",
             _percent(figures.own_clock(result, name)) if ours else "",
             _share(share) if ours else "",
-            _percent(figures.background(result, name)) + ("" if math.isnan(slices) else f" ({slices * 1e3:.2f} ms)"),
+            _percent(figures.background(result, name))
+            + ("" if math.isnan(slices) else f" ({slices * 1e3:.2f} ms)"),
         )
 
 
 def _short(result: Result) -> Row:
     blocks = result.short
-    unsampled = figures.extra(blocks, UNSAMPLED, figures.median)
-    every = figures.extra(blocks, EVERY_STEP, figures.median)
+    unsampled = figures.added(blocks, UNSAMPLED, figures.quick)
+    every = figures.added(blocks, EVERY_STEP, figures.quick)
     derived = figures.derived_default(result)
     own = figures.own_clock(result, DEFAULT)
     return (
         f"{result.model} ({result.tensors} tensors)",
-        f"{figures.middle(blocks[BARE], figures.median) * 1e3:.3f} ms",
-        _change(figures.ratio(blocks, CONTROL, figures.median)),
+        f"{figures.middle(blocks[BARE], figures.quick) * 1e3:.3f} ms",
+        _change(figures.ratio(blocks, CONTROL, figures.quick)),
         _micros(unsampled),
         _micros(every),
         f"{every.median * 1e6 / result.tensors:.1f} us",
         "" if math.isnan(result.one_pass) else f"{result.one_pass * 1e6:.0f} us",
-        _change(figures.ratio(blocks, EVERY_STEP, figures.median)),
+        _change(figures.ratio(blocks, EVERY_STEP, figures.quick)),
         _change(derived.scaled(1.0, 1.0)),
         f"{own / derived.median:.2f}" if derived.median > 0 else "",
     )
@@ -143,14 +168,12 @@ def _clip(result: Result) -> Iterator[Row]:
             f"{figures.middle(result.clip[name], figures.clip) * 1e6:.1f}",
             "" if first else _times(figures.ratio(result.clip, name, figures.clip, *base)),
             "" if first else control,
-            "" if first else _change(figures.ratio(result.clip, name, figures.median, *base)),
+            "" if first else _change(figures.ratio(result.clip, name, figures.quick, *base)),
         )
 
 
 def _asked(found: Sequence[Verdict]) -> list[Row]:
-    return [
-        (v.what, v.model, str(v.threads), v.asked, v.measured, "met" if v.is_met else "**missed**") for v in found
-    ]
+    return [(v.what, v.model, str(v.threads), v.asked, v.measured, _WORDS[v.is_met]) for v in found]
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:

@@ -71,12 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     kept: list[tuple[str, bytes]] = []  # noqa: RUF012 - one server a process
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_POST(self) -> None:
         """Keep a request."""
         self.kept.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
         self._answer(b"")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Decode what was kept, and forget it."""
         requests = [self.kept.pop(0) for _ in range(len(self.kept))]
         self._answer(json.dumps(_decode(requests)).encode())
@@ -97,8 +97,12 @@ def _decode(requests: list[tuple[str, bytes]]) -> dict[str, Any]:
     for path, body in requests:
         if path != "/v1/metrics":
             continue
-        message = ExportMetricsServiceRequest.FromString(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
-        metrics = [m for owner in message.resource_metrics for scope in owner.scope_metrics for m in scope.metrics]
+        message = ExportMetricsServiceRequest.FromString(
+            gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+        )
+        metrics = [
+            m for owner in message.resource_metrics for scope in owner.scope_metrics for m in scope.metrics
+        ]
         for metric in metrics:
             if metric.name == conventions.AGENT_OVERHEAD.name:
                 overheads += [point.as_double for point in metric.gauge.data_points]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from overhead import figures
-from overhead.contenders import DEFAULT, EVERY_STEP, WANDB
+from overhead.contenders import BARE, DEFAULT, EVERY_STEP, WANDB
 from overhead.plan import OUR_CLIP, OUR_CLIP_UNSAMPLED, TORCH_CLIP, TORCH_CLIP_CONTROL, UNSAMPLED, Result
 
 _BUDGET: Final = 0.005
 _UNSAMPLED_SECONDS: Final = 2e-6
 _WALL_DEFAULT: Final = 0.01
+# When every step is observed: 1 % where a step takes 20 ms or more, which the GPTs do.
+_WALL_EVERY_STEP: Final = {"MLP 34 k": 0.06, "ResNet-like": 0.03, "LSTM": 0.03}
+_WALL_EVERY_LONG_STEP: Final = 0.01
 _SECONDS_A_TENSOR: Final = 3e-6
 _CLIP_RATIO: Final = 0.7
 _CHEAPER_THAN_WANDB: Final = 100.0
@@ -22,14 +26,14 @@ _SLICE_SECONDS: Final = 1e-3
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target on one model."""
+    """One target on one model. ``is_met`` is None where the interval is wider than the target."""
 
     what: str
     model: str
     threads: int
     asked: str
     measured: str
-    is_met: bool
+    is_met: bool | None
 
 
 def verdicts(results: Sequence[Result]) -> list[Verdict]:
@@ -41,19 +45,21 @@ def verdicts(results: Sequence[Result]) -> list[Verdict]:
     return [verdict for same in order.values() for verdict in same]
 
 
-def _wall_limit(step: float) -> float:
-    """Wall cost allowed when every step is observed: on long steps, on 2 ms to 20 ms, on a 1 ms step."""
-    return 0.01 if step >= 0.020 else 0.03 if step >= 0.002 else 0.06
-
-
 def _verdicts(result: Result) -> Iterator[Verdict]:
-    def at_most(what: str, limit: float, value: float, unit: str, scale: float) -> Iterator[Verdict]:
-        if value == value:  # noqa: PLR0124 - not NaN
-            shown = [f"{number * scale:.{0 if abs(number * scale) >= 100 else 2}f} {unit}".strip() for number in (limit, value)]
-            yield Verdict(what, result.model, result.threads, f"{shown[0]} or less", shown[1], value <= limit)
+    def at_most(
+        what: str, limit: float, value: float, unit: str, scale: float, *, resolved: bool = True
+    ) -> Iterator[Verdict]:
+        if not math.isnan(value):
+            asked, measured = (
+                f"{number * scale:.{2 if abs(number * scale) < 100 else 0}f} {unit}"
+                for number in (limit, value)
+            )
+            met = value <= limit if resolved else None
+            yield Verdict(what, result.model, result.threads, f"{asked.strip()} or less", measured.strip(), met)
 
-    step = figures.middle(result.short["no hook"], figures.median)
-    every = figures.extra(result.short, EVERY_STEP, figures.median)
+    step = figures.middle(result.short[BARE], figures.quick)
+    wall = _WALL_EVERY_STEP.get(result.model, _WALL_EVERY_LONG_STEP)
+    every = figures.added(result.short, EVERY_STEP, figures.quick)
     own, derived = figures.own_clock(result, DEFAULT), figures.derived_default(result)
     yield from at_most("default settings, own clock", _BUDGET, own, "%", 100)
     yield from at_most(
@@ -63,27 +69,32 @@ def _verdicts(result: Result) -> Iterator[Verdict]:
     yield from at_most(
         "default settings, upper end of the wall interval (short blocks)", _WALL_DEFAULT, derived.high, "%", 100
     )
+    unsampled = figures.added(result.short, UNSAMPLED, figures.quick)
     yield from at_most(
-        "a step that is not observed", _UNSAMPLED_SECONDS,
-        figures.extra(result.short, UNSAMPLED, figures.median).median, "us", 1e6,
+        "a step that is not observed", _UNSAMPLED_SECONDS, unsampled.median, "us", 1e6,
+        resolved=unsampled.high - unsampled.low <= 2 * _UNSAMPLED_SECONDS,
     )  # fmt: skip
     if derived.median > 0 and own > 0:
         factor = max(own / derived.median, derived.median / own)
         yield from at_most("own clock against measured cost, factor", _OWN_CLOCK_FACTOR, factor, "", 1)
     yield from at_most(
-        "mean slice of the background threads", _SLICE_SECONDS, figures.slice_seconds(result, DEFAULT), "ms", 1e3
+        "mean slice of the background threads",
+        _SLICE_SECONDS,
+        figures.slice_seconds(result, DEFAULT),
+        "ms",
+        1e3,
     )
     yield from at_most(
         "an observed step, beyond one pass over the gradients, a tensor", _SECONDS_A_TENSOR,
         (every.median - result.one_pass) / result.tensors, "us", 1e6,
     )  # fmt: skip
-    yield from at_most("observing every step, wall", _wall_limit(step), every.median / step, "%", 100)
+    yield from at_most("observing every step, wall", wall, every.median / step, "%", 100)
     for name in (OUR_CLIP, OUR_CLIP_UNSAMPLED):
         if name in result.clip:
             found = figures.ratio(result.clip, name, figures.clip, TORCH_CLIP, TORCH_CLIP_CONTROL)
             yield from at_most(f"{name}, of torch's time", _CLIP_RATIO, found.median, "", 1)
     if WANDB in result.long and every.median > 0:
-        times = figures.extra(result.long, WANDB).median / every.median
+        times = figures.added(result.long, WANDB).median / every.median
         yield Verdict(
             "times cheaper than wandb.watch, an observed step", result.model, result.threads,
             f"{_CHEAPER_THAN_WANDB:.0f} or more", f"{times:.0f}", times >= _CHEAPER_THAN_WANDB,
