@@ -63,6 +63,8 @@ def main() -> int:
     )
     peers: Sequence[Peer] = () if arguments.no_peers else PEERS
     notes = [report.machine(arguments.device)]
+    if arguments.short:
+        notes.append("A short run: it shows that everything works, and no figure is worth keeping.")
     notes += [f"{peer.name}: not installed, skipped." for peer in peers if not peer.is_here]
     if not HAS_OUR_CLIP:
         notes.append("watch.clip_grad_norm_: not in this gradwatch, skipped.")

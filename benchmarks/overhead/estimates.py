@@ -13,7 +13,7 @@ _DRAWS = 4000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median and its 95 % interval. NaN throughout where nothing was measured."""
+    """A median and its 95 % interval. NaN where nothing was measured; no interval from a single value."""
 
     median: float
     low: float
@@ -31,6 +31,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Median and percentile-bootstrap 95 % interval of the median (Efron 1979)."""
     if not values:
         return NOTHING
+    if len(values) == 1:
+        return Estimate(values[0], math.nan, math.nan)
     sample = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(0).choice(sample, (_DRAWS, len(sample)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))

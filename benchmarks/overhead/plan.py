@@ -48,6 +48,7 @@ class Plan:
         fine_seconds: Time for the short blocks.
         clip_seconds: Time for clipping.
         least_rounds: Of short blocks and of clipping, however slow the model.
+        least_steps: Of a block, however slow the model.
     """
 
     rounds: int = 10
@@ -58,11 +59,12 @@ class Plan:
     fine_seconds: float = 60.0
     clip_seconds: float = 20.0
     least_rounds: int = 6
+    least_steps: int = 3
 
 
 SHORT = Plan(
     rounds=1, peer_rounds=1, export_interval=0.4, warm_seconds=0.2, peer_seconds=0.0, fine_seconds=1.0,
-    clip_seconds=0.5, least_rounds=1,
+    clip_seconds=0.5, least_rounds=1, least_steps=1,
 )  # fmt: skip
 
 
@@ -109,17 +111,32 @@ def measure(
 def _long_arms(plan: Plan, peers: Sequence[Peer], sink: Sink) -> list[Arm]:
     length, interval = plan.export_interval, plan.export_interval
     return [
-        Arm(BARE, bare, length, warm_seconds=plan.warm_seconds / 4),
-        Arm(CONTROL, bare, length, warm_seconds=plan.warm_seconds / 4),
-        Arm(EVERY_STEP, watched(sink.endpoint, 1, interval), length, warm_seconds=plan.warm_seconds),
-        Arm(DEFAULT, watched(sink.endpoint, None, interval), length, warm_seconds=plan.warm_seconds),
-        *(Arm(p.name, p.attach, plan.peer_seconds, warm_steps=1, rounds=plan.peer_rounds) for p in peers),
+        Arm(BARE, bare, length, plan.least_steps, warm_seconds=plan.warm_seconds / 4),
+        Arm(CONTROL, bare, length, plan.least_steps, warm_seconds=plan.warm_seconds / 4),
+        Arm(
+            EVERY_STEP,
+            watched(sink.endpoint, 1, interval),
+            length,
+            plan.least_steps,
+            warm_seconds=plan.warm_seconds,
+        ),
+        Arm(
+            DEFAULT,
+            watched(sink.endpoint, None, interval),
+            length,
+            plan.least_steps,
+            warm_seconds=plan.warm_seconds,
+        ),
+        *(
+            Arm(p.name, p.attach, plan.peer_seconds, plan.least_steps, warm_steps=1, rounds=plan.peer_rounds)
+            for p in peers
+        ),
     ]
 
 
 def _short_arms(plan: Plan, sink: Sink) -> list[Arm]:
     def arm(name: str, attach: Attach) -> Arm:
-        return Arm(name, attach, seconds=0.02, pause_seconds=0.02, warm_seconds=0.015)
+        return Arm(name, attach, 0.02, plan.least_steps, pause_seconds=0.02, warm_seconds=0.015)
 
     return [
         arm(BARE, bare),
@@ -134,7 +151,9 @@ def _clip_arms(plan: Plan, sink: Sink) -> list[Arm]:
     never = watched(sink.endpoint, NEVER, plan.export_interval)
 
     def arm(name: str, attach: Attach, *, ours: bool = False) -> Arm:
-        return Arm(name, _clipping(attach, ours=ours), seconds=0.03, pause_seconds=0.02, warm_seconds=0.015)
+        return Arm(
+            name, _clipping(attach, ours=ours), 0.03, plan.least_steps, pause_seconds=0.02, warm_seconds=0.015
+        )
 
     arms = [
         arm(TORCH_CLIP, bare),

@@ -192,15 +192,18 @@ def _share(share: float) -> str:
 def _change(ratio: Estimate) -> str:
     if math.isnan(ratio.median):
         return ""
-    median, low, high = (100 * (value - 1) for value in (ratio.median, ratio.low, ratio.high))
-    digits = 0 if abs(median) >= 100 else 2
-    return f"{median:+.{digits}f} % [{low:+.{digits}f}, {high:+.{digits}f}]"
+    change = ratio.scaled(100.0, -100.0)
+    return _with_interval(change, "+.0f" if abs(change.median) >= 100 else "+.2f", " %")
 
 
 def _times(ratio: Estimate) -> str:
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return _with_interval(ratio, ".2f")
 
 
 def _micros(seconds: Estimate) -> str:
-    median, low, high = (1e6 * value for value in (seconds.median, seconds.low, seconds.high))
-    return f"{median:.1f} us [{low:.1f}, {high:.1f}]"
+    return _with_interval(seconds.scaled(1e6), ".1f", " us")
+
+
+def _with_interval(value: Estimate, form: str, unit: str = "") -> str:
+    interval = "" if math.isnan(value.low) else f" [{value.low:{form}}, {value.high:{form}}]"
+    return f"{value.median:{form}}{unit}{interval}"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from overhead import figures
-from overhead.contenders import BARE, DEFAULT, EVERY_STEP, WANDB
+from overhead.contenders import DEFAULT, EVERY_STEP, WANDB
+from overhead.estimates import Estimate
 from overhead.plan import OUR_CLIP, OUR_CLIP_UNSAMPLED, TORCH_CLIP, TORCH_CLIP_CONTROL, UNSAMPLED, Result
 
 _BUDGET: Final = 0.005
@@ -46,20 +47,22 @@ def verdicts(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _verdicts(result: Result) -> Iterator[Verdict]:
-    def at_most(
-        what: str, limit: float, value: float, unit: str, scale: float, *, resolved: bool = True
-    ) -> Iterator[Verdict]:
-        if not math.isnan(value):
-            asked, measured = (
-                f"{number * scale:.{2 if abs(number * scale) < 100 else 0}f} {unit}"
-                for number in (limit, value)
-            )
-            met = value <= limit if resolved else None
-            yield Verdict(what, result.model, result.threads, f"{asked.strip()} or less", measured.strip(), met)
+    def at_most(what: str, limit: float, value: float | Estimate, unit: str, scale: float) -> Iterator[Verdict]:
+        found = value if isinstance(value, Estimate) else Estimate(value, value, value)
+        if math.isnan(found.median):
+            return
+        measured = _number(found.median * scale)
+        if found.low < found.high:
+            measured += f" [{_number(found.low * scale)}, {_number(found.high * scale)}]"
+        is_resolved = (found.high - found.low) / 2 <= limit
+        yield Verdict(
+            what, result.model, result.threads, f"{_number(limit * scale)} {unit} or less".replace("  ", " "),
+            f"{measured} {unit}".strip(), found.median <= limit if is_resolved else None,
+        )  # fmt: skip
 
-    step = figures.middle(result.short[BARE], figures.quick)
+    blocks = result.short
     wall = _WALL_EVERY_STEP.get(result.model, _WALL_EVERY_LONG_STEP)
-    every = figures.added(result.short, EVERY_STEP, figures.quick)
+    every = figures.added(blocks, EVERY_STEP, figures.quick)
     own, derived = figures.own_clock(result, DEFAULT), figures.derived_default(result)
     yield from at_most("default settings, own clock", _BUDGET, own, "%", 100)
     yield from at_most(
@@ -69,12 +72,14 @@ def _verdicts(result: Result) -> Iterator[Verdict]:
     yield from at_most(
         "default settings, upper end of the wall interval (short blocks)", _WALL_DEFAULT, derived.high, "%", 100
     )
-    unsampled = figures.added(result.short, UNSAMPLED, figures.quick)
     yield from at_most(
-        "a step that is not observed", _UNSAMPLED_SECONDS, unsampled.median, "us", 1e6,
-        resolved=unsampled.high - unsampled.low <= 2 * _UNSAMPLED_SECONDS,
-    )  # fmt: skip
-    if derived.median > 0 and own > 0:
+        "a step that is not observed",
+        _UNSAMPLED_SECONDS,
+        figures.added(blocks, UNSAMPLED, figures.quick),
+        "us",
+        1e6,
+    )
+    if derived.low > 0 and own > 0:
         factor = max(own / derived.median, derived.median / own)
         yield from at_most("own clock against measured cost, factor", _OWN_CLOCK_FACTOR, factor, "", 1)
     yield from at_most(
@@ -86,16 +91,23 @@ def _verdicts(result: Result) -> Iterator[Verdict]:
     )
     yield from at_most(
         "an observed step, beyond one pass over the gradients, a tensor", _SECONDS_A_TENSOR,
-        (every.median - result.one_pass) / result.tensors, "us", 1e6,
+        every.scaled(1 / result.tensors, -result.one_pass / result.tensors), "us", 1e6,
     )  # fmt: skip
-    yield from at_most("observing every step, wall", wall, every.median / step, "%", 100)
+    yield from at_most(
+        "observing every step, wall", wall,
+        figures.ratio(blocks, EVERY_STEP, figures.quick).scaled(1.0, -1.0), "%", 100,
+    )  # fmt: skip
     for name in (OUR_CLIP, OUR_CLIP_UNSAMPLED):
         if name in result.clip:
             found = figures.ratio(result.clip, name, figures.clip, TORCH_CLIP, TORCH_CLIP_CONTROL)
-            yield from at_most(f"{name}, of torch's time", _CLIP_RATIO, found.median, "", 1)
-    if WANDB in result.long and every.median > 0:
+            yield from at_most(f"{name}, of torch's time", _CLIP_RATIO, found, "", 1)
+    if WANDB in result.long and every.low > 0:
         times = figures.added(result.long, WANDB).median / every.median
         yield Verdict(
             "times cheaper than wandb.watch, an observed step", result.model, result.threads,
             f"{_CHEAPER_THAN_WANDB:.0f} or more", f"{times:.0f}", times >= _CHEAPER_THAN_WANDB,
         )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 100 else 0}f}"
