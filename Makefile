@@ -6,9 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests run on every core; PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
 PYTEST_ARGS ?=
+# Such as BENCH_ARGS="--short" or "--models mlp --threads 1 --json figures.json".
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench servers clean
+.PHONY: help demo test lint format bench bench-agent servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +27,7 @@ lint: $(VENV)/.dev ## Check style, types and generated files
 	$(BIN)/mypy
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
+	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check
@@ -36,9 +39,13 @@ format: $(VENV)/.dev ## Format the code and rebuild generated files
 	$(BIN)/python dashboards/build.py
 	$(BIN)/python docs/build.py
 
-bench: $(VENV)/.dev ## Print the first figures: agent overhead, ingest rate, bytes a value
-	$(BIN)/python benchmarks/agent_overhead.py
+bench: $(VENV)/.dev ## Print figures in two minutes: agent overhead, roughly; ingest rate, bytes a value
+	$(BIN)/python benchmarks/agent_overhead.py --short
 	$(BIN)/python benchmarks/collector_ingest.py
+
+bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an idle machine, in an hour and a half
+	$(BIN)/python benchmarks/agent_overhead.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/agent_memory.py
 
 servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
 	@scripts/install-servers
@@ -58,3 +65,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@

@@ -1,191 +1,149 @@
-"""What watching costs: a GPT step of about 30 ms with and without gradwatch, interleaved in one process.
+"""What watching costs, beside what peers cost: five models, in one process, interleaved block by block.
 
-    python benchmarks/agent_overhead.py [--threads N] [--rounds N] [--model gpt|mlp]
+    python benchmarks/agent_overhead.py [--short] [--threads 1 2] [--models mlp gpt] [--json FILE]
+    python benchmarks/agent_overhead.py --device cuda
 
-Blocks of steps without a watch, observing every step, with default settings, and without a watch again (the
-A/A control, which shows what the method itself cannot resolve) follow each other in shuffled order, so that a
-noisy machine hits all alike. A ratio is the median over rounds of (block / bare block of the same round), with
-a bootstrap 95 % interval. There is no collector: batches go to an in-memory exporter that drops them.
+Blocks of all contenders follow each other in shuffled order, so that a noisy machine hits all alike. A ratio
+is the median over rounds of (block / mean of the two blocks without a hook of the same round), with a
+bootstrap 95 % interval; the second of the two against the first is the A/A control, which shows what the
+method cannot resolve. gradwatch exports over OTLP/HTTP to a receiver in a process of its own. Prints markdown;
+progress goes to a terminal's standard error. On a GPU, the loop also runs with synchronisation forbidden.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 import gradwatch
-from gradwatch.telemetry import Attributes, Event, MetricPoints
-
-CONTROL = "no hook (A/A control)"
-
-
-class Discard:
-    """An exporter that receives and forgets; remembers the last overhead the agent reported."""
-
-    overhead = float("nan")
-
-    def send_events(self, _resource: Attributes, _events: Sequence[Event]) -> bool:
-        """Forget events."""
-        return True
-
-    def send_metrics(self, _resource: Attributes, metrics: Sequence[MetricPoints]) -> bool:
-        """Forget points."""
-        for batch in metrics:
-            if batch.metric.name == "gradwatch.agent.overhead":
-                self.overhead = float(batch.points[-1].value)  # type: ignore[union-attr]
-            len(batch.points)
-        return True
-
-    def close(self) -> None:
-        """Nothing to release."""
+from overhead import report
+from overhead.blocks import Tell, run
+from overhead.contenders import PEERS, Peer
+from overhead.models import MODELS, build
+from overhead.plan import HAS_OUR_CLIP, SHORT, Plan, measure
+from overhead.sink import Sink, running_sink
 
 
-class Block(nn.Module):
-    """One pre-norm transformer block."""
+class Complaints(logging.Handler):
+    """Keeps what gradwatch warns about: figures of an agent that is ill are worth nothing."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Attend, then transform: shape [batch, time, width] to the same."""
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.said.append(record.getMessage())
 
 
-class Gpt(nn.Module):
-    """A small GPT."""
-
-    def __init__(self, vocabulary: int = 256, width: int = 128, layers: int = 4, length: int = 64) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Next-token logits: shape [batch, time] to [batch, time, vocabulary]."""
-        places = torch.arange(tokens.shape[1])
-        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places(places))))
-
-
-def gpt_step() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
-    """A 0.8 M parameter GPT on bytes."""
-    torch.manual_seed(0)
-    model = Gpt()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    data = torch.randint(256, (5, 65))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        logits = model(data[:, :-1])
-        functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten()).backward()
-        optimizer.step()
-
-    return model, optimizer, step
-
-
-def mlp_step() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
-    """A 34 k parameter MLP of 18 tensors, about 1 ms a step: the hardest case for a fixed cost."""
-    torch.manual_seed(0)
-    widths = [64, *[64] * 8, 10]
-    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
-    model = nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    x, y = torch.randn(64, 64), torch.randint(10, (64,))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return model, optimizer, step
+def main() -> int:
+    """Measure and print."""
+    arguments = _arguments()
+    complaints = Complaints()
+    logging.getLogger("gradwatch").addHandler(complaints)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here", file=sys.stderr)
+        return 2
+    plan = SHORT if arguments.short else Plan()
+    plan = dataclasses.replace(
+        plan,
+        **{
+            name: value
+            for name in ("rounds", "fine_seconds", "clip_seconds")
+            if (value := getattr(arguments, name)) is not None
+        },
+    )
+    peers: Sequence[Peer] = () if arguments.no_peers else PEERS
+    notes = [report.machine(arguments.device)]
+    if arguments.short:
+        notes.append("A short run: it shows that everything works, and no figure is worth keeping.")
+    notes += [f"{peer.name}: not installed, skipped." for peer in peers if not peer.is_here]
+    if not HAS_OUR_CLIP:
+        notes.append("watch.clip_grad_norm_: not in this gradwatch, skipped.")
+    peers = [peer for peer in peers if peer.is_here]
+    with running_sink() as sink:
+        if arguments.device == "cuda":
+            notes += [_forbid_synchronisation(name, sink) for name in arguments.models]
+        results = [
+            measure(name, arguments.device, threads, plan, peers, sink, _teller(name, threads))
+            for threads in arguments.threads
+            for name in arguments.models
+        ]
+    _tell("")
+    notes += [f"**Not to be trusted**: gradwatch said {said!r}." for said in complaints.said[:3]]
+    if arguments.json is not None:
+        raw = {
+            "notes": notes,
+            "plan": dataclasses.asdict(plan),
+            "results": [dataclasses.asdict(r) for r in results],
+        }
+        arguments.json.write_text(json.dumps(raw))
+    print(report.report(results, notes))
+    return 1 if complaints.said else 0
 
 
-def block_seconds(step: Callable[[], None], steps: int) -> float:
-    """Seconds a step takes, averaged over a block; two steps settle caches and hooks first."""
-    for _ in range(2):
-        step()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
-
-
-def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    chooser = random.Random(0)  # noqa: S311 - statistics, not secrets
-    medians = sorted(statistics.median(chooser.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
-def main() -> None:
-    """Run and print."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--rounds", type=int, default=30, help="blocks of each kind (default 30)")
-    parser.add_argument("--model", choices=("gpt", "mlp"), default="gpt")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, nargs="+", help=f"torch threads (default 1 {cores}; on a GPU 1)")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS), metavar="MODEL",
+                        help=f"some of {', '.join(MODELS)}")  # fmt: skip
+    parser.add_argument(
+        "--short", action="store_true", help="under a minute in all, one thread: does it work at all"
+    )
+    parser.add_argument("--rounds", type=int, help=f"rounds of long blocks (default {Plan.rounds})")
+    parser.add_argument(
+        "--fine-seconds", type=float, help=f"for short blocks (default {Plan.fine_seconds:.0f})"
+    )
+    parser.add_argument("--clip-seconds", type=float, help=f"for clipping (default {Plan.clip_seconds:.0f})")
+    parser.add_argument("--no-peers", action="store_true", help="gradwatch only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every block to FILE")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, optimizer, step = {"gpt": gpt_step, "mlp": mlp_step}[arguments.model]()
-    block_seconds(step, 10)
-    steps = max(5, int(0.6 / block_seconds(step, 10)))
-    exporter = Discard()
-    overheads: dict[str, list[float]] = {}
+    if arguments.threads is None:
+        one = arguments.short or arguments.device == "cuda"
+        arguments.threads = [1] if one else list(dict.fromkeys((1, cores)))
+    return arguments
 
-    def bare() -> float:
-        return block_seconds(step, steps)
 
-    def watched(name: str, every: int | None) -> Callable[[], float]:
-        def run() -> float:
-            watch = gradwatch.watch(model, optimizer, every=every, exporter=exporter, export_interval=0.2)
-            try:
-                return block_seconds(step, steps)
-            finally:
-                watch.close()
-                overheads.setdefault(name, []).append(exporter.overhead)
+def _tell(text: str) -> None:
+    """Show progress on a terminal; an empty text wipes it away."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-        return run
 
-    cases: dict[str, Callable[[], float]] = {
-        "no hook": bare,
-        CONTROL: bare,
-        "every step (every=1)": watched("every step (every=1)", 1),
-        "default settings": watched("default settings", None),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    order = list(cases)
-    shuffler = random.Random(1)  # noqa: S311
-    for _ in range(arguments.rounds):
-        shuffler.shuffle(order)
-        for name in order:
-            seconds[name].append(cases[name]())
+def _teller(name: str, threads: int) -> Tell:
+    return lambda text: _tell(f"{name}, {threads} thread(s), {text}")
 
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}")
-    print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} x {steps} steps")
-    print(f"{arguments.model}: {len(list(model.parameters()))} tensors, {parameters} parameters")
-    print(f"step without a hook: {statistics.median(seconds['no hook']) * 1e3:.3f} ms (median)\n")
-    for name in list(cases)[1:]:
-        ratios = [a / b for a, b in zip(seconds[name], seconds["no hook"], strict=True)]
-        low, high = interval(ratios)
-        own = f", by its own clock {statistics.median(overheads[name]):.3%}" if name in overheads else ""
-        print(f"{name:24} {statistics.median(ratios) - 1:+.2%}  [{low - 1:+.2%}, {high - 1:+.2%}]{own}")
+
+def _forbid_synchronisation(name: str, sink: Sink) -> str:
+    """Train a little with the agent on and every synchronisation an error."""
+    workload = build(name, "cuda")
+    run(workload, 0.0, 3)
+    workload.synchronize()
+    with gradwatch.watch(
+        workload.model, workload.optimizer, every=1, endpoint=sink.endpoint, export_interval=0.2
+    ):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(workload, 0.5, 20)
+            said = "passed"
+        except RuntimeError as error:
+            said = f"FAILED: {str(error).splitlines()[0]}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    workload.synchronize()
+    sink.take()
+    return f'{workload.name}: torch.cuda.set_sync_debug_mode("error") with the agent on {said}.'
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
