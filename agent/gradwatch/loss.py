@@ -14,6 +14,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from gradwatch.gradients import is_distributed_tensor
+from gradwatch.phases import PhaseTimer
 from gradwatch.safety import internal_error
 
 
@@ -33,8 +34,9 @@ class LossSink(Protocol):
 class LossCapture:
     """Wraps ``torch.autograd.backward`` and ``GradScaler.scale`` / ``.step`` while installed."""
 
-    def __init__(self, sink: LossSink, capture_loss: bool) -> None:
+    def __init__(self, sink: LossSink, capture_loss: bool, phases: PhaseTimer) -> None:
         self._sink = sink
+        self._phases = phases
         self._capture_loss = capture_loss
         # id of the scaled loss -> (itself, what it was before). Weak: an entry must not keep the graph alive.
         self._scaled: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
@@ -46,15 +48,6 @@ class LossCapture:
         original_scale: Callable[..., Any] = GradScaler.scale
         original_step: Callable[..., Any] = GradScaler.step
         sink = self._sink
-
-        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-            # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
-            if grad_tensors is None and not torch.compiler.is_compiling():
-                try:
-                    sink.loss_seen(self._losses(tensors))
-                except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
-                    internal_error(error, "backward")
-            original_backward(tensors, grad_tensors, *args, **kwargs)
 
         def scale(scaler: GradScaler, outputs: Any) -> Any:
             scaled = original_scale(scaler, outputs)
@@ -79,9 +72,32 @@ class LossCapture:
             (GradScaler, "step", original_step, step),
         ]
         if self._capture_loss:
-            self._replaced.append((torch.autograd, "backward", original_backward, backward))
+            self._replaced.append(
+                (torch.autograd, "backward", original_backward, self._wrap_backward(original_backward))
+            )
         for owner, name, _, wrapper in self._replaced:
             setattr(owner, name, wrapper)
+
+    def _wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        sink, phases = self._sink, self._phases
+
+        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
+            if grad_tensors is None and not torch.compiler.is_compiling():
+                try:
+                    sink.loss_seen(self._losses(tensors))
+                    if phases.observed:
+                        phases.before_backward()
+                except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+                    internal_error(error, "backward")
+            original(tensors, grad_tensors, *args, **kwargs)
+            if phases.observed and grad_tensors is None and not torch.compiler.is_compiling():
+                try:
+                    phases.after_backward()
+                except Exception as error:  # noqa: BLE001
+                    internal_error(error, "backward")
+
+        return backward
 
     def remove(self) -> None:
         """Put torch's functions back, unless somebody wrapped ours: then theirs keeps calling through."""

@@ -27,6 +27,7 @@ from gradwatch.clock import Clock
 from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import Reading
 from gradwatch.loss import LossCapture
+from gradwatch.measures import Measures
 from gradwatch.safety import internal_error, log
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
@@ -53,6 +54,9 @@ class StepObserver:
         every: int | None = None,
         capture_loss: bool = True,
         start_step: int = 0,
+        inputs: bool = True,
+        collectives: bool = False,
+        nvtx: str | None = None,
     ) -> None:
         self.step = start_step
         self._start_step = start_step
@@ -80,7 +84,10 @@ class StepObserver:
         self._open: tuple[StepRecord, InFlight | None] | None = None
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
-        self._loss_capture = LossCapture(self, capture_loss)
+        self.measures = Measures(
+            self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
+        )
+        self._loss_capture = LossCapture(self, capture_loss, self.measures.phases)
         self._clip_capture = ClipCapture(self)
         self._handles: list[Any] = []
 
@@ -94,6 +101,7 @@ class StepObserver:
         ]
         self._loss_capture.install()
         self._clip_capture.install()
+        self.measures.install(self.step)
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
@@ -101,6 +109,7 @@ class StepObserver:
             handle.remove()
         self._loss_capture.remove()
         self._clip_capture.remove()
+        self.measures.remove()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
@@ -121,6 +130,7 @@ class StepObserver:
             number += 1
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
+        self.measures.add_model(model, unique)
         for watched in self._watched.values():
             optimizer = watched.reference()
             if optimizer is not None:
@@ -213,6 +223,8 @@ class StepObserver:
                 self._closure_base = (self._loss, len(self._device_losses))
             elif watched.observe or self._suspicious:
                 self._look(optimizer, watched, before=True)
+            if watched.observe or self.measures.phases.observed:
+                self.measures.before_step(watched)
             watched.spent = perf_counter_ns() - start
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "optimizer pre hook")
@@ -229,6 +241,8 @@ class StepObserver:
             watched.frame = None
             if watched.capturing:
                 return
+            if watched.observe or self.measures.phases.observed:
+                self.measures.after_step(watched)
             if watched.is_late:
                 watched.is_late = False
                 self._closure_base = None
@@ -358,9 +372,7 @@ class StepObserver:
             indices, norms = reading.indices, reading.norms
             if scale != 1.0:
                 norms = [norm / scale for norm in norms]
-            total = math.hypot(*norms)
-            if not reading.complete:
-                total = None
+            total = math.hypot(*norms) if reading.complete else None
         elif clip_total is not None:
             total = clip_total
         step = self.step
@@ -384,7 +396,18 @@ class StepObserver:
         if self._open is not None:
             self._arrivals.add(*self._open)
         self._open = (record, in_flight)
+        was_observed = watched.observe
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
+        measures = self.measures
+        if was_observed or watched.observe or measures.waits.seen or measures.nvtx is not None:
+            self._spent_outside += measures.step_ended(
+                watched,
+                now,
+                self.step,
+                optimizers=self._created,
+                skipped=skipped,
+                observed=watched.observe,
+            )
 
     def _collect(
         self,
@@ -484,6 +507,7 @@ class StepObserver:
             handle.remove()
         self._loss_capture.remove()
         self._clip_capture.remove()
+        self.measures.remove_in_child()
         self._watched.clear()
         self._adopts = None
 

@@ -70,6 +70,9 @@ class Run:
             every=settings.every,
             capture_loss=settings.capture_loss,
             start_step=settings.start_step,
+            inputs=settings.inputs,
+            collectives=settings.collectives,
+            nvtx=settings.nvtx,
         )
         self._thread = ExportThread(
             exporter or _otlp(settings, pace),
@@ -229,7 +232,7 @@ class Run:
     def _collect(self, dropped: int) -> Sequence[MetricPoints]:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, self._pace)
-        return [*points, *memory_points(now)]
+        return [*points, *self.observer.measures.points(now), *memory_points(now)]
 
     def _clock_now(self) -> int:
         with self._lock:
