@@ -61,12 +61,12 @@ def statistics_vector(tensor: Tensor) -> Tensor:
     """Mean, standard deviation and non-finite share as three float64 numbers, where the tensor is."""
     values = _sample(tensor.detach()).to(torch.float64, copy=True).reshape(-1)
     bad = ~torch.isfinite(values)
-    share = bad.double().mean()
-    finite = values.numel() * (1 - share)
+    count = bad.sum(dtype=torch.float64)
+    finite = values.numel() - count
     mean = values.masked_fill_(bad, 0.0).sum() / finite
     # Deviations in a second pass: the difference of two large squares would lose a small spread.
     deviations = values.sub_(mean).masked_fill_(bad, 0.0)
-    return torch.stack([mean, (deviations.dot(deviations) / finite).sqrt(), share])
+    return torch.stack([mean, (deviations.dot(deviations) / finite).sqrt(), count / values.numel()])
 
 
 def input_statistics(numbers: Sequence[float]) -> InputStatistics:
