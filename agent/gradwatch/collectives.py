@@ -107,12 +107,15 @@ class CollectiveCalls:
     Time is what the caller's stream sees: on the CPU from the call to its return, or to the return of
     ``wait()`` of an asynchronous one; on a device the same between events in its current stream. Functions
     imported by name before are not seen; of calls inside calls the outermost counts.
+
+    Attributes:
+        thread: The one that trains; other threads' calls are their own business.
     """
 
     def __init__(self, times: CollectiveTimes, stopwatch: Callable[[Any], Stopwatch]) -> None:
         self._times = times
         self._stopwatch = stopwatch
-        self._thread = get_ident()
+        self.thread = get_ident()
         self._inside = False
         self._replaced: list[tuple[Any, str, Any, Any]] = []
         # id of a handle -> (itself, operation, stopwatch, start). Weak: a handle may be dropped without a wait.
@@ -125,7 +128,6 @@ class CollectiveCalls:
             return
         from torch.distributed import distributed_c10d
 
-        self._thread = get_ident()
         for name in OPERATIONS:
             original = getattr(distributed_c10d, name, None)
             if original is not None:
@@ -158,7 +160,7 @@ class CollectiveCalls:
     def _wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def collective(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or self._inside or get_ident() != self._thread:
+            if torch.compiler.is_compiling() or self._inside or get_ident() != self.thread:
                 return original(*args, **kwargs)
             self._inside = True
             begun = self._begin((*args, *kwargs.values()))

@@ -38,6 +38,7 @@ class DataWait:
     nor any while ``suspended``: that is evaluation. A loader inside a loader is counted once.
 
     Attributes:
+        thread: The one that trains.
         seen: Whether any data was waited for so far; before, a wait of zero would be a guess.
         suspended: Set while the loop evaluates.
     """
@@ -46,15 +47,14 @@ class DataWait:
         self.seen = False
         self.suspended = False
         self._pauses = pauses
-        self._thread = get_ident()
+        self.thread = get_ident()
         self._waiting = False
         self._waited = 0
         self._replaced: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
 
     def install(self) -> None:
-        """Put the wrapper in place; this thread trains."""
+        """Put the wrapper in place."""
         original: Callable[[Any], Any] = _ITERATOR.__next__
-        self._thread = get_ident()
 
         def __next__(iterator: Any) -> Any:  # noqa: N807 - it replaces one, and tracebacks should say so
             if not self._begins():
@@ -87,8 +87,7 @@ class DataWait:
             self._ends(start)
 
     def take(self) -> int:
-        """Nanoseconds waited since the last call. The thread that asks is the one that trains."""
-        self._thread = get_ident()
+        """Nanoseconds waited since the last call."""
         waited, self._waited = self._waited, 0
         return waited
 
@@ -97,7 +96,7 @@ class DataWait:
             self._waiting
             or self._replaced is None
             or self.suspended
-            or get_ident() != self._thread
+            or get_ident() != self.thread
             or not torch.is_grad_enabled()
         ):
             return False

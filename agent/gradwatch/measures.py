@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -130,6 +131,8 @@ class Measures:
         self._disarm()
         if self._calls is not None:
             self._calls.remove()
+        if self.nvtx is not None:
+            self.nvtx.remove()
 
     def suspend(self) -> None:
         """The loop evaluates from now on: no data wait, and no phase of the step."""
@@ -199,6 +202,10 @@ class Measures:
             self._inputs_found(now)
         if not observed:
             return
+        # Steps may be taken by another thread than the one that called `watch()`.
+        self.waits.thread = get_ident()
+        if self._calls is not None:
+            self._calls.thread = self.waits.thread
         if not self._started:
             self._started = True
             self.phases.use(self._stopwatch(next(iter(watched.reader.devices), None)))

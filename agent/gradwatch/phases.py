@@ -113,7 +113,8 @@ class PhaseTimer:
 
     def drain(self) -> None:
         """Report the steps whose marks have passed."""
-        while self._waiting and self._stopwatch.passed(self._waiting[0].marks[-1]):
+        # The last mark first; but where streams change, one before it may pass later.
+        while self._waiting and all(map(self._stopwatch.passed, reversed(self._waiting[0].marks))):
             step = self._waiting.popleft()
             seconds: dict[str, float] = {}
             for phase, start, end, sign in step.spans:

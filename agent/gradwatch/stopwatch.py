@@ -22,7 +22,7 @@ class Stopwatch(Protocol):
         """The present; None where no mark can be made, as while a CUDA graph is being captured."""
 
     def passed(self, mark: Any) -> bool:
-        """Whether this mark and all before it lie in the past; never waits."""
+        """Whether this mark lies in the past; never waits."""
 
     def between(self, start: Any, end: Any) -> float:
         """Seconds between two marks that have passed."""

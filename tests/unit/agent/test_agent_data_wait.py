@@ -55,7 +55,11 @@ class Samples(Dataset[torch.Tensor]):
         return torch.ones(4)
 
 
-def loop(batches: Any, before_step: Callable[[], None] = lambda: None) -> tuple[nn.Module, Any]:
+Loop = tuple[tuple[Any, ...], Callable[[], None]]
+
+
+def loop(batches: Any, before_step: Callable[[], object] = bool) -> Loop:
+    """A model and an optimizer, and what trains them."""
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
@@ -181,6 +185,17 @@ def test_another_thread_s_waits_are_not_training_s(
     with watching(*objects):
         run()
     assert waits(exporter) == [10, 26]
+
+
+def test_a_loop_in_another_thread_than_its_watch_is_training_all_the_same(
+    watching: Watching, exporter: InMemoryExporter, clock: Loading
+) -> None:
+    objects, run = loop(DataLoader(Samples(clock), batch_size=2))
+    with watching(*objects):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert waits(exporter) == [7, 11, 15]
 
 
 def test_any_other_source_is_named_by_the_user(

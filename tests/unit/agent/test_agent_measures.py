@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import gradwatch
 from gradwatch import conventions as names
@@ -20,13 +24,15 @@ from gradwatch.settings import Settings, SettingsError
 from gradwatch.suspects import Suspects
 from gradwatch.telemetry import Point
 from gradwatch.testing import InMemoryExporter
+from gradwatch.weights import WeightReading
 
 Watching = Callable[..., gradwatch.Watch]
 
 
-def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
-) -> list[dict[str, tuple[float, float]]]:
+Truth = dict[str, tuple[float, float]]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[Truth]:
     """Norm and update ratio of every parameter at every step, by a dense computation."""
     truth = []
     for _ in range(steps):
@@ -34,15 +40,9 @@ def train(
         model(torch.randn(4, 4)).square().mean().backward()
         before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
         optimizer.step()
-        truth.append(
-            {
-                name: (
-                    before[name].norm().item(),
-                    ((p.detach() - before[name]).norm() / before[name].norm()).item(),
-                )
-                for name, p in model.named_parameters()
-            }
-        )
+        moved = {name: (p.detach() - before[name]).norm().item() for name, p in model.named_parameters()}
+        norms = {name: old.norm().item() for name, old in before.items()}
+        truth.append({name: (norm, moved[name] / norm) for name, norm in norms.items()})
     return truth
 
 
@@ -134,14 +134,47 @@ class Later(Arrivals):
 def test_what_is_on_a_device_is_reported_when_it_arrives_with_the_time_of_its_step() -> None:
     ring = Later()
     measures = Measures(ring, [], start=0)
-    taken: list[list[float]] = []
-    on_device = torch.ones(3, device="meta")
-    measures._send(on_device, taken.append)
-    assert taken == []
-    (vector, take) = ring.sent[0]
-    assert vector is on_device
-    take([1.0])
-    assert taken == [[1.0]]
+    watched: Any = SimpleNamespace(layers=("a", "b"), index=0)
+    elsewhere = WeightReading((0, 1), (True, False), torch.empty(6, device="meta"))
+    measures._weights_found(watched, elsewhere, 7, optimizers=1)
+    measures._input_vectors.append(("x", torch.empty(3, device="meta")))
+    measures._inputs_found(8)
+    assert measures.points(9) == []
+    for (_, take), numbers in zip(ring.sent, [[4.0, 5.0, 2.0, 5.0, 1.0, 0.0], [1.5, 0.5, 0.25]], strict=True):
+        take(numbers)
+    found = {
+        (batch.metric.name, *point.attributes.values()): (point.time, point.value)
+        for batch in measures.points(9)
+        for point in batch.points
+        if isinstance(point, Point)
+    }
+    assert found == {
+        ("training.layer.weight.norm", "a"): (7, 4.0),
+        ("training.layer.weight.norm", "b"): (7, 5.0),
+        ("training.update.ratio", "a"): (7, 0.5),
+        ("training.input.mean", "x"): (8, 1.5),
+        ("training.input.stddev", "x"): (8, 0.5),
+        ("training.input.nonfinite", "x"): (8, 0.25),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_measuring_changes_no_weight_by_a_bit(watching: Watching, dtype: torch.dtype) -> None:
+    def final(watch: Callable[..., Any]) -> list[Tensor]:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.Linear(8, 1)).to(dtype)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        data: Any = torch.randn(60, 4).to(dtype)
+        with watch(model, optimizer):
+            for x in DataLoader(data, batch_size=2, shuffle=True):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    bare = final(lambda *_: nullcontext())
+    measured = final(lambda *objects: watching(*objects, collectives=True))
+    assert all(torch.equal(a, b) for a, b in zip(bare, measured, strict=True))
 
 
 @given(st.lists(st.floats(0, 20, allow_nan=False), max_size=60))
@@ -154,7 +187,7 @@ def test_a_cadence_is_due_at_the_tenth_time_and_then_at_most_once_in_its_seconds
         if cadence.due():
             due.append((asked, now[0]))
     assert [asked for asked, _ in due][:1] == ([10] if len(pauses) >= 10 else [])
-    assert all(later - earlier >= 30 for (_, earlier), (_, later) in zip(due, due[1:], strict=False))
+    assert all(later - earlier >= 30 for (_, earlier), (_, later) in pairwise(due))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +197,8 @@ def test_a_cadence_is_due_at_the_tenth_time_and_then_at_most_once_in_its_seconds
         ({"inputs": False, "collectives": True, "nvtx": "layers"}, {}, (False, True, "layers")),
         ({"nvtx": True}, {"GRADWATCH_NVTX": "layers"}, (True, False, "step")),
         ({"nvtx": False}, {"GRADWATCH_NVTX": "layers"}, (True, False, None)),
-        ({}, {"GRADWATCH_INPUTS": "0", "GRADWATCH_COLLECTIVES": "1", "GRADWATCH_NVTX": "1"}, (False, True, "step")),
+        ({}, {"GRADWATCH_INPUTS": "0", "GRADWATCH_NVTX": "1"}, (False, False, "step")),
+        ({}, {"GRADWATCH_COLLECTIVES": "1", "GRADWATCH_NVTX": "0"}, (True, True, None)),
     ],
 )  # fmt: skip
 def test_settings(keywords: dict[str, Any], environ: dict[str, str], expected: tuple[Any, ...]) -> None:
