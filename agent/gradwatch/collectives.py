@@ -52,12 +52,13 @@ class CollectiveTimes:
         """One operation took so long."""
         self._durations.append((operation, seconds))
 
-    def points(self, now: int) -> MetricPoints:
+    def points(self, now: int, pace: Callable[[], None] = lambda: None) -> MetricPoints:
         """Histograms of what was added since the last call, up to ``now`` (Unix nanoseconds)."""
         by_operation: dict[str, LayerAggregate] = {}
         while self._durations:
             operation, seconds = self._durations.popleft()
             by_operation.setdefault(operation, LayerAggregate()).add(seconds)
+            pace()
         start, self._start = self._start, now
         points: list[HistogramPoint] = []
         for operation, aggregate in by_operation.items():

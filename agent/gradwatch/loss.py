@@ -82,16 +82,18 @@ class LossCapture:
         sink, phases = self._sink, self._phases
 
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            timed = False  # a local: where the step is compiled, there is nothing to guard and recompile for
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
             if grad_tensors is None and not torch.compiler.is_compiling():
                 try:
                     sink.loss_seen(self._losses(tensors))
                     if phases.observed:
                         phases.before_backward()
+                        timed = True
                 except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                     internal_error(error, "backward")
             original(tensors, grad_tensors, *args, **kwargs)
-            if phases.observed and grad_tensors is None and not torch.compiler.is_compiling():
+            if timed:
                 try:
                     phases.after_backward()
                 except Exception as error:  # noqa: BLE001

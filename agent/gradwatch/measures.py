@@ -162,7 +162,10 @@ class Measures:
                 weights = self._weights[watched.index] = _Weights(Cadence(monotonic=self._monotonic))
             weights.before_step(watched.reader.parameters)
         if self.phases.observed:
-            self.phases.before_optimizer()
+            if watched.is_late:  # a closure: forward and backward run inside the optimizer
+                self.phases.give_up()
+            else:
+                self.phases.before_optimizer()
 
     def after_step(self, watched: WatchedOptimizer) -> None:
         """It did, in an observed step."""
@@ -218,14 +221,18 @@ class Measures:
 
     # --- What was found --------------------------------------------------------------------------------
 
-    def points(self, now: int) -> list[MetricPoints]:
-        """Everything found since the last call, up to ``now`` (Unix nanoseconds). Export thread only."""
+    def points(self, now: int, pace: Callable[[], None] = lambda: None) -> list[MetricPoints]:
+        """Everything found since the last call, up to ``now`` (Unix nanoseconds). Export thread only.
+
+        ``pace`` is called between small pieces of work, so that this thread holds Python's lock only briefly.
+        """
         series: dict[str, tuple[Metric, list[Point]]] = {}
         while self._found:
             metric, at, value, attributes = self._found.popleft()
             series.setdefault(metric.name, (metric, []))[1].append(Point(at, value, attributes))
+            pace()
         found = [MetricPoints(metric, points) for metric, points in series.values()]
-        return [batch for batch in (*found, self._times.points(now)) if batch.points]
+        return [batch for batch in (*found, self._times.points(now, pace)) if batch.points]
 
     def _phases_found(self, at: int, seconds: Mapping[str, float]) -> None:
         for phase, lasted in seconds.items():

@@ -122,10 +122,18 @@ class PhaseTimer:
             self._stopwatch.reuse(step.marks)
             self._report(step.time, {phase: max(0.0, lasted) for phase, lasted in seconds.items()})
 
+    def give_up(self) -> None:
+        """Say nothing about the step in progress."""
+        self.observed = False
+        self._stopwatch.reuse(self._step.marks)
+        self._step = _Step()
+        self._since.clear()
+        self._pauses.clear()
+
     def _mark(self) -> Any:
         mark = self._stopwatch.mark() if len(self._step.marks) < _MARKS else None
         if mark is None:
-            self._give_up()
+            self.give_up()
         else:
             self._step.marks.append(mark)
         return mark
@@ -138,10 +146,3 @@ class PhaseTimer:
         start = self._since.pop(phase, None)
         if start is not None and now is not None:
             self._step.spans.append((phase, start, now, 1))
-
-    def _give_up(self) -> None:
-        self.observed = False
-        self._stopwatch.reuse(self._step.marks)
-        self._step = _Step()
-        self._since.clear()
-        self._pauses.clear()

@@ -232,7 +232,7 @@ class Run:
     def _collect(self, dropped: int) -> Sequence[MetricPoints]:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, self._pace)
-        return [*points, *self.observer.measures.points(now), *memory_points(now)]
+        return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 
     def _clock_now(self) -> int:
         with self._lock:

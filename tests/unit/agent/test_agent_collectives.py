@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.collectives import OPERATIONS, CollectiveCalls, CollectiveTimes
+from gradwatch.collectives import OPERATIONS, CollectiveCalls, CollectiveTimes, DdpTimes
 from gradwatch.stopwatch import HostStopwatch
 from gradwatch.telemetry import HistogramPoint
 from gradwatch.testing import InMemoryExporter
@@ -123,9 +123,9 @@ def installed(stopwatch: Any = None) -> tuple[CollectiveCalls, CollectiveTimes]:
     return calls, times
 
 
-def counted(times: CollectiveTimes) -> dict[str, int]:
+def counted(times: CollectiveTimes, start: int = 5) -> dict[str, int]:
     points = [point for point in times.points(9).points if isinstance(point, HistogramPoint)]
-    assert all((point.start, point.time) == (5, 9) for point in points)
+    assert all((point.start, point.time) == (start, 9) for point in points)
     return {str(point.attributes[names.COLLECTIVE]): point.total for point in points}
 
 
@@ -171,6 +171,19 @@ def test_an_asynchronous_call_ends_where_it_is_waited_for(alone: None) -> None:
         assert len(calls._handles) < 300
     finally:
         calls.remove()
+
+
+def test_a_figure_of_ddp_s_is_counted_once_however_often_it_is_read(alone: None) -> None:
+    times = CollectiveTimes(5)
+    figures = DdpTimes(times)
+    model = DistributedDataParallel(nn.Linear(4, 1))
+    for step in range(3):
+        model(torch.ones(2, 4)).sum().backward()
+        figures.read([model, nn.Linear(1, 1)])
+        figures.read([model])
+        if step == 0:
+            assert counted(times) == {}  # DDP's first iteration is not among them
+    assert counted(times, start=9) == {"ddp_all_reduce": 2, "ddp_all_reduce_exposed": 2}
 
 
 class Late(HostStopwatch):

@@ -111,6 +111,8 @@ def test_a_forward_that_raises_leaves_no_range_open(
         fragile.error = error
         with pytest.raises(error, match="as told"):
             model(torch.ones(2, 4))
+        if issubclass(error, Exception):  # torch runs no hook on Ctrl-C; the step's end clears up then
+            assert recorder.open == ["step 0"]
         fragile.error = None
         train(model, optimizer, 2)
         assert recorder.open == ["step 2"]
@@ -130,6 +132,29 @@ def test_a_hook_of_somebody_else_that_raises_first_leaves_no_range_open(
             model(torch.ones(2, 4))
         assert recorder.open == ["step 0"]
     assert recorder.open == []
+
+
+def test_an_interrupt_that_a_module_catches_leaves_no_range_open(
+    watching: Watching, recorder: Recorder
+) -> None:
+    class Catching(nn.Module):
+        def __init__(self, other: nn.Module) -> None:
+            super().__init__()
+            self.other = [other]  # called, but no child of its own
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                self.other[0](x)
+            except KeyboardInterrupt:
+                return x
+            return x
+
+    fragile = Fragile()
+    fragile.error = KeyboardInterrupt
+    model = nn.ModuleList([Catching(fragile), fragile])
+    with watching(model, nvtx="layers"):
+        model[0](torch.ones(1))
+        assert recorder.open == ["step 0"]
 
 
 def test_a_copy_of_the_model_makes_no_ranges(watching: Watching, recorder: Recorder) -> None:

@@ -219,3 +219,19 @@ def test_steps_that_are_not_observed_have_no_phases(watching: Watching, exporter
     phases = {steps[point.time] for point in exporter.points(names.PHASE_DURATION)}
     assert phases == norms - {0}
     assert all(point.value >= 0 for point in exporter.points(names.PHASE_DURATION))
+
+
+def test_a_step_with_a_closure_has_no_phases(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 2)).square().sum()
+        loss.backward()
+        return loss
+
+    with watching(model, optimizer):
+        for _ in range(4):
+            optimizer.step(closure)
+    assert exporter.points(names.PHASE_DURATION) == []

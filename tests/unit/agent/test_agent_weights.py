@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from gradwatch.weights import COPY_BYTES, Weight, WeightRounds
 
@@ -213,3 +216,18 @@ def test_what_cannot_be_read_is_left_out_and_what_is_taken_away_in_between_is_fo
     rounds.before_step(parameters[:2])
     assert rounds.after_step() is None
     assert not rounds.active
+
+
+def test_sharded_parameters_are_left_out(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)]))
+        rounds = WeightRounds()
+        rounds.begin_round([sharded, nn.Parameter(torch.ones(2))])
+        rounds.before_step([sharded, nn.Parameter(torch.ones(2))])
+        reading = rounds.after_step()
+    finally:
+        dist.destroy_process_group()
+    assert reading is not None
+    assert reading.indices == (1,)
