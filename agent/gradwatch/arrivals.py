@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,11 +50,11 @@ class Arrivals:
         self._sink = sink
         self._suspects = suspects
         self._steps: deque[InFlight] = deque()
-        self._logged: deque[tuple[str, int, DeviceRing, Slot]] = deque()
+        self._vectors: deque[tuple[DeviceRing, Slot, Callable[[list[float]], None]]] = deque()
         self._rings: dict[torch.device, DeviceRing] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._steps or self._logged)
+        return bool(self._steps or self._vectors)
 
     def send(
         self,
@@ -84,10 +84,14 @@ class Arrivals:
 
     def send_logged(self, name: str, time: int, value: Tensor) -> None:
         """Start the copy of one logged number."""
-        ring = self._ring(value.device, 1)
-        slot = ring.send([value])
+        self.send_vector(value, lambda values: self._sink.logged(LoggedValue(name, time, values[0])))
+
+    def send_vector(self, vector: Tensor, take: Callable[[list[float]], None]) -> None:
+        """Start the copy of numbers that belong to no step; ``take`` gets them at a later hook."""
+        ring = self._ring(vector.device, vector.numel())
+        slot = ring.send([vector])
         if slot is not None:
-            self._logged.append((name, time, ring, slot))
+            self._vectors.append((ring, slot, take))
 
     def add(self, record: StepRecord, in_flight: InFlight | None) -> None:
         """Hand the step on, now or when it and all before it have arrived."""
@@ -102,11 +106,11 @@ class Arrivals:
         """Hand on what has arrived."""
         while self._steps and self._steps[0].arrived():
             self._finish(self._steps.popleft())
-        while self._logged and self._logged[0][3].arrived():
-            name, time, ring, slot = self._logged.popleft()
-            value = slot.values()[0]
+        while self._vectors and self._vectors[0][1].arrived():
+            ring, slot, take = self._vectors.popleft()
+            values = slot.values()
             ring.recycle(slot)
-            self._sink.logged(LoggedValue(name, time, value))
+            take(values)
 
     def _finish(self, in_flight: InFlight) -> None:
         record = in_flight.record

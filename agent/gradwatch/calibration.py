@@ -55,7 +55,7 @@ def thin_cost() -> float:
         optimizer = torch.optim.SGD([weight], lr=0.1)
         observer = StepObserver(_Nowhere(), Clock())
         backward: Callable[..., None] = torch.autograd.backward
-        watched_backward = LossCapture(observer, True).wrap_backward(backward)
+        watched_backward = LossCapture(observer, True, observer.measures.phases).wrap_backward(backward)
         hook = observer.observe_thinly(optimizer)
 
         def step(on: bool) -> int:

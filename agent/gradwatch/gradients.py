@@ -66,6 +66,10 @@ class Reading:
     on_device: tuple[DeviceNorms, ...] = ()
     complete: bool = True
 
+    def scaled_down(self, scale: float | None) -> list[float]:
+        """The norms without the factor of a loss scaler."""
+        return self.norms if scale is None or scale == 1.0 else [norm / scale for norm in self.norms]
+
 
 class GradientReader:
     """Reads the gradients of a fixed list of parameters."""

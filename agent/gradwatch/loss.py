@@ -14,6 +14,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from gradwatch.gradients import is_distributed_tensor
+from gradwatch.phases import PhaseTimer
 from gradwatch.safety import internal_error
 
 
@@ -36,8 +37,9 @@ class LossSink(Protocol):
 class LossCapture:
     """Wraps ``torch.autograd.backward`` and ``GradScaler.scale`` / ``.step`` while installed."""
 
-    def __init__(self, sink: LossSink, capture_loss: bool) -> None:
+    def __init__(self, sink: LossSink, capture_loss: bool, phases: PhaseTimer) -> None:
         self._sink = sink
+        self._phases = phases
         self._capture_loss = capture_loss
         # id of the scaled loss -> (itself, what it was before). Weak: an entry must not keep the graph alive.
         self._scaled: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
@@ -57,7 +59,7 @@ class LossCapture:
 
     def wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
         """Torch's ``backward`` with a look at the loss before it."""
-        sink, scaled = self._sink, self._scaled
+        sink, scaled, phases = self._sink, self._scaled, self._phases
         host_loss, is_compiling, tensor = sink.host_loss, torch.compiler.is_compiling, torch.Tensor
 
         # torch's own parameters, spelled out: packing and unpacking them costs as much as reading the loss.
@@ -70,6 +72,7 @@ class LossCapture:
             inputs: Any = None,
         ) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
+            timed = False  # a local: where the step is compiled, there is nothing to guard and recompile for
             if grad_tensors is None and not is_compiling():
                 try:
                     if type(tensors) is tensor and tensors.is_cpu and not scaled:
@@ -78,11 +81,19 @@ class LossCapture:
                             host_loss(value)
                     else:
                         sink.loss_seen(self._losses(tensors))
+                    if phases.observed:
+                        phases.before_backward()
+                        timed = True
                 except RuntimeError:
                     pass  # several elements: torch is about to say so itself
                 except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                     internal_error(error, "backward")
             original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+            if timed:
+                try:
+                    phases.after_backward()
+                except Exception as error:  # noqa: BLE001
+                    internal_error(error, "backward")
 
         return backward
 

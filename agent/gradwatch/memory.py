@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
@@ -21,7 +21,7 @@ Reading = tuple[Metric, float | int, str | None]
 def memory_points(time: int) -> list[MetricPoints]:
     """Everything known now, as gauges at ``time`` (Unix nanoseconds)."""
     readings: dict[str, tuple[Metric, list[Point]]] = {}
-    for metric, value, device in (*_process(), *_devices()):
+    for metric, value, device in (*_process(), *(_devices() or _host())):
         attributes = {conventions.DEVICE: device} if device else {}
         readings.setdefault(metric.name, (metric, []))[1].append(Point(time, value, attributes))
     return [MetricPoints(metric, points) for metric, points in readings.values()]
@@ -33,6 +33,28 @@ def _process() -> tuple[Reading, ...]:
         (conventions.PROCESS_MEMORY, psutil.Process().memory_info().rss, None),
         (conventions.HOST_MEMORY_LIMIT, _host_limit(), None),
     )
+
+
+@shielded(())
+def _host() -> tuple[Reading, ...]:
+    """Headroom where training runs on the CPU: the host's limit against the process's peak."""
+    peak, limit = process_peak(), _host_limit()
+    return () if peak is None else ((conventions.DEVICE_MEMORY_HEADROOM, (limit - peak) / limit, "cpu"),)
+
+
+def process_peak() -> int | None:
+    """Peak resident bytes of this process; None where the system does not say.
+
+    ``getrusage`` also remembers what was resident before ``exec``, that is, the launcher's memory.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 @lru_cache(maxsize=1)
@@ -60,37 +82,73 @@ def _is_cuda_started() -> bool:
 
 def _device(index: int) -> Iterator[Reading]:
     name = f"cuda:{index}"
-    reserved = torch.cuda.memory_reserved(index)
-    if reserved:
-        yield conventions.DEVICE_MEMORY_ALLOCATED, torch.cuda.memory_allocated(index), name
-        yield conventions.DEVICE_MEMORY_RESERVED, reserved, name
-        yield conventions.DEVICE_MEMORY_PEAK, torch.cuda.max_memory_reserved(index), name
-        yield conventions.DEVICE_MEMORY_LIMIT, torch.cuda.get_device_properties(index).total_memory, name
-    handle = _nvml_handle(index)
-    if handle is not None:
-        yield from _nvml(handle, name)
+    properties = torch.cuda.get_device_properties(index)
+    yield from allocator_readings(
+        name,
+        allocated=torch.cuda.memory_allocated(index),
+        reserved=torch.cuda.memory_reserved(index),
+        peak=torch.cuda.max_memory_reserved(index),
+        limit=properties.total_memory,
+    )
+    yield from nvml_readings(str(properties.uuid), name)
+
+
+def allocator_readings(
+    device: str, *, allocated: int, reserved: int, peak: int, limit: int
+) -> tuple[Reading, ...]:
+    """What torch's caching allocator holds, in bytes; nothing of a device that this process does not use."""
+    if not reserved:
+        return ()
+    return (
+        (conventions.DEVICE_MEMORY_ALLOCATED, allocated, device),
+        (conventions.DEVICE_MEMORY_RESERVED, reserved, device),
+        (conventions.DEVICE_MEMORY_PEAK, peak, device),
+        (conventions.DEVICE_MEMORY_LIMIT, limit, device),
+        (conventions.DEVICE_MEMORY_FRAGMENTATION, (reserved - allocated) / reserved, device),
+        (conventions.DEVICE_MEMORY_HEADROOM, (limit - peak) / limit, device),
+    )
+
+
+# Each is asked alone: a MIG slice has memory but no utilisation or power, and some cards refuse others.
+_NVML_READINGS: Final[tuple[tuple[Metric, Callable[[Any, Any], float | int]], ...]] = (
+    (conventions.HW_GPU_UTILIZATION, lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+    (conventions.HW_GPU_MEMORY_USAGE, lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).used)),
+    (conventions.HW_GPU_MEMORY_LIMIT, lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total)),
+    (conventions.HW_POWER, lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+    (
+        conventions.HW_TEMPERATURE,
+        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    ),
+)
+
+
+def nvml_readings(uuid: str, device: str) -> Iterator[Reading]:
+    """What NVML says about the GPU or MIG slice with this UUID, as far as it says anything."""
+    handle = _nvml_handle(uuid)
+    if handle is None:
+        return
+    import pynvml
+
+    for metric, read in _NVML_READINGS:
+        try:
+            value = read(pynvml, handle)
+        except pynvml.NVMLError:
+            continue  # not supported on this device, or not permitted to this user
+        yield metric, value, device
 
 
 @lru_cache(maxsize=64)
-def _nvml_handle(index: int) -> Any:
+def _nvml_handle(uuid: str) -> Any:
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        # By UUID: CUDA's numbering follows CUDA_VISIBLE_DEVICES, NVML's does not.
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
     except Exception:  # noqa: BLE001 - NVML's errors share no base with a missing module; all mean "not here"
         return None
-
-
-@shielded(())
-def _nvml(handle: Any, name: str) -> tuple[Reading, ...]:
-    import pynvml
-
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return (
-        (conventions.HW_GPU_UTILIZATION, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100, name),
-        (conventions.HW_GPU_MEMORY_USAGE, int(memory.used), name),
-        (conventions.HW_GPU_MEMORY_LIMIT, int(memory.total), name),
-        (conventions.HW_POWER, pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, name),
-    )
+    # By UUID: CUDA's numbering follows CUDA_VISIBLE_DEVICES, NVML's does not.
+    for prefix in ("GPU", "MIG"):
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(f"{prefix}-{uuid}")
+        except pynvml.NVMLError:
+            continue
+    return None

@@ -27,6 +27,7 @@ from gradwatch.clock import Clock
 from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import Reading
 from gradwatch.loss import LossCapture
+from gradwatch.measures import Measures
 from gradwatch.safety import internal_error, log
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
@@ -54,6 +55,9 @@ class StepObserver:
         every: int | None = None,
         capture_loss: bool = True,
         start_step: int = 0,
+        inputs: bool = True,
+        collectives: bool = False,
+        nvtx: str | None = None,
     ) -> None:
         self._start_step = start_step
         # Steps of the first optimizer; its own count goes on from there while it is watched.
@@ -87,7 +91,11 @@ class StepObserver:
         self._open: tuple[StepRecord, InFlight | None] | None = None
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
-        self._loss_capture = LossCapture(self, capture_loss)
+        self.measures = Measures(
+            self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
+        )
+        self._waits = self.measures.waits
+        self._loss_capture = LossCapture(self, capture_loss, self.measures.phases)
         self.clip_capture = ClipCapture(self)
         self._pre_hook: RemovableHandle | None = None
         self._post_hook: RemovableHandle | None = None
@@ -100,6 +108,7 @@ class StepObserver:
         self._post_hook = register_optimizer_step_post_hook(self._after_step)
         self._loss_capture.install()
         self.clip_capture.install()
+        self.measures.install(self.step)
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
@@ -109,6 +118,7 @@ class StepObserver:
         self._pre_hook = self._post_hook = None
         self._loss_capture.remove()
         self.clip_capture.remove()
+        self.measures.remove()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
@@ -130,6 +140,7 @@ class StepObserver:
             number += 1
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
+        self.measures.add_model(model, unique)
         for watched in self._watched.values():
             optimizer = watched.reference()
             if optimizer is not None:
@@ -160,6 +171,7 @@ class StepObserver:
             )  # fmt: skip
         self._created += 1
         self._watched[key] = watched
+        watched.is_never_thin = self.measures.nvtx is not None
         if watched.leads:
             self._leader = watched
         if self._post_hook is not None:
@@ -259,6 +271,8 @@ class StepObserver:
                 watched.note_rates(now, optimizer)
             if watched.clip_total is not None:
                 watched.record_clip(now)
+            if self._waits.seen and watched.leads:
+                watched.record_wait(now, self._waits.take())
             if not watched.leads:
                 watched.last_step = self.step
             watched.ends.append(now)
@@ -267,6 +281,7 @@ class StepObserver:
                 watched.observe = True
                 watched.may_be_thin = False
                 self._tend_pre_hook()
+                self._measure(watched, now)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
 
@@ -310,6 +325,8 @@ class StepObserver:
             self._busy = True
         elif watched.observe or self._suspicious:
             self._look(optimizer, watched, before=True)
+        if watched.observe or self.measures.phases.observed:
+            self.measures.before_step(watched)
         watched.spent = perf_counter_ns() - start
 
     def _after_full_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
@@ -320,6 +337,8 @@ class StepObserver:
         watched.frame = None
         if watched.capturing:
             return
+        if watched.observe or self.measures.phases.observed:
+            self.measures.after_step(watched)
         if watched.is_late:
             watched.is_late = False
             self._closure_base = None
@@ -476,19 +495,16 @@ class StepObserver:
         watched.nonfinite = False
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
-        if reading is not None and not skipped:
-            indices, norms = reading.indices, reading.norms
-            if scale is not None and scale != 1.0:
-                norms = [norm / scale for norm in norms]
-            total = math.hypot(*norms) if reading.complete else None
-        elif skipped:
+        if skipped:
             total = ratio = None
+        elif reading is not None:
+            indices, norms = reading.indices, reading.scaled_down(scale)
+            total = math.hypot(*norms) if reading.complete else None
         step = self.step
         self._note_rates(watched, now, optimizer)
         watched.last_step = step
         watched.last_nonfinite = nonfinite
-        if reading is not None or skipped:
-            watched.last_known = now
+        watched.last_known = now if reading is not None or skipped else watched.last_known
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
         self._spent_outside = 0
         watched.spent = 0
@@ -500,6 +516,20 @@ class StepObserver:
         # A loss that is still on its way comes later, with the record.
         watched.losses.append(None if in_flight is not None else loss)
         watched.ends.append(now)
+        self._hand_over(record, in_flight)
+        self._alert = False
+        was_observed = watched.observe
+        watched.plan_next(spent, now, reading is not None)
+        self._tend_pre_hook()
+        if watched.log.is_full():
+            watched.use(self._sink.open_log(watched.index, self.step))
+        if self._waits.seen and watched.leads:
+            watched.record_wait(now, self._waits.take())
+        if was_observed or watched.observe or self.measures.nvtx is not None:
+            self._measure(watched, now, skipped=skipped)
+
+    def _hand_over(self, record: StepRecord, in_flight: InFlight | None) -> None:
+        """Hand a host's step on at once; keep a device's open, so that its loss can still be replaced."""
         if self._open is not None:
             self._arrivals.add(*self._open)
             self._open = None
@@ -507,11 +537,12 @@ class StepObserver:
             self._open = (record, in_flight)
         else:
             self._sink.step(record)
-        self._alert = False
-        watched.plan_next(spent, now, reading is not None)
-        self._tend_pre_hook()
-        if watched.log.is_full():
-            watched.use(self._sink.open_log(watched.index, self.step))
+
+    def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
+        """Tell the measurements that a step ended, of which or of whose successor they want to know."""
+        self._spent_outside += self.measures.step_ended(
+            watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
+        )
 
     def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Optimizer) -> None:
         if self._given_rate is not None:
@@ -639,6 +670,7 @@ class StepObserver:
         self._pre_hook = self._post_hook = None
         self._loss_capture.remove()
         self.clip_capture.remove()
+        self.measures.remove_in_child()
         self._watched.clear()
         self._adopts = None
 

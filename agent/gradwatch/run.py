@@ -74,6 +74,9 @@ class Run:
             every=settings.every,
             capture_loss=settings.capture_loss,
             start_step=settings.start_step,
+            inputs=settings.inputs,
+            collectives=settings.collectives,
+            nvtx=settings.nvtx,
         )
         self.observer.thin_cost = self._interval.thin_cost
         self._thread = ExportThread(
@@ -260,7 +263,7 @@ class Run:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, background, self._pace)
         self._check_losses(points)
-        return [*points, *memory_points(now)]
+        return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 
     def _clock_now(self) -> int:
         with self._lock:

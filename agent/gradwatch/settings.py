@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gradwatch import conventions
@@ -17,6 +17,7 @@ from gradwatch.target import Target
 T = TypeVar("T")
 
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:4318"
+NvtxMode = Literal["step", "layers"]
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _TIERS: Final = (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
@@ -46,6 +47,9 @@ class Settings:
         resource: Additional resource attributes.
         disabled: Watch nothing.
         preemptible: SIGTERM means that the scheduler preempted the run.
+        inputs: Report mean, spread and non-finite share of the models' floating inputs, now and then.
+        collectives: Time the collective calls of ``torch.distributed``.
+        nvtx: NVTX ranges: ``step``, ``layers`` for leaf modules too, or None.
     """
 
     job: str
@@ -69,6 +73,9 @@ class Settings:
     resource: Mapping[str, str]
     disabled: bool = False
     preemptible: bool = False
+    inputs: bool = True
+    collectives: bool = False
+    nvtx: NvtxMode | None = None
 
     @classmethod
     def resolve(
@@ -122,6 +129,9 @@ class Settings:
             resource=resource,
             disabled=setting("disabled", _boolean, False),
             preemptible=setting("preemptible", _boolean, False),
+            inputs=setting("inputs", _boolean, True),
+            collectives=setting("collectives", _boolean, False),
+            nvtx=setting("nvtx", _nvtx, None),
         )
 
 
@@ -183,6 +193,16 @@ def _boolean(raw: object) -> bool:
     if word in _FALSE:
         return False
     raise ValueError("expected true or false")
+
+
+def _nvtx(raw: object) -> NvtxMode | None:
+    word = str(raw).strip().lower()
+    if word == "layers":
+        return "layers"
+    try:
+        return "step" if word == "step" or _boolean(word) else None
+    except ValueError:
+        raise ValueError("expected true, false or layers") from None
 
 
 def _target(raw: object) -> Target:

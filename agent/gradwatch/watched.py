@@ -225,6 +225,10 @@ class WatchedOptimizer:
         if ratio is not None:
             self.log.column(conventions.CLIP_RATIO).append(now, ratio)
 
+    def record_wait(self, now: int, waited: int) -> None:
+        """Write down the nanoseconds of the step that went by waiting for data."""
+        self.log.column(conventions.DATA_WAIT).append(now, waited / 1e9)
+
     def use(self, log: StepLog) -> None:
         """Write to this log from now on."""
         self.log = log

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradwatch.safety import internal_error, shielded
 from gradwatch.settings import Settings
@@ -94,6 +95,15 @@ class Watch:
         models = [module for model in self._models if (module := model()) is not None]
         return [parameter for module in models for parameter in module.parameters()]
 
+    def data_wait(self) -> AbstractContextManager[None]:
+        """Count what happens inside as waiting for data.
+
+        ``torch.utils.data.DataLoader`` is timed by itself; this is for everything else, such as
+        ``with watch.data_wait(): x, y = get_batch()``.
+        """
+        run = self._run
+        return nullcontext() if run is None else run.observer.measures.waits.waiting()
+
     @property
     def step(self) -> int:
         """Index of the optimizer step in progress: ``start_step`` plus the steps that ended."""
@@ -161,6 +171,9 @@ def watch(
     export_interval: float | None = None,
     endpoint: str | None = None,
     preemptible: bool | None = None,
+    inputs: bool | None = None,
+    collectives: bool | None = None,
+    nvtx: bool | Literal["layers"] | None = None,
     exporter: Exporter | None = None,
 ) -> Watch:
     """Watch training: gradient norms by layer, NaN and Inf, loss, learning rate, time, memory, and the ending.
@@ -191,6 +204,10 @@ def watch(
         export_interval: Seconds between exports of metrics (default 5).
         endpoint: Base URL of the OTLP/HTTP collector (default http://127.0.0.1:4318).
         preemptible: SIGTERM means preemption.
+        inputs: Report mean, spread and non-finite share of the models' floating inputs twice a minute (default
+            True).
+        collectives: Time the collective calls of ``torch.distributed``; DDP's own are timed anyway.
+        nvtx: Make NVTX ranges for steps, or with ``"layers"`` for the forwards of leaf modules too.
         exporter: Where telemetry goes instead, such as ``gradwatch.testing.InMemoryExporter()``.
 
     Raises:

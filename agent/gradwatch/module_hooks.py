@@ -1,0 +1,39 @@
+"""Hooks on the user's modules that ``pickle``, ``copy.deepcopy`` and ``torch.save`` can meet without harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from torch import nn
+
+from gradwatch.safety import internal_error
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether hooks inside this module would be compiled with it, and break its graph."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+class ModuleHook:
+    """Calls a function that only looks on: its result is not returned, and its errors reach nobody.
+
+    A copied or pickled module carries, in its place, a call of the standard library that does nothing, so that
+    it can be loaded where gradwatch is not installed.
+    """
+
+    __slots__ = ("_look",)
+
+    def __init__(self, look: Callable[..., object]) -> None:
+        self._look = look
+
+    def __call__(self, *args: Any) -> None:
+        """Look on."""
+        try:
+            self._look(*args)
+        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+            internal_error(error, "module hook")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (nullcontext(), "__exit__"))

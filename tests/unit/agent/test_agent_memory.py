@@ -1,0 +1,126 @@
+"""Memory and load: of the process for real, of devices through NVML's interface (there is no device here)."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from gradwatch import conventions as names
+from gradwatch.memory import allocator_readings, memory_points, nvml_readings, process_peak
+
+
+class NVMLError(Exception):
+    pass
+
+
+class FakeNvml(ModuleType):
+    """pynvml's functions over a table of devices; a reading that is missing raises, as NVML does."""
+
+    NVMLError = NVMLError
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, devices: dict[str, dict[str, Any]], starts: bool = True) -> None:
+        super().__init__("pynvml")
+        self._devices = devices
+        self._starts = starts
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
+        if not self._starts:
+            raise NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> dict[str, Any]:  # noqa: N802
+        if name not in self._devices:
+            raise NVMLError("Not Found")
+        return self._devices[name]
+
+    def __getattr__(self, name: str) -> Any:
+        def read(handle: dict[str, Any], *_which: int) -> Any:
+            if name not in handle:
+                raise NVMLError("Not Supported")
+            return handle[name]
+
+        if not name.startswith("nvmlDeviceGet"):
+            raise AttributeError(name)
+        return read
+
+
+MEMORY = {"nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3 * 2**30, total=80 * 2**30)}
+WHOLE = {
+    **MEMORY,
+    "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=73),
+    "nvmlDeviceGetPowerUsage": 312_500,
+    "nvmlDeviceGetTemperature": 61,
+}
+
+
+def readings(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, device: dict[str, Any], starts: bool = True
+) -> dict[str, float | int]:
+    name = str(uuid.uuid4())
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml({f"{prefix}-{name}": device}, starts))
+    found = list(nvml_readings(name, "cuda:0"))
+    assert all(device == "cuda:0" for _, _, device in found)
+    return {metric.name: value for metric, value, _ in found}
+
+
+def test_a_gpu_reports_load_memory_power_and_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert readings(monkeypatch, "GPU", WHOLE) == {
+        "hw.gpu.utilization": 0.73,
+        "hw.gpu.memory.usage": 3 * 2**30,
+        "hw.gpu.memory.limit": 80 * 2**30,
+        "hw.power": 312.5,
+        "hw.temperature": 61,
+    }
+
+
+@pytest.mark.parametrize("missing", sorted(WHOLE))
+def test_one_reading_that_is_missing_loses_no_other(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    lost = {"nvmlDeviceGetMemoryInfo": 2}.get(missing, 1)
+    device = {name: value for name, value in WHOLE.items() if name != missing}
+    assert len(readings(monkeypatch, "GPU", device)) == 5 - lost
+
+
+def test_a_mig_slice_has_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(readings(monkeypatch, "MIG", MEMORY)) == {"hw.gpu.memory.usage", "hw.gpu.memory.limit"}
+
+
+def test_without_a_driver_or_nvml_there_is_nothing_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert readings(monkeypatch, "GPU", WHOLE, starts=False) == {}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert list(nvml_readings("nobody", "cuda:0")) == []
+
+
+def test_fragmentation_and_headroom_are_shares_of_what_is_held_and_of_the_device() -> None:
+    found = {
+        metric.name: value
+        for metric, value, _ in allocator_readings("cuda:1", allocated=6, reserved=8, peak=10, limit=16)
+    }
+    assert found[names.DEVICE_MEMORY_FRAGMENTATION.name] == 0.25
+    assert found[names.DEVICE_MEMORY_HEADROOM.name] == 0.375
+    assert (found[names.DEVICE_MEMORY_PEAK.name], found[names.DEVICE_MEMORY_LIMIT.name]) == (10, 16)
+    assert allocator_readings("cuda:2", allocated=0, reserved=0, peak=0, limit=16) == ()
+
+
+def test_the_peak_remembers_what_was_given_back() -> None:
+    before = psutil.Process().memory_info().rss
+    block = bytearray(b"x") * (128 * 2**20)
+    del block
+    peak = process_peak()
+    assert peak is not None
+    assert peak > before + 100 * 2**20
+
+
+def test_on_the_cpu_headroom_is_the_host_s_limit_against_the_peak() -> None:
+    points = {batch.metric.name: batch.points[0] for batch in memory_points(5)}
+    headroom = points[names.DEVICE_MEMORY_HEADROOM.name]
+    limit = points[names.HOST_MEMORY_LIMIT.name].value  # type: ignore[union-attr]
+    peak = process_peak()
+    assert peak is not None
+    assert headroom.attributes == {names.DEVICE: "cpu"}
+    assert headroom.time == 5
+    assert headroom.value == pytest.approx((limit - peak) / limit, abs=0.01)  # type: ignore[union-attr]
