@@ -25,6 +25,7 @@ class Interval:
         self.steps: deque[StepRecord] = deque(maxlen=_WAITING)
         self.logged: deque[LoggedValue] = deque(maxlen=_WAITING)
         self.nonfinite = 0
+        self.skipped = 0
         self._nonfinite_sent = 0
         self._start = start
         self._layers: dict[tuple[int, str], LayerAggregate] = {}
@@ -46,7 +47,11 @@ class Interval:
         while self.steps:
             record = self.steps.popleft()
             self._scalars(record, optimizers, add)
-            self._aggregate(record)
+            if record.sharded:
+                self._shards(record, optimizers, add)
+            else:
+                self._aggregate(record)
+            self.skipped += record.skipped
             spent += record.spent
             if record.optimizer == 0:
                 lasted += record.duration or 0
@@ -63,6 +68,10 @@ class Interval:
         found.append(
             MetricPoints(conventions.NONFINITE, [Point(now, counted - self._nonfinite_sent, {}, self._start)])
         )
+        # From the start, so that the first skipped step is an increase; 0 is sent where a scaler is at work.
+        if self.skipped or conventions.LOSS_SCALE.name in series:
+            found.append(MetricPoints(conventions.SKIPPED_STEPS, [Point(now, self.skipped, {}, self._start)]))
+            self.skipped = 0
         if dropped:
             found.append(MetricPoints(conventions.AGENT_DROPPED, [Point(now, dropped, {}, self._start)]))
         self._nonfinite_sent = counted
@@ -80,8 +89,16 @@ class Interval:
                 add(conventions.STEP_DURATION, time, record.duration / 1e9, {})
         if record.loss is not None:
             add(conventions.LOSS, time, record.loss, mine)
-        if record.gradient_norm is not None:
-            add(conventions.GRADIENT_NORM, time, record.gradient_norm, mine)
+        norm = record.gradient_norm
+        if norm is not None:
+            if record.sharded:
+                add(conventions.GRADIENT_SHARD_SQUARE, time, norm * norm, mine)
+            else:
+                add(conventions.GRADIENT_NORM, time, norm, mine)
+        if record.local_norm is not None:
+            add(conventions.LOCAL_GRADIENT_NORM, time, record.local_norm, mine)
+        if record.loss_scale is not None:
+            add(conventions.LOSS_SCALE, time, record.loss_scale, mine)
         groups = len(record.learning_rates)
         for group, rate in enumerate(record.learning_rates):
             if rate is not None:
@@ -103,6 +120,15 @@ class Interval:
                 made[conventions.PARAM_GROUP] = group
             labels = self._attributes[key] = made
         return labels
+
+    def _shards(
+        self, record: StepRecord, optimizers: int, add: Callable[[Metric, int, float | int, Attributes], None]
+    ) -> None:
+        """One gauge a layer: other ranks' shares of the same step must meet it, so nothing is aggregated."""
+        mine = self._labels(record.optimizer, optimizers, -1, 0)
+        for index, norm in zip(record.indices or (), record.norms or (), strict=True):
+            labels = {conventions.LAYER_NAME: record.layers[index], **mine}
+            add(conventions.LAYER_GRADIENT_SHARD_SQUARE, record.time, norm * norm, labels)
 
     def _aggregate(self, record: StepRecord) -> None:
         if record.indices is None or record.norms is None:

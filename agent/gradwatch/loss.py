@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 
-from gradwatch.gradients import is_distributed_tensor
 from gradwatch.safety import internal_error
+from gradwatch.sharding import is_distributed_tensor
 
 
 class LossSink(Protocol):
@@ -22,6 +22,19 @@ class LossSink(Protocol):
 
     def loss_seen(self, losses: list[torch.Tensor]) -> None:
         """Backward is about to run from these scalars, already unscaled."""
+
+    @property
+    def follows_backward(self) -> bool:
+        """Whether the next two are to be called."""
+
+    def backward_begins(self, tensors: Any) -> None:
+        """Backward is about to run from these tensors as they are; called after ``loss_seen``."""
+
+    def backward_ended(self) -> None:
+        """Backward ran to its end."""
+
+    def scaling(self, optimizer: object, scale: torch.Tensor, unscaled: bool) -> None:
+        """The scaler is about to step this optimizer; ``unscaled``: its gradients were unscaled before."""
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """The scaler found a non-finite gradient and did not step this optimizer."""
@@ -42,31 +55,61 @@ class LossCapture:
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        original_backward: Callable[..., None] = torch.autograd.backward
-        original_scale: Callable[..., Any] = GradScaler.scale
-        original_step: Callable[..., Any] = GradScaler.step
+        self._replace(GradScaler, "scale", self._scale)
+        self._replace(GradScaler, "step", self._step)
+        if self._capture_loss:
+            self._replace(torch.autograd, "backward", self._backward)
+
+    def _replace(self, owner: Any, name: str, wrap: Callable[[Any], Callable[..., Any]]) -> None:
+        original = getattr(owner, name)
+        wrapper = wrap(original)
+        self._replaced.append((owner, name, original, wrapper))
+        setattr(owner, name, wrapper)
+
+    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         sink = self._sink
 
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
-            if grad_tensors is None and not torch.compiler.is_compiling():
+            if grad_tensors is not None or torch.compiler.is_compiling():
+                original(tensors, grad_tensors, *args, **kwargs)
+                return
+            try:
+                sink.loss_seen(self._losses(tensors))
+                if sink.follows_backward:
+                    sink.backward_begins(tensors)
+            except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+                internal_error(error, "backward")
+            original(tensors, grad_tensors, *args, **kwargs)
+            if sink.follows_backward:
                 try:
-                    sink.loss_seen(self._losses(tensors))
-                except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
-                    internal_error(error, "backward")
-            original_backward(tensors, grad_tensors, *args, **kwargs)
+                    sink.backward_ended()
+                except Exception as error:  # noqa: BLE001
+                    internal_error(error, "after backward")
 
+        return backward
+
+    def _scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: GradScaler, outputs: Any) -> Any:
-            scaled = original_scale(scaler, outputs)
+            scaled = original(scaler, outputs)
             try:
                 self._remember(outputs, scaled)
             except Exception as error:  # noqa: BLE001
                 internal_error(error, "GradScaler.scale")
             return scaled
 
+        return scale
+
+    def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        sink = self._sink
+
         def step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                self._announce(scaler, optimizer)
+            except Exception as error:  # noqa: BLE001
+                internal_error(error, "GradScaler.step")
             begun = sink.steps_begun()
-            result = original_step(scaler, optimizer, *args, **kwargs)
+            result = original(scaler, optimizer, *args, **kwargs)
             try:
                 if sink.steps_begun() == begun:
                     sink.skipped_by_scaler(optimizer)
@@ -74,14 +117,7 @@ class LossCapture:
                 internal_error(error, "GradScaler.step")
             return result
 
-        self._replaced = [
-            (GradScaler, "scale", original_scale, scale),
-            (GradScaler, "step", original_step, step),
-        ]
-        if self._capture_loss:
-            self._replaced.append((torch.autograd, "backward", original_backward, backward))
-        for owner, name, _, wrapper in self._replaced:
-            setattr(owner, name, wrapper)
+        return step
 
     def remove(self) -> None:
         """Put torch's functions back, unless somebody wrapped ours: then theirs keeps calling through."""
@@ -90,6 +126,12 @@ class LossCapture:
                 setattr(owner, name, original)
         self._replaced.clear()
         self._scaled.clear()
+
+    def _announce(self, scaler: GradScaler, optimizer: Any) -> None:
+        scale = scaler._scale  # noqa: SLF001 - `get_scale()` would synchronise its device
+        if scaler.is_enabled() and scale is not None:
+            state = scaler._per_optimizer_states[id(optimizer)]  # noqa: SLF001 - the only record of it
+            self._sink.scaling(optimizer, scale, state["stage"] is not OptState.READY)
 
     def _losses(self, tensors: Any) -> list[torch.Tensor]:
         if isinstance(tensors, torch.Tensor):

@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter_ns
@@ -26,11 +27,16 @@ from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
 from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import Reading
+from gradwatch.in_backward import StepsInBackward, backward_in_progress
+from gradwatch.local_norms import LocalNorms
 from gradwatch.loss import LossCapture
+from gradwatch.manual import ManualSteps
+from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
 from gradwatch.safety import internal_error, log
+from gradwatch.sharding import is_distributed_tensor, observes_together
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
-from gradwatch.watched import Model, WatchedOptimizer, parameters_of, unwrap
+from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
 
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
+# Steps of optimizers that train nothing watched, after which a run without any other is told to be unseen.
+_STRANGE_STEPS: Final = 10
 
 
 class StepObserver:
@@ -63,7 +71,10 @@ class StepObserver:
         self._overhead_budget = overhead_budget
         self._every = every
         self._suspicious = False
-        self._warned = False
+        self._strange_steps = 0
+        self._absorbed = 0
+        self._pauses = 0
+        self._paused_at = 0
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
         self._created = 0
@@ -80,6 +91,10 @@ class StepObserver:
         self._open: tuple[StepRecord, InFlight | None] | None = None
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
+        self.follows_backward = False
+        self._local_norms = LocalNorms(self._read_local_norms)
+        self._together: StepsInBackward | None = None
+        self._manual: tuple[ManualSteps, WatchedOptimizer] | None = None
         self._loss_capture = LossCapture(self, capture_loss)
         self._clip_capture = ClipCapture(self)
         self._handles: list[Any] = []
@@ -101,9 +116,12 @@ class StepObserver:
             handle.remove()
         self._loss_capture.remove()
         self._clip_capture.remove()
+        self._settle_manual()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
+        self._local_norms.clear()
+        self._together = None
         self._watched.clear()
         self._adopts = None
         self._models.clear()
@@ -121,6 +139,8 @@ class StepObserver:
             number += 1
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
+        self._local_norms.add(model)
+        self._choose_what_to_hear()
         for watched in self._watched.values():
             optimizer = watched.reference()
             if optimizer is not None:
@@ -140,13 +160,11 @@ class StepObserver:
             optimizer, self._created, self._models, Budget(self._overhead_budget, self._every), gone
         )
         if watched.reader.unreadable:
-            log.warning(
-                "missing instrumentation: %d of %d parameters are sharded or on a device whose gradients "
-                "cannot be read; their norms and the global norm are not reported",
-                watched.reader.unreadable, len(watched.reader.parameters),
-            )  # fmt: skip
+            self._sink.missing(self.step, unreadable(watched.reader.unreadable, len(watched.reader.parameters)))
         self._created += 1
         self._watched[key] = watched
+        self._settle_manual()
+        self._choose_what_to_hear()
         for each in self._watched.values():
             each.budget.share = self._overhead_budget / len(self._watched)
         return True
@@ -168,6 +186,30 @@ class StepObserver:
             return not self._models or any(mine & model.layer_names(False).keys() for model in self._models)
 
         self._adopts = adopts
+        self._choose_what_to_hear()
+
+    def _choose_what_to_hear(self) -> None:
+        # Without an optimizer only the backward passes can tell of steps.
+        manual = self._adopts is not None and bool(self._models) and not self._watched
+        self.follows_backward = manual or bool(self._local_norms)
+
+    # --- Time that is not training's -------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take nothing for training's, and no time for its steps', until as many calls of `resume`."""
+        if not self._pauses:
+            self._paused_at = perf_counter_ns()
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """See `pause`."""
+        self._pauses -= 1
+        if not self._pauses:
+            lasted = perf_counter_ns() - self._paused_at
+            manual = () if self._manual is None else (self._manual[1],)
+            for watched in (*self._watched.values(), *manual):
+                if watched.last_end is not None:
+                    watched.last_end += lasted
 
     @property
     def last_step(self) -> int | None:
@@ -176,16 +218,22 @@ class StepObserver:
 
     @property
     def optimizer_count(self) -> int:
-        """Optimizers watched so far."""
-        return self._created
+        """Optimizers watched so far; those that step inside backward are one."""
+        return self._created - self._absorbed
 
     def _find(self, optimizer: Optimizer) -> WatchedOptimizer | None:
+        if self._together is not None and optimizer in self._together:
+            return self._watched[id(self._together)]
         watched = self._watched.get(id(optimizer))
         if watched is None and self._adopts is not None and id(optimizer) not in self._refused:
             if self._adopts(optimizer):
                 self.add_optimizer(optimizer)
                 return self._watched[id(optimizer)]
             self._refused.add(id(optimizer))
+        if watched is None and not self._watched and self._models:
+            self._strange_steps += 1
+            if self._strange_steps == _STRANGE_STEPS:
+                self._sink.missing(self.step, STRANGERS)
         return watched
 
     # --- Hooks: every line here is paid for at every step -----------------------------------------------
@@ -194,7 +242,13 @@ class StepObserver:
         start = perf_counter_ns()
         try:
             watched = self._watched.get(id(optimizer)) or self._find(optimizer)
-            if watched is None:
+            if watched is None or self._pauses:
+                return
+            if watched.together is None and watched.last_end is None and backward_in_progress() is not None:
+                watched = self._join(optimizer, watched)
+            if watched.together is not None:
+                watched.together.before_step(optimizer, observe=watched.observe or self._suspicious)
+                watched.spent += perf_counter_ns() - start
                 return
             frame = sys._getframe(1)  # noqa: SLF001 - the step's own frame, to know nested calls
             if watched.frame is not None and watched.is_nested(frame):
@@ -221,7 +275,7 @@ class StepObserver:
         start = perf_counter_ns()
         try:
             watched = self._watched.get(id(optimizer))
-            if watched is None:
+            if watched is None or self._pauses:
                 return
             if watched.depth:
                 watched.depth -= 1
@@ -240,9 +294,13 @@ class StepObserver:
 
     def loss_seen(self, losses: list[Tensor]) -> None:
         """See ``LossSink``."""
+        if self._pauses:
+            return
         start = perf_counter_ns()
         self._epoch += 1
-        if self._loss is not None or self._device_losses:
+        if self._manual is not None:
+            self._end_manual_step(start)
+        elif self._loss is not None or self._device_losses:
             self._drop_discarded()
         base = self._closure_base
         if base is not None:
@@ -272,6 +330,11 @@ class StepObserver:
 
     def before_clipping(self, grads: Sequence[Tensor], total_norm: Tensor | None) -> None:
         """See ``ClipSink``."""
+        if self._pauses:
+            return
+        # Of a distributed total one rank may hold a summand only, and reading it is a collective.
+        if total_norm is not None and is_distributed_tensor(total_norm):
+            total_norm = None
         start = perf_counter_ns()
         for watched in self._watched.values():
             if not watched.owns(grads):
@@ -294,17 +357,107 @@ class StepObserver:
         """See ``LossSink``."""
         return self._begun
 
+    def backward_begins(self, tensors: Any) -> None:
+        """See ``LossSink``."""
+        if self._local_norms and not self._pauses and any(each.observe for each in self._watched.values()):
+            self._local_norms.before_backward(tensors)
+
+    def backward_ended(self) -> None:
+        """See ``LossSink``."""
+        if self._pauses or self._watched or self._adopts is None:
+            return
+        if self._manual is None:
+            models = [module for model in self._models if (module := model.reference()) is not None]
+            made = ManualSteps([p for module in models for p in module.parameters()])
+            budget = Budget(self._overhead_budget, self._every)
+            self._manual = made, WatchedOptimizer(made, 0, self._models, budget, lambda _: None)
+        steps, watched = self._manual
+        steps.backward_ended()
+        watched.reading = None
+        if watched.observe or self._suspicious:
+            self._look(steps, watched, before=True)
+
+    def _end_manual_step(self, start: int) -> None:
+        if self._manual is not None and self._manual[0].stepped():
+            self._manual[0].settle()
+            self._end_step(*self._manual, start)
+
+    def _settle_manual(self) -> None:
+        """The run ends, or an optimizer has come: the last backward was a step, or belongs to the optimizer."""
+        if self._manual is not None:
+            if self._manual[0].pending and not self._watched:
+                self._end_step(*self._manual, perf_counter_ns())
+            self._manual[1].order.settle()
+            self._manual = None
+
+    def _read_local_norms(self) -> None:
+        start = perf_counter_ns()
+        for watched in self._watched.values():
+            if watched.observe:
+                watched.local = watched.reader.read()
+        self._spent_outside += perf_counter_ns() - start
+
+    def _join(self, optimizer: Optimizer, watched: WatchedOptimizer) -> WatchedOptimizer:
+        """An optimizer that steps inside backward is one of many, which are watched as one."""
+        del self._watched[id(optimizer)]
+        watched.order.settle()
+        if self._together is None:
+            self._together = StepsInBackward(self._end_step_in_backward)
+            self._watched[id(self._together)] = watched
+            watched.together = self._together
+            watched.reference = weakref.ref(self._together)
+            joined = watched
+        else:
+            joined = self._watched[id(self._together)]
+            joined.index = min(joined.index, watched.index)
+            self._absorbed += 1
+        self._together.add(optimizer, watched.reader.parameters)
+        for each in self._watched.values():
+            each.budget.share = self._overhead_budget / len(self._watched)
+        return joined
+
+    def _end_step_in_backward(self) -> None:
+        start = perf_counter_ns()
+        try:
+            together = self._together
+            if together is None or self._pauses:
+                return
+            watched = self._watched[id(together)]
+            if watched.is_stale(together):
+                watched.rebuild(together, self._models, learn=False)
+            watched.reading = together.reading()
+            if watched.reading is not None:
+                loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
+                watched.nonfinite = self._suspects.gone(self.step, watched, watched.reading, loss)
+            self._end_step(together, watched, start)
+        except Exception as error:  # noqa: BLE001
+            internal_error(error, "end of backward")
+
+    def scaling(self, optimizer: object, scale: Tensor, unscaled: bool) -> None:
+        """See ``LossSink``."""
+        inner = unwrap(optimizer)
+        watched = self._watched.get(id(inner)) or self._find(inner)
+        if watched is None or self._pauses:
+            return
+        watched.scale = scale
+        if not unscaled and not getattr(inner, "_step_supports_amp_scaling", False):
+            # Clipped while still scaled: what was read then is as many times too large.
+            if watched.reading is not None:
+                watched.reading = watched.reading.unscaled(scale)
+            if watched.clip_total is not None:
+                watched.clip_total /= float(scale)
+
     def skipped_by_scaler(self, optimizer: object) -> None:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
         inner = unwrap(optimizer)
         watched = self._watched.get(id(inner))
-        if watched is not None:
+        if watched is not None and not self._pauses:
             watched.reading = None
             self._end_step(inner, watched, perf_counter_ns(), skipped=True)
 
     # --- One step --------------------------------------------------------------------------------------
 
-    def _look(self, optimizer: Optimizer, watched: WatchedOptimizer, *, before: bool) -> None:
+    def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
         loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
         suspicious = not is_finite(loss)
@@ -332,7 +485,7 @@ class StepObserver:
             watched.rebuild(optimizer, self._models)
 
     def _end_step(
-        self, optimizer: Optimizer, watched: WatchedOptimizer, start: int, *, skipped: bool = False
+        self, optimizer: Steps, watched: WatchedOptimizer, start: int, *, skipped: bool = False
     ) -> None:
         if watched.order.learning:
             watched.order.settle()
@@ -344,9 +497,13 @@ class StepObserver:
         reading, watched.reading = watched.reading, None
         in_flight: InFlight | None = None
         scale = 1.0
-        if reading is not None or self._device_losses or self._given_loss is not None:
-            loss, scale, skipped, in_flight = self._collect(optimizer, reading, loss, skipped)
-            if reading is not None and not self._is_reportable(reading, in_flight):
+        loss_scale = local_norm = None
+        scaler = watched.scale
+        if reading is not None or self._device_losses or self._given_loss is not None or scaler is not None:
+            loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
+            loss_scale, local_norm = _on_host(watched, skipped)
+            watched.scale = watched.local = None
+            if reading is not None and not self._is_reportable(watched, reading, in_flight):
                 reading = None
         total, clip_total = None, watched.clip_total
         watched.clip_total = None
@@ -358,9 +515,7 @@ class StepObserver:
             indices, norms = reading.indices, reading.norms
             if scale != 1.0:
                 norms = [norm / scale for norm in norms]
-            total = math.hypot(*norms)
-            if not reading.complete:
-                total = None
+            total = math.hypot(*norms) if reading.complete else None
         elif clip_total is not None:
             total = clip_total
         step = self.step
@@ -379,16 +534,23 @@ class StepObserver:
         watched.spent = 0
         record = StepRecord(
             watched.index, step, now, duration, loss, rates, watched.layers, indices, norms, total, nonfinite,
-            skipped, spent,
+            skipped, spent, watched.reader.sharded, loss_scale, local_norm,
         )  # fmt: skip
         if self._open is not None:
             self._arrivals.add(*self._open)
         self._open = (record, in_flight)
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
+        if watched.reader.sharded:
+            self._observe_with_other_ranks(watched)
+
+    def _observe_with_other_ranks(self, watched: WatchedOptimizer) -> None:
+        watched.steps += 1
+        watched.observe = observes_together(watched.steps, watched.budget.interval(), self._every)
 
     def _collect(
         self,
-        optimizer: Optimizer,
+        optimizer: Steps,
+        watched: WatchedOptimizer,
         reading: Reading | None,
         loss: float | None,
         skipped: bool,
@@ -404,31 +566,48 @@ class StepObserver:
         scale_tensor = getattr(optimizer, "grad_scale", None)
         found_tensor = getattr(optimizer, "found_inf", None)
         scale = 1.0
-        scalars: tuple[Tensor, Tensor] | None = None
+        scalars: dict[str, Tensor] = {}
         # After `unscale_` there is no scale, only the verdict.
         if isinstance(found_tensor, torch.Tensor):
             if found_tensor.is_cpu:
                 scale = 1.0 if scale_tensor is None else float(scale_tensor)
                 skipped = skipped or bool(found_tensor.item())
             else:
-                scalars = (found_tensor.new_ones(()) if scale_tensor is None else scale_tensor, found_tensor)
+                scalars["found_inf"] = found_tensor
+                if scale_tensor is not None:
+                    scalars["grad_scale"] = scale_tensor
+        if watched.scale is not None and not watched.scale.is_cpu:
+            scalars["loss_scale"] = watched.scale
+        if watched.local is not None and watched.local.on_device:
+            scalars["local_norm"] = watched.local.total_on_device()
         on_device = reading.on_device if reading is not None else ()
-        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses else None
+        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses or scalars else None
         return loss, scale, skipped, in_flight
 
-    def _is_reportable(self, reading: Reading, in_flight: InFlight | None) -> bool:
+    def _is_reportable(self, watched: WatchedOptimizer, reading: Reading, in_flight: InFlight | None) -> bool:
         """Whether there is anything to report; a norm of zero over no gradients would be a lie."""
+        if watched.unseen is None:
+            reason = self._why_unseen(watched)
+            watched.unseen = reason is not None
+            if reason is not None:
+                self._sink.missing(self.step, reason)
+        if watched.unseen:
+            return False
+        if watched.reader.sharded and not reading.complete:
+            self._sink.missing(self.step, PENDING_SUMS)
         if reading.on_device:
             return in_flight is not None
-        if reading.indices:
-            return True
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "missing instrumentation: an optimizer stepped and none of its parameters has a `.grad`; "
-                "no gradient norms are reported (loops that keep gradients elsewhere are not supported yet)"
-            )
-        return False
+        if not reading.indices:
+            self._sink.missing(self.step, NO_GRADIENTS)
+        return bool(reading.indices)
+
+    def _why_unseen(self, watched: WatchedOptimizer) -> str | None:
+        modules = [module for model in self._models if (module := model.reference()) is not None]
+        return why_unseen(
+            watched.reader.parameters,
+            [parameter for module in modules for parameter in module.parameters()],
+            [parameter for each in self._watched.values() for parameter in each.reader.parameters],
+        )
 
     # --- What the user says ------------------------------------------------------------------------------
 
@@ -465,7 +644,7 @@ class StepObserver:
                 record = record._replace(nonfinite=True)
             self._open = (record._replace(loss=loss), in_flight)
         else:
-            sent = self._arrivals.send((), [loss], None)
+            sent = self._arrivals.send((), [loss], {})
             if sent is not None:
                 # What was captured no longer counts: norms stay, losses are the new one's.
                 kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
@@ -499,13 +678,22 @@ class StepObserver:
             time.sleep(0.002)
 
 
-def _overflowed(optimizer: Optimizer) -> bool:
+def _on_host(watched: WatchedOptimizer, skipped: bool) -> tuple[float | None, float | None]:
+    """Loss scale, and norm of this rank's own gradients, where they are on the host."""
+    scale = float(watched.scale) if watched.scale is not None and watched.scale.is_cpu else None
+    local = watched.local
+    if local is None or not local.indices or skipped:
+        return scale, None
+    return scale, math.hypot(*local.norms) / (scale or 1.0)
+
+
+def _overflowed(optimizer: Steps) -> bool:
     """Whether a scaler told a fused optimizer on the CPU to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and found_inf.is_cpu and bool(found_inf.item())
 
 
-def _rates(optimizer: Optimizer) -> tuple[float | None, ...]:
+def _rates(optimizer: Steps) -> tuple[float | None, ...]:
     groups = optimizer.param_groups
     rate = groups[0].get("lr")
     if len(groups) == 1 and type(rate) is float:

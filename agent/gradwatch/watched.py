@@ -7,16 +7,26 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_not
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from gradwatch.budget import Budget
-from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, named_parameters
+from gradwatch.gradients import GradientReader, Reading, named_parameters
+from gradwatch.in_backward import StepsInBackward
+from gradwatch.sharding import is_distributed_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+
+
+class Steps(Protocol):
+    """What is needed of an optimizer, or of what stands for one."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters and options by group."""
 
 
 class Model:
@@ -86,19 +96,20 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
-        "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
-        "reader", "reading", "reading_epoch", "reference", "spent", "stock",
+        "last_loss", "last_step", "layers", "local", "nonfinite", "observe", "order", "poisoned",
+        "previous_observed", "reader", "reading", "reading_epoch", "reference", "scale", "spent", "steps",
+        "stock", "together", "unseen",
     )  # fmt: skip
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Steps,
         index: int,
         models: Sequence[Model],
         budget: Budget,
         gone: Callable[[Any], None],
     ) -> None:
-        self.reference = weakref.ref(optimizer, gone)
+        self.reference: weakref.ref[Steps] = weakref.ref(optimizer, gone)
         self.index = index
         self.budget = budget
         self.frame: FrameType | None = None
@@ -113,6 +124,11 @@ class WatchedOptimizer:
         self.clip_epoch = -1
         self.last_loss: float | None = None
         self.last_step = 0
+        self.steps = 0
+        self.scale: Tensor | None = None
+        self.local: Reading | None = None
+        self.together: StepsInBackward | None = None
+        self.unseen: bool | None = None
         self.last_end: int | None = None
         self.nonfinite = False
         self.poisoned = False
@@ -120,21 +136,21 @@ class WatchedOptimizer:
         self.order = BackwardOrder((), learn=False)
         self.rebuild(optimizer, models)
 
-    def rebuild(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
+    def rebuild(self, optimizer: Steps, models: Sequence[Model], *, learn: bool = True) -> None:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
         self.reader = GradientReader(parameters)
         self.order.settle()
-        self.order = BackwardOrder(parameters, learn=not any(model.is_compiled() for model in models))
+        self.order = BackwardOrder(parameters, learn and not any(model.is_compiled() for model in models))
         self.rename(optimizer, models)
 
-    def is_stale(self, optimizer: Optimizer) -> bool:
+    def is_stale(self, optimizer: Steps) -> bool:
         """Whether parameters were added, taken away or replaced since `rebuild`."""
         now = _stock(optimizer)
         return len(now) != len(self.stock) or any(map(is_not, now, self.stock))
 
-    def rename(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
+    def rename(self, optimizer: Steps, models: Sequence[Model]) -> None:
         """Name the layers after the watched models; parameters of none are named by their place."""
         names: dict[int, str] = {}
         for model in models:
@@ -170,7 +186,8 @@ def unwrap(optimizer: Any) -> Optimizer:
     """
     inner = optimizer
     for _ in range(8):
-        if isinstance(inner, torch.optim.Optimizer):
+        # Accelerate's is an Optimizer by name only: never initialised as one, so that no hook fires for it.
+        if isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "_optimizer_step_pre_hooks"):
             return inner
         inner = getattr(inner, "optimizer", None)
     raise TypeError(
@@ -179,7 +196,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     )
 
 
-def _places(optimizer: Optimizer) -> Iterable[tuple[int, int, Tensor]]:
+def _places(optimizer: Steps) -> Iterable[tuple[int, int, Tensor]]:
     seen: set[int] = set()
     for group, options in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(options["params"]):
@@ -188,10 +205,10 @@ def _places(optimizer: Optimizer) -> Iterable[tuple[int, int, Tensor]]:
                 yield group, place, parameter
 
 
-def parameters_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
+def parameters_of(optimizer: Steps) -> tuple[Tensor, ...]:
     """All parameters of the optimizer, each once."""
     return tuple(parameter for _, _, parameter in _places(optimizer))
 
 
-def _stock(optimizer: Optimizer) -> tuple[Tensor, ...]:
+def _stock(optimizer: Steps) -> tuple[Tensor, ...]:
     return tuple(chain.from_iterable(group["params"] for group in optimizer.param_groups))
