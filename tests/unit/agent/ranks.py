@@ -1,4 +1,4 @@
-"""Two real processes with a gloo group, and what their loops told: each loop runs once bare and once watched."""
+"""Two real processes with a gloo group, and what their loops told: each runs once bare and once watched."""
 
 from __future__ import annotations
 
