@@ -128,8 +128,10 @@ class LossCapture:
         self._scaled.clear()
 
     def _announce(self, scaler: GradScaler, optimizer: Any) -> None:
+        if not scaler.is_enabled():
+            return
         scale = scaler._scale  # noqa: SLF001 - `get_scale()` would synchronise its device
-        if scaler.is_enabled() and scale is not None:
+        if scale is not None:
             state = scaler._per_optimizer_states[id(optimizer)]  # noqa: SLF001 - the only record of it
             self._sink.scaling(optimizer, scale, state["stage"] is not OptState.READY)
 

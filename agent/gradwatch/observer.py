@@ -25,6 +25,7 @@ from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
+from gradwatch.compiling import stay_untraced
 from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import Reading
 from gradwatch.in_backward import StepsInBackward, backward_in_progress
@@ -103,6 +104,7 @@ class StepObserver:
 
     def install(self) -> None:
         """Put the hooks in place."""
+        stay_untraced()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),

@@ -578,6 +578,67 @@ def odd_gradients(watch: Watch, truth: Truth) -> list[nn.Module]:
     return _train(model, torch.optim.SGD(model.parameters(), lr=0.1), watch, truth)
 
 
+def compiled(watch: Watch, truth: Truth) -> list[nn.Module]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    outer: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(outer, optimizer):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = loss_of(outer)
+            loss.backward()
+            truth.step(model, loss.item())
+            optimizer.step()
+    return [model]
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def compiled_in_place(watch: Watch, truth: Truth) -> list[nn.Module]:
+    model = Small()
+    model.compile(backend="aot_eager", fullgraph=True)  # type: ignore[no-untyped-call] # torch
+    return _train(model, torch.optim.SGD(model.parameters(), lr=0.1), watch, truth)
+
+
+def compiled_step(watch: Watch, truth: Truth) -> list[nn.Module]:
+    """Forward, backward and update in one compiled function; the truth is a twin's."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @torch.compile(backend="eager")
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with watch(model, optimizer):
+        for _ in range(STEPS):
+            x = torch.randn(8, 6)
+            twin.load_state_dict(model.state_dict())
+            twin.zero_grad()
+            torch.autograd.backward(twin(x), torch.ones(8, 3))
+            truth.step(twin, step(x).item())
+    return [model]
+
+
+def compiled_optimizer(watch: Watch, truth: Truth) -> list[nn.Module]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = torch.compile(optimizer.step, backend="eager")
+    return _train(model, optimizer, watch, truth, steps=step)
+
+
 def poisoned(watch: Watch, truth: Truth) -> list[nn.Module]:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -661,3 +722,5 @@ TOLD: tuple[Loop, ...] = (
 """Loops whose every step is reported as its `Truth` says."""
 
 ALL: tuple[Loop, ...] = (*TOLD, poisoned)
+
+COMPILED: tuple[Loop, ...] = (compiled, compiled_in_place, compiled_step, compiled_optimizer)
