@@ -13,6 +13,9 @@ STRANGERS: Final = "optimizers step, and none of them has a parameter of the wat
 PENDING_SUMS: Final = "some gradients are sums over ranks that were not made yet; their norms are not reported"
 _MAIN_GRAD: Final = "gradients are kept in `main_grad` (Megatron), and not in `.grad`"
 _DEEPSPEED: Final = "gradients are kept in partitions (DeepSpeed ZeRO), and not in `.grad`"
+_FLATTENED: Final = (
+    "parameters are flattened and sharded by FullyShardedDataParallel; `fully_shard` can be seen"
+)
 _NOT_THE_MODELS: Final = (
     "the optimizer updates tensors that are not the watched models' parameters "
     "(master copies or partitions, as DeepSpeed and Megatron keep them)"
@@ -35,6 +38,8 @@ def why_unseen(
             return _MAIN_GRAD
         if hasattr(parameter, "ds_id"):
             return _DEEPSPEED
+        if hasattr(parameter, "_fsdp_flattened"):
+            return _FLATTENED
     models = {id(parameter) for parameter in trained}
     strange = models and not any(id(parameter) in models for parameter in parameters)
     if strange and not any(id(parameter) in models for parameter in watched):

@@ -34,7 +34,7 @@ from gradwatch.loss import LossCapture
 from gradwatch.manual import ManualSteps
 from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
 from gradwatch.safety import internal_error, log
-from gradwatch.sharding import is_distributed_tensor, observes_together
+from gradwatch.sharding import common_stride, is_distributed_tensor
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of, unwrap
@@ -249,7 +249,8 @@ class StepObserver:
             if watched.together is None and watched.last_end is None and backward_in_progress() is not None:
                 watched = self._join(optimizer, watched)
             if watched.together is not None:
-                watched.together.before_step(optimizer, observe=watched.observe or self._suspicious)
+                observe = (watched.observe or self._suspicious) and not _is_captured(watched)
+                watched.together.before_step(optimizer, observe=observe)
                 watched.spent += perf_counter_ns() - start
                 return
             frame = sys._getframe(1)  # noqa: SLF001 - the step's own frame, to know nested calls
@@ -259,7 +260,7 @@ class StepObserver:
             watched.frame = frame
             watched.depth = 0
             self._begun += 1
-            if watched.reader.devices and is_capturing():
+            if _is_captured(watched):
                 watched.capturing = True
                 return
             watched.capturing = False
@@ -361,7 +362,9 @@ class StepObserver:
 
     def backward_begins(self, tensors: Any) -> None:
         """See ``LossSink``."""
-        if self._local_norms and not self._pauses and any(each.observe for each in self._watched.values()):
+        if not self._local_norms or self._pauses:
+            return
+        if any(each.observe and not _is_captured(each) for each in self._watched.values()):
             self._local_norms.before_backward(tensors)
 
     def backward_ended(self) -> None:
@@ -376,7 +379,7 @@ class StepObserver:
         steps, watched = self._manual
         steps.backward_ended()
         watched.reading = None
-        if watched.observe or self._suspicious:
+        if (watched.observe or self._suspicious) and not _is_captured(watched):
             self._look(steps, watched, before=True)
 
     def _end_manual_step(self, start: int) -> None:
@@ -542,12 +545,15 @@ class StepObserver:
             self._arrivals.add(*self._open)
         self._open = (record, in_flight)
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
-        if watched.reader.sharded:
+        if watched.reader.sharded or self._local_norms:
             self._observe_with_other_ranks(watched)
 
     def _observe_with_other_ranks(self, watched: WatchedOptimizer) -> None:
+        """Shares of a norm, and the ranks' own norms, mean something beside those of the same step."""
+        if watched.previous_observed:
+            watched.stride = self._every or common_stride(watched.budget.interval())
         watched.steps += 1
-        watched.observe = observes_together(watched.steps, watched.budget.interval(), self._every)
+        watched.observe = watched.steps % watched.stride == 0
 
     def _collect(
         self,
@@ -678,6 +684,11 @@ class StepObserver:
             if not self._arrivals:
                 return
             time.sleep(0.002)
+
+
+def _is_captured(watched: WatchedOptimizer) -> bool:
+    """Whether what is done to these gradients now would become part of a CUDA graph."""
+    return bool(watched.reader.devices) and is_capturing()
 
 
 def _on_host(watched: WatchedOptimizer, skipped: bool) -> tuple[float | None, float | None]:

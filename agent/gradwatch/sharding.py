@@ -50,13 +50,13 @@ def share_divisors(parameters: Sequence[Tensor]) -> tuple[float, ...] | None:
     return tuple(math.sqrt(_replicas(p) if is_distributed_tensor(p) else everybody) for p in parameters)
 
 
-def observes_together(steps: int, interval: int, every: int | None) -> bool:
-    """Whether to observe the step that follows ``steps`` ended ones, so that all ranks choose the same.
+def common_stride(interval: int) -> int:
+    """Steps between observed ones, counted from the first, so that ranks observe steps in common.
 
-    Ranks measure different costs and so want different intervals. Rounded up to powers of two and counted
-    from the same first step, the longer one's steps are among the shorter one's.
+    Ranks measure different costs and so want different intervals. Rounded up to powers of two, the longer
+    one's steps are among the shorter one's.
     """
-    return steps % (every or 1 << (interval - 1).bit_length()) == 0
+    return 1 << (interval - 1).bit_length()
 
 
 def _mesh(tensor: Any) -> Any:

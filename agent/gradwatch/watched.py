@@ -98,7 +98,7 @@ class WatchedOptimizer:
         "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
         "last_loss", "last_step", "layers", "local", "nonfinite", "observe", "order", "poisoned",
         "previous_observed", "reader", "reading", "reading_epoch", "reference", "scale", "spent", "steps",
-        "stock", "together", "unseen",
+        "stock", "stride", "together", "unseen",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +125,7 @@ class WatchedOptimizer:
         self.last_loss: float | None = None
         self.last_step = 0
         self.steps = 0
+        self.stride = 1
         self.scale: Tensor | None = None
         self.local: Reading | None = None
         self.together: StepsInBackward | None = None

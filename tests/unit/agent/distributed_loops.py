@@ -147,6 +147,19 @@ def ddp_reducing_in_place(rank: int, watch: Watch, truth: Truth) -> Mapping[str,
     return model.state_dict()
 
 
+def ddp_thinned(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
+    """The ranks' budgets would choose every third and every fifth step."""
+    model = network()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-4)
+    with patch.object(Budget, "interval", lambda _: 3 + 2 * rank), watch(parallel, optimizer):
+        for step in range(17):
+            optimizer.zero_grad()
+            loss_of(parallel, batches(step)[rank]).backward()
+            optimizer.step()
+    return model.state_dict()
+
+
 def zero_redundancy(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of its own use of torch.jit
 
@@ -183,6 +196,41 @@ def fsdp(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
     fully_shard(model, mesh=mesh)
     _sharded(model, rank, watch, dense, clip=None)
     return model.state_dict()
+
+
+def fsdp_accumulating(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
+    model = network()
+    dense = Dense(model, truth)
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with watch(model, optimizer):
+        for step in range(STEPS):
+            parts = [batches(10 * step + micro) for micro in range(3)]
+            dense.step(rank, parts)
+            optimizer.zero_grad()
+            for part in parts:
+                model.set_requires_gradient_sync(part is parts[-1])
+                loss_of(model, part[rank]).backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def flattened(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
+    """The older FullyShardedDataParallel: plain tensors, each a piece of everything."""
+    from torch.distributed.fsdp import FullyShardedDataParallel  # warns of its age
+
+    model = network()
+    dense = Dense(model, truth)
+    parallel = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-4)
+    with watch(parallel, optimizer):
+        for step in range(STEPS):
+            dense.step(rank, [batches(step)])
+            optimizer.zero_grad()
+            loss_of(parallel, batches(step)[rank]).backward()
+            optimizer.step()
+    with FullyShardedDataParallel.summon_full_params(parallel):
+        return {name: p.detach().clone() for name, p in parallel.named_parameters()}
 
 
 def fsdp_clipped(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
@@ -294,13 +342,22 @@ def fsdp_thinned(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
 
 DATA_PARALLEL = {
     loop.__name__: loop
-    for loop in (ddp, ddp_accumulating_without_sync, ddp_scaled, ddp_reducing_in_place, zero_redundancy)
+    for loop in (
+        ddp,
+        ddp_accumulating_without_sync,
+        ddp_scaled,
+        ddp_reducing_in_place,
+        ddp_thinned,
+        zero_redundancy,
+    )
 }
 SHARDED = {
     loop.__name__: loop
     for loop in (
         fsdp,
+        fsdp_accumulating,
         fsdp_clipped,
+        flattened,
         hybrid_sharded,
         mixed,
         tensor_parallel,

@@ -14,14 +14,14 @@ from tests.unit.agent.ranks import Told, on_ranks
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Told]]:
-    return on_ranks(DATA_PARALLEL, tmp_path_factory.mktemp("data-parallel"), {})
+    return on_ranks(DATA_PARALLEL, tmp_path_factory.mktemp("data-parallel"), {"ddp_thinned": {"every": None}})
 
 
 def layer_sums(exporter: InMemoryExporter) -> dict[str, float]:
     return {str(p.attributes[names.LAYER_NAME]): p.sum for p in exporter.histograms(names.LAYER_GRADIENT_NORM)}
 
 
-@pytest.mark.parametrize("loop", DATA_PARALLEL)
+@pytest.mark.parametrize("loop", [name for name in DATA_PARALLEL if name != "ddp_thinned"])
 def test_every_rank_reports_the_mean_gradient_once_a_step(told: dict[str, list[Told]], loop: str) -> None:
     for rank in told[loop]:
         totals = [math.hypot(*step.values()) for step in rank.truth.norms]
@@ -46,6 +46,16 @@ def test_the_local_norm_names_the_guilty_rank(told: dict[str, list[Told]]) -> No
     guilty, step = GUILTY
     at_step = [rank.exporter.values(names.LOCAL_GRADIENT_NORM)[step] for rank in told["ddp"]]
     assert at_step[guilty] > 10 * at_step[1 - guilty]
+
+
+def test_ranks_with_different_budgets_tell_their_own_norms_of_steps_in_common(
+    told: dict[str, list[Told]],
+) -> None:
+    observed = []
+    for rank in told["ddp_thinned"]:
+        step_at = {point.time: point.value for point in rank.exporter.points(names.STEP_INDEX)}
+        observed.append([step_at[p.time] for p in rank.exporter.points(names.LOCAL_GRADIENT_NORM)])
+    assert observed == [[0, 4, 8, 12, 16], [0, 8, 16]]
 
 
 def test_gradients_that_are_averaged_in_place_have_no_local_norm(told: dict[str, list[Told]]) -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as names
-from gradwatch.sharding import observes_together
+from gradwatch.sharding import common_stride
 from tests.unit.agent.distributed_loops import SHARDED, STEPS
 from tests.unit.agent.ranks import Told, on_ranks
 
-WHOLE = ("fsdp", "fsdp_clipped", "hybrid_sharded", "mixed", "tensor_parallel")
+WHOLE = ("fsdp", "fsdp_accumulating", "fsdp_clipped", "hybrid_sharded", "mixed", "tensor_parallel")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,14 @@ def test_sums_that_no_rank_has_made_are_told_and_not_guessed(told: dict[str, lis
     assert norms == pytest.approx(dense, rel=2e-3)
 
 
+def test_flat_parameters_are_told_and_not_taken_for_whole_ones(told: dict[str, list[Told]]) -> None:
+    for rank in told["flattened"]:
+        (event,) = rank.exporter.find_events(names.INSTRUMENTATION_MISSING.name)
+        assert "FullyShardedDataParallel" in str(event.attributes[names.MISSING_REASON])
+        assert rank.exporter.values(names.STEP_INDEX) == list(range(STEPS))
+        assert rank.exporter.values(names.LOSS) == pytest.approx(rank.truth.losses, rel=1e-4)
+
+
 def test_ranks_with_different_budgets_observe_steps_in_common(told: dict[str, list[Told]]) -> None:
     observed = []
     for rank in told["fsdp_thinned"]:
@@ -94,10 +102,7 @@ def test_weights_are_equal_bit_for_bit(told: dict[str, list[Told]], loop: str) -
 
 
 @given(st.integers(1, 1000), st.integers(1, 1000))
-def test_the_rarer_observer_observes_only_what_the_other_does_too(first: int, second: int) -> None:
-    rare, often = max(first, second), min(first, second)
-    chosen = [step for step in range(4096) if observes_together(step, rare, None)]
-    assert chosen[0] == 0
-    assert len(chosen) >= 4
-    assert all(observes_together(step, often, None) for step in chosen)
-    assert all(step % 3 == 0 for step in range(99) if observes_together(step, rare, 3))
+def test_of_two_strides_one_divides_the_other(first: int, second: int) -> None:
+    rare, often = common_stride(max(first, second)), common_stride(min(first, second))
+    assert rare % often == 0
+    assert max(first, second) <= rare < 2 * max(first, second)
