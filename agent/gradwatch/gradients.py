@@ -87,6 +87,8 @@ class GradientReader:
         grouped: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         self.unreadable = 0
         self._divisors = share_divisors(self.parameters)
+        # Whether this rank holds only parts of some parameters.
+        self.sharded = self._divisors is not None
         for index, parameter in enumerate(self.parameters):
             if parameter.device.type not in {"cpu", "cuda"}:
                 self.unreadable += 1
@@ -104,11 +106,6 @@ class GradientReader:
         plain = len(self._groups) == 1 and not self.unreadable and not self.sharded
         self._only = self._groups[0] if plain else None
         self.devices = tuple({group.device for group in self._groups if group.device.type != "cpu"})
-
-    @property
-    def sharded(self) -> bool:
-        """Whether this rank holds only parts of some parameters."""
-        return self._divisors is not None
 
     def read(self) -> Reading:
         """L2 norms of all present gradients, before anything else touches them."""

@@ -35,16 +35,15 @@ class ManualSteps:
                 return
 
     def stepped(self) -> bool:
-        """Whether the gradients that were left are gone, replaced or changed."""
-        if self._left is None:
+        """Whether the gradients that were left are gone, replaced or changed; says so once."""
+        if self._left is None or not self._is_changed(*self._left):
             return False
-        parameter, address, version = self._left
+        self._left = None
+        return True
+
+    def _is_changed(self, parameter: Tensor, address: int, version: int) -> bool:
         grad = parameter.grad
         if grad is None or grad.data_ptr() != address or grad._version != version:  # noqa: SLF001
             return True
         # `.data.zero_()` leaves no trace but the zeros; on a device looking for them would synchronise.
         return grad.device.type == "cpu" and not bool(grad.any())
-
-    def settle(self) -> None:
-        """The step is counted."""
-        self._left = None

@@ -93,6 +93,7 @@ class StepObserver:
         self._suspects = Suspects(sink, self._watched)
         self._arrivals = Arrivals(sink, self._suspects)
         self.follows_backward = False
+        self._averages = False
         self._local_norms = LocalNorms(self._read_local_norms)
         self._together: StepsInBackward | None = None
         self._manual: tuple[ManualSteps, WatchedOptimizer] | None = None
@@ -193,7 +194,8 @@ class StepObserver:
     def _choose_what_to_hear(self) -> None:
         # Without an optimizer only the backward passes can tell of steps.
         manual = self._adopts is not None and bool(self._models) and not self._watched
-        self.follows_backward = manual or bool(self._local_norms)
+        self._averages = bool(self._local_norms)
+        self.follows_backward = manual or self._averages
 
     # --- Time that is not training's -------------------------------------------------------------------
 
@@ -260,7 +262,7 @@ class StepObserver:
             watched.frame = frame
             watched.depth = 0
             self._begun += 1
-            if _is_captured(watched):
+            if watched.reader.devices and is_capturing():
                 watched.capturing = True
                 return
             watched.capturing = False
@@ -384,7 +386,6 @@ class StepObserver:
 
     def _end_manual_step(self, start: int) -> None:
         if self._manual is not None and self._manual[0].stepped():
-            self._manual[0].settle()
             self._end_step(*self._manual, start)
 
     def _settle_manual(self) -> None:
@@ -545,7 +546,7 @@ class StepObserver:
             self._arrivals.add(*self._open)
         self._open = (record, in_flight)
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
-        if watched.reader.sharded or self._local_norms:
+        if watched.reader.sharded or self._averages:
             self._observe_with_other_ranks(watched)
 
     def _observe_with_other_ranks(self, watched: WatchedOptimizer) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
+from gradwatch.testing import InMemoryExporter
 from gradwatch_collector.database import transaction
 from gradwatch_collector.layers import LayerSummary, layer_summaries
 from gradwatch_collector.records import Batch, ProcessKey
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
-from tests.batches import START, frame, scalar, source
+from tests.batches import SECOND, START, frame, scalar, source
+from tests.unit.agent.distributed_loops import STEPS, fsdp
+from tests.unit.agent.ranks import on_ranks
 
 
 def send(
@@ -34,6 +38,17 @@ def send(
     key = ProcessKey("run", 1, rank, "one")
     with transaction(database) as connection:
         store(connection, SeriesIds(), [Received(key, Batch(source(rank=rank), tuple(frames), (), ()), START)])
+
+
+def relay(database: Engine, rank: int, exporter: InMemoryExporter) -> None:
+    """What a rank of the agent exported, as the receiver would decode it."""
+    steps = exporter.points(c.STEP_INDEX)
+    shares: dict[str, dict[float, float]] = {}
+    origin = steps[0].time
+    for point in exporter.points(c.LAYER_GRADIENT_SHARD_SQUARE):
+        at = (point.time - origin) / SECOND
+        shares.setdefault(str(point.attributes[c.LAYER_NAME]), {})[at] = point.value
+    send(database, rank, [(point.time - origin) / SECOND for point in steps], shares)
 
 
 def layers(database: Engine) -> dict[str, LayerSummary]:
@@ -63,3 +78,19 @@ def test_a_second_optimizers_shares_belong_to_the_step_in_progress(database: Eng
     send(database, 1, [4.0, 5.0], {"a": {3.5: 16.0, 4.5: 1.0}}, **optimizer)
     found = layers(database)["a"]
     assert (found.optimizer, found.steps_observed, found.minimum, found.maximum) == (1, 2, 1.0, 5.0)
+
+
+def test_what_two_ranks_of_a_sharded_model_export_is_the_dense_models_norm(
+    database: Engine, tmp_path: Path
+) -> None:
+    ranks = on_ranks({"fsdp": fsdp}, tmp_path, {})["fsdp"]
+    for number, rank in enumerate(ranks):
+        relay(database, number, rank.exporter)
+    dense = ranks[0].truth.norms
+    found = layers(database)
+    assert found.keys() == dense[0].keys()
+    for layer, summary in found.items():
+        norms = [step[layer] for step in dense]
+        assert summary.steps_observed == STEPS
+        assert summary.mean == pytest.approx(sum(norms) / STEPS, rel=1e-4)
+        assert (summary.minimum, summary.maximum) == pytest.approx((min(norms), max(norms)), rel=1e-4)

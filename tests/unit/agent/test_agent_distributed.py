@@ -58,6 +58,12 @@ def test_ranks_with_different_budgets_tell_their_own_norms_of_steps_in_common(
     assert observed == [[0, 4, 8, 12, 16], [0, 8, 16]]
 
 
+def test_every_spawned_rank_watches_for_itself(told: dict[str, list[Told]]) -> None:
+    for number, rank in enumerate(told["ddp"]):
+        assert rank.exporter.resource[names.RANK] == number
+        assert rank.exporter.event_names() == ["training.run.started", "training.run.ended"]
+
+
 def test_gradients_that_are_averaged_in_place_have_no_local_norm(told: dict[str, list[Told]]) -> None:
     for rank in told["ddp_reducing_in_place"]:
         assert rank.exporter.values(names.LOCAL_GRADIENT_NORM) == []

@@ -12,7 +12,7 @@ import torch
 
 from gradwatch import conventions as names
 from gradwatch.testing import InMemoryExporter
-from tests.unit.agent.training_loops import ALL, TOLD, Loop, Truth
+from tests.unit.agent.training_loops import ALL, STEPS, TOLD, Loop, Truth, groups_and_a_schedule
 
 Watching = Callable[..., Any]
 
@@ -46,6 +46,13 @@ def test_norms_and_losses_are_those_of_the_dense_computation(
     assert exporter.values(names.STEP_INDEX) == list(range(len(truth.steps[0])))
     assert exporter.find_events(names.NONFINITE_STEP.name) == []
     assert exporter.find_events(names.INSTRUMENTATION_MISSING.name) == []
+
+
+def test_every_group_follows_its_schedule(watching: Watching, exporter: InMemoryExporter) -> None:
+    groups_and_a_schedule(watching, Truth())
+    for group, first in enumerate((0.1, 0.2)):
+        rates = [point.value for point in exporter.points(names.LEARNING_RATE, **{names.PARAM_GROUP: group})]
+        assert rates == pytest.approx([first * 0.5**step for step in range(STEPS)])
 
 
 @pytest.mark.parametrize("every", [1, 3, None])

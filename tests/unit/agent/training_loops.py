@@ -437,7 +437,7 @@ def moving_average(watch: Watch, truth: Truth) -> list[nn.Module]:
 
 
 def averaged_weights(watch: Watch, truth: Truth) -> list[nn.Module]:
-    """The copy is made while watched, before the first step: nothing of ours may come along."""
+    """The copy is made while watched: nothing of ours may come along."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     copies: list[nn.Module] = []
