@@ -28,8 +28,9 @@ def backward_in_progress() -> int | None:
 class StepsInBackward:
     """The optimizers of one backward. Has ``param_groups`` as they have, so that it can be watched like one."""
 
-    def __init__(self, ended: Callable[[], None]) -> None:
+    def __init__(self, ended: Callable[[], None], gone: Callable[[], None]) -> None:
         self._ended = ended
+        self._gone = gone
         self._task: int | None = None
         self._members: dict[int, tuple[weakref.ref[Optimizer], GradientReader]] = {}
         self._readings: list[tuple[int, Reading]] = []
@@ -48,8 +49,15 @@ class StepsInBackward:
         return groups
 
     def add(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
-        """Take this one in."""
-        self._members[id(optimizer)] = (weakref.ref(optimizer), GradientReader(parameters))
+        """Take this one in, and forget it when it is freed."""
+        key = id(optimizer)
+
+        def forget(_reference: object) -> None:
+            self._members.pop(key, None)
+            if not self._members:
+                self._gone()
+
+        self._members[key] = (weakref.ref(optimizer, forget), GradientReader(parameters))
 
     def __contains__(self, optimizer: object) -> bool:
         member = self._members.get(id(optimizer))

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 
 class LocalNorms:
-    """Knows the data-parallel modules, and calls ``read`` at the right moment of an observed backward."""
+    """Knows the data-parallel modules, and calls ``read`` at the right moment of an observed backward.
 
-    def __init__(self, read: Callable[[], None]) -> None:
+    ``read`` is given the ``id`` of every parameter whose gradient is about to be averaged.
+    """
+
+    def __init__(self, read: Callable[[set[int]], None]) -> None:
         self._read = read
         self._modules: list[weakref.ref[Any]] = []
 
@@ -46,22 +49,22 @@ class LocalNorms:
 
     def before_backward(self, losses: Any) -> None:
         """Backward is about to run from ``losses``: read in it, if it is one that averages."""
-        synchronised = [m for reference in self._modules if (m := reference()) is not None]
-        if not any(module.require_backward_grad_sync for module in synchronised):
+        modules = [module for reference in self._modules if (module := reference()) is not None]
+        averaging = [module for module in modules if module.require_backward_grad_sync]
+        several = (losses,) if isinstance(losses, torch.Tensor) else losses
+        loss = next((each for each in several if isinstance(each, torch.Tensor) and each.requires_grad), None)
+        if not averaging or loss is None:
             return
-        loss = losses if isinstance(losses, torch.Tensor) else losses[0]
-        if not loss.requires_grad:
-            return
+
+        def read() -> None:
+            try:
+                self._read({id(parameter) for module in averaging for parameter in module.parameters()})
+            except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+                internal_error(error, "local gradient norms")
 
         def queue(_gradient: Tensor) -> None:
             handle.remove()
             # Callbacks run in the order they were queued: the loss's hook is the first of all.
-            torch.autograd.Variable._execution_engine.queue_callback(self._shielded_read)  # noqa: SLF001
+            torch.autograd.Variable._execution_engine.queue_callback(read)  # noqa: SLF001
 
-        handle = loss.register_hook(queue)
-
-    def _shielded_read(self) -> None:
-        try:
-            self._read()
-        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
-            internal_error(error, "local gradient norms")
+        handle = loss.register_hook(queue)  # type: ignore[no-untyped-call] # torch

@@ -396,10 +396,10 @@ class StepObserver:
             self._manual[1].order.settle()
             self._manual = None
 
-    def _read_local_norms(self) -> None:
+    def _read_local_norms(self, averaged: set[int]) -> None:
         start = perf_counter_ns()
         for watched in self._watched.values():
-            if watched.observe:
+            if watched.observe and any(id(p) in averaged for p in watched.reader.parameters):
                 watched.local = watched.reader.read()
         self._spent_outside += perf_counter_ns() - start
 
@@ -408,7 +408,7 @@ class StepObserver:
         del self._watched[id(optimizer)]
         watched.order.settle()
         if self._together is None:
-            self._together = StepsInBackward(self._end_step_in_backward)
+            self._together = StepsInBackward(self._end_step_in_backward, self._forget_together)
             self._watched[id(self._together)] = watched
             watched.together = self._together
             watched.reference = weakref.ref(self._together)
@@ -421,6 +421,11 @@ class StepObserver:
         for each in self._watched.values():
             each.budget.share = self._overhead_budget / len(self._watched)
         return joined
+
+    def _forget_together(self) -> None:
+        if self._together is not None:
+            self._watched.pop(id(self._together), None)
+            self._together = None
 
     def _end_step_in_backward(self) -> None:
         start = perf_counter_ns()

@@ -160,6 +160,19 @@ def ddp_thinned(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
     return model.state_dict()
 
 
+def ddp_beside_a_plain_model(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
+    model, plain = network(), network()
+    parallel = DistributedDataParallel(model)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=1e-4) for each in (parallel, plain)]
+    with watch({"parallel": parallel, "plain": plain}, optimizers):
+        for step in range(STEPS):
+            for each, optimizer in zip((parallel, plain), optimizers, strict=True):
+                optimizer.zero_grad()
+                loss_of(each, batches(step)[rank]).backward()
+                optimizer.step()
+    return {**model.state_dict(), **{f"plain.{name}": w for name, w in plain.state_dict().items()}}
+
+
 def zero_redundancy(rank: int, watch: Watch, truth: Truth) -> Mapping[str, Tensor]:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of its own use of torch.jit
 
@@ -348,6 +361,7 @@ DATA_PARALLEL = {
         ddp_scaled,
         ddp_reducing_in_place,
         ddp_thinned,
+        ddp_beside_a_plain_model,
         zero_redundancy,
     )
 }

@@ -11,6 +11,8 @@ from gradwatch.testing import InMemoryExporter
 from tests.unit.agent.distributed_loops import DATA_PARALLEL, GUILTY, STEPS
 from tests.unit.agent.ranks import Told, on_ranks
 
+PLAIN = [loop for loop in DATA_PARALLEL if loop not in {"ddp_thinned", "ddp_beside_a_plain_model"}]
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Told]]:
@@ -21,7 +23,7 @@ def layer_sums(exporter: InMemoryExporter) -> dict[str, float]:
     return {str(p.attributes[names.LAYER_NAME]): p.sum for p in exporter.histograms(names.LAYER_GRADIENT_NORM)}
 
 
-@pytest.mark.parametrize("loop", [name for name in DATA_PARALLEL if name != "ddp_thinned"])
+@pytest.mark.parametrize("loop", PLAIN)
 def test_every_rank_reports_the_mean_gradient_once_a_step(told: dict[str, list[Told]], loop: str) -> None:
     for rank in told[loop]:
         totals = [math.hypot(*step.values()) for step in rank.truth.norms]
@@ -56,6 +58,12 @@ def test_ranks_with_different_budgets_tell_their_own_norms_of_steps_in_common(
         step_at = {point.time: point.value for point in rank.exporter.points(names.STEP_INDEX)}
         observed.append([step_at[p.time] for p in rank.exporter.points(names.LOCAL_GRADIENT_NORM)])
     assert observed == [[0, 4, 8, 12, 16], [0, 8, 16]]
+
+
+def test_a_model_that_nobody_averages_has_no_local_norm(told: dict[str, list[Told]]) -> None:
+    for rank in told["ddp_beside_a_plain_model"]:
+        local = rank.exporter.points(names.LOCAL_GRADIENT_NORM)
+        assert [point.attributes[names.OPTIMIZER] for point in local] == [0] * STEPS
 
 
 def test_every_spawned_rank_watches_for_itself(told: dict[str, list[Told]]) -> None:

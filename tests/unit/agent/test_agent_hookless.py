@@ -157,6 +157,19 @@ def test_a_model_trained_by_hand_is_freed_with_its_gradients(watching: Watching)
         assert grad() is None
 
 
+def test_optimizers_inside_backward_that_are_forgotten_are_freed(watching: Watching) -> None:
+    model = Net()
+    optimizers = step_in_backward(model)
+    with watching(model, list(optimizers.values())) as watch:
+        model(torch.randn(5, 4)).square().mean().backward()
+        gone = weakref.ref(model.stem.weight)
+        optimizers.clear()  # torch itself never frees a parameter that its own hook holds
+        del model
+        gc.collect()
+        assert gone() is None
+        assert watch._run.observer._watched == {}
+
+
 def test_nothing_is_read_while_a_cuda_graph_is_captured(
     watching: Watching, exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
