@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,13 +22,13 @@ _SPARE: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One slot: norms of the parameters at ``indices``, ``losses`` losses, and perhaps the scaler's two."""
+    """One slot: norms of the parameters at ``indices``, ``losses`` losses, and scalars by name."""
 
     ring: DeviceRing
     slot: Slot
     indices: tuple[int, ...]
     losses: int
-    scaled: bool
+    names: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -60,26 +60,27 @@ class Arrivals:
         self,
         norms: Sequence[DeviceNorms],
         losses: Sequence[Tensor],
-        scaler: tuple[Tensor, Tensor] | None,
+        scalars: Mapping[str, Tensor],
     ) -> InFlight | None:
-        """Start the copies of one step. ``scaler``: scale and found-inf of a fused optimizer.
+        """Start the copies of one step.
+
+        ``scalars``, by name: ``grad_scale`` of gradients that are still scaled, ``found_inf`` of a scaler whose
+        verdict is on the device, ``loss_scale``, ``local_norm``.
 
         None when a ring was full: then the step's device values are given up.
         """
         in_flight = InFlight()
-        for device in {vector.vector.device for vector in norms} | {loss.device for loss in losses}:
+        for device in {part.device for part in (*(each.vector for each in norms), *losses, *scalars.values())}:
             vectors = [vector for vector in norms if vector.vector.device == device]
             local = [loss for loss in losses if loss.device == device]
-            parts = [vector.vector for vector in vectors] + local
-            scaled = scaler is not None and bool(vectors)
-            if scaler is not None and scaled:
-                parts += [tensor.to(device, non_blocking=True) for tensor in scaler]
+            named = {name: scalar for name, scalar in scalars.items() if scalar.device == device}
+            parts = [vector.vector for vector in vectors] + local + list(named.values())
             ring = self._ring(device, sum(part.numel() for part in parts))
             slot = ring.send(parts)
             if slot is None:
                 return None
             indices = tuple(index for vector in vectors for index in vector.indices)
-            in_flight.parts.append(_Part(ring, slot, indices, len(local), scaled))
+            in_flight.parts.append(_Part(ring, slot, indices, len(local), tuple(named)))
         return in_flight
 
     def send_logged(self, name: str, time: int, value: Tensor) -> None:
@@ -118,14 +119,20 @@ class Arrivals:
             return
         loss, skipped, loss_scale = record.loss, record.skipped, record.loss_scale
         indices, norms = list(record.indices or ()), list(record.norms or ())
-        for part in in_flight.parts:
-            values = part.slot.values()
+        arrived = [(part, part.slot.values()) for part in in_flight.parts]
+        scalars = {
+            name: value
+            for part, values in arrived
+            for name, value in zip(part.names, values[len(values) - len(part.names) :], strict=True)
+        }
+        skipped = skipped or scalars.get("found_inf", 0.0) != 0.0
+        scale = scalars.get("grad_scale", 1.0)
+        loss_scale = scalars.get("loss_scale", record.loss_scale)
+        local_norm = record.local_norm
+        if "local_norm" in scalars:
+            local_norm = scalars["local_norm"] / (loss_scale or 1.0)
+        for part, values in arrived:
             part.ring.recycle(part.slot)
-            scale = 1.0
-            if part.scaled:
-                scale, found_inf = values[-2:]
-                skipped = skipped or found_inf != 0
-                loss_scale = scale
             width = len(part.indices)
             indices += part.indices
             norms += [value / scale for value in values[:width]]
@@ -147,6 +154,7 @@ class Arrivals:
                 nonfinite=nonfinite,
                 skipped=skipped,
                 loss_scale=loss_scale,
+                local_norm=None if skipped else local_norm,
             )
         )
 

@@ -23,12 +23,12 @@ class Budget:
         thin_cost: Nanoseconds that a step costs which is not observed.
     """
 
-    __slots__ = ("_every", "_observed", "_seen", "_step", "share", "thin_cost")
+    __slots__ = ("_observed", "_seen", "_step", "every", "share", "thin_cost")
 
     def __init__(self, share: float, every: int | None = None, thin_cost: float = 0.0) -> None:
         self.share = share
         self.thin_cost = thin_cost
-        self._every = every
+        self.every = every
         self._observed = 0.0
         self._step = 0.0
         self._seen = 0
@@ -47,11 +47,12 @@ class Budget:
         if self._seen:
             self._observed = _smooth(self._observed, spent)
         self._seen += 1
-        if self._every is not None:
-            return self._every
-        return self._interval()
+        if self.every is not None:
+            return self.every
+        return self.interval()
 
-    def _interval(self) -> int:
+    def interval(self) -> int:
+        """Steps from one observed step to the next, as the costs stand."""
         if self._seen < _READS_TO_LEARN:
             return 1
         extra = self._observed - self.thin_cost

@@ -41,6 +41,8 @@ class _Nowhere:
 
     def nonfinite(self, step: NonfiniteStep) -> None: ...
 
+    def missing(self, step: int, reason: str) -> None: ...
+
     def wants_nonfinite_detail(self) -> bool:
         return False
 

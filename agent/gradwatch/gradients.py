@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from gradwatch.sharding import is_distributed_tensor, is_pending_sum, local_part, share_divisors
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -28,11 +30,6 @@ def layer_name(qualified: str) -> str:
 def named_parameters(model: nn.Module) -> dict[int, str]:
     """Layer name of every parameter by its ``id``; a shared parameter has the first of its names."""
     return {id(parameter): layer_name(name) for name, parameter in model.named_parameters()}
-
-
-def is_distributed_tensor(tensor: Tensor) -> bool:
-    """Whether the tensor is a shard (DTensor), whose local norm would be wrong as a global one."""
-    return hasattr(tensor, "to_local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,8 @@ class DeviceNorms:
 class Reading:
     """One read of all gradients. ``norms[i]`` belongs to parameter ``indices[i]``.
 
-    ``complete`` is False where a gradient could not be read without a synchronisation: then there is no
-    global norm to report.
+    ``complete`` is False where a gradient could not be read without a synchronisation or a collective: then
+    there is no global norm to report. Of sharded parameters, norms are this rank's share (``sharding``).
     """
 
     indices: tuple[int, ...]
@@ -66,9 +63,24 @@ class Reading:
     on_device: tuple[DeviceNorms, ...] = ()
     complete: bool = True
 
-    def scaled_down(self, scale: float | None) -> list[float]:
+    def scaled_down(self, scale: float) -> list[float]:
         """The norms without the factor of a loss scaler."""
-        return self.norms if scale is None or scale == 1.0 else [norm / scale for norm in self.norms]
+        return self.norms if scale == 1.0 else [norm / scale for norm in self.norms]
+
+    def unscaled(self, scale: Tensor) -> Reading:
+        """The same, divided by a loss scale that is on the device of the gradients."""
+        parts = [
+            DeviceNorms(part.indices, part.vector / scale.to(part.vector.device)) for part in self.on_device
+        ]
+        norms = self.scaled_down(float(scale)) if self.norms else []
+        return Reading(self.indices, norms, tuple(parts), self.complete)
+
+    def total_on_device(self) -> Tensor:
+        """L2 norm over what is on a device (on the first, of several)."""
+        first = self.on_device[0].vector.device
+        parts = [part.vector.to(first, torch.float32, non_blocking=True) for part in self.on_device]
+        total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+        return total
 
 
 class GradientReader:
@@ -78,8 +90,11 @@ class GradientReader:
         self.parameters = tuple(parameters)
         grouped: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         self.unreadable = 0
+        self._divisors = share_divisors(self.parameters)
+        # Whether this rank holds only parts of some parameters.
+        self.sharded = self._divisors is not None
         for index, parameter in enumerate(self.parameters):
-            if is_distributed_tensor(parameter) or parameter.device.type not in {"cpu", "cuda"}:
+            if parameter.device.type not in {"cpu", "cuda"}:
                 self.unreadable += 1
             else:
                 grouped.setdefault((parameter.device, parameter.dtype), []).append(index)
@@ -92,7 +107,8 @@ class GradientReader:
             )
             for (device, dtype), indices in grouped.items()
         )
-        self._only = self._groups[0] if len(self._groups) == 1 and not self.unreadable else None
+        plain = len(self._groups) == 1 and not self.unreadable and not self.sharded
+        self._only = self._groups[0] if plain else None
         self.devices = tuple({group.device for group in self._groups if group.device.type != "cpu"})
 
     def read(self, known_grads: Sequence[Tensor] = (), known_norms: Sequence[Tensor] | None = None) -> Reading:
@@ -109,8 +125,7 @@ class GradientReader:
             indices = group.indices
             if len(grads) != len(indices):
                 indices = tuple(i for i, p in zip(indices, group.parameters, strict=True) if p.grad is not None)
-            norms, complete = _host_norms(grads, group.accumulate)
-            return Reading(indices, norms, complete=complete)
+            return Reading(indices, _host_norms(grads, group.accumulate))
         return self._read_groups()
 
     def _are_all(self, grads: Sequence[Tensor]) -> bool:
@@ -129,18 +144,30 @@ class GradientReader:
                 for i, p in zip(group.indices, group.parameters, strict=True)
                 if (g := p.grad) is not None
             ]
-            if group.device.type == "cpu":
-                read, whole = _host_norms([g for _, g in present], group.accumulate)
-                norms += read
-                indices += [i for i, _ in present]
-                complete &= whole
-                continue
             plain = [(i, values) for i, g in present if (values := _dense(g)) is not None]
             complete &= len(plain) == len(present)
-            if plain:
-                vector = torch.stack(_foreach_norm([g for _, g in plain], group.accumulate)).detach()
-                on_device.append(DeviceNorms(tuple(i for i, _ in plain), vector))
+            mine = tuple(i for i, _ in plain)
+            grads = [g for _, g in plain]
+            if group.device.type == "cpu":
+                norms += self._shares(mine, _host_norms(grads, group.accumulate))
+                indices += mine
+            elif plain:
+                vector = torch.stack(list(self._device_shares(mine, _foreach_norm(grads, group.accumulate))))
+                on_device.append(DeviceNorms(mine, vector.detach()))
         return Reading(tuple(indices), norms, tuple(on_device), complete)
+
+    def _shares(self, indices: Sequence[int], norms: list[float]) -> list[float]:
+        divisors = self._divisors
+        if divisors is None:
+            return norms
+        return [norm / divisors[i] for i, norm in zip(indices, norms, strict=True)]
+
+    def _device_shares(self, indices: Sequence[int], norms: Sequence[Tensor]) -> Sequence[Tensor]:
+        divisors = self._divisors
+        if divisors is None:
+            return norms
+        # Python scalars travel with the launch; a tensor made of them would be a copy to wait for.
+        return torch._foreach_div(list(norms), [divisors[i] for i in indices])  # noqa: SLF001
 
     def nonfinite(self, indices: Iterable[int]) -> tuple[int, ...]:
         """Which of these parameters have a CPU gradient with a NaN or Inf element."""
@@ -171,7 +198,9 @@ class GradientReader:
         """Norm of one CPU gradient, accumulated in float64: for the one that overflowed in its own type."""
         grad = self.parameters[index].grad
         values = None if grad is None else _dense(grad)
-        return 0.0 if values is None else float(torch.linalg.vector_norm(values.detach().abs().double()))
+        if values is None:
+            return 0.0
+        return self._shares((index,), [float(torch.linalg.vector_norm(values.detach().abs().double()))])[0]
 
 
 def _foreach_norm(grads: list[Tensor], accumulate: torch.dtype | None) -> tuple[Tensor, ...] | list[Tensor]:
@@ -181,15 +210,15 @@ def _foreach_norm(grads: list[Tensor], accumulate: torch.dtype | None) -> tuple[
     return torch._foreach_norm(grads, 2.0, dtype=accumulate)  # noqa: SLF001
 
 
-def _host_norms(grads: list[Tensor], accumulate: torch.dtype | None) -> tuple[list[float], bool]:
+def _host_norms(grads: list[Tensor], accumulate: torch.dtype | None) -> list[float]:
     if not grads:
-        return [], True
+        return []
     try:
         # `.item()` on a CPU scalar is 0.17 us; stacking them first and `.tolist()` costs half as much again.
-        return [norm.item() for norm in _foreach_norm(grads, accumulate)], True
+        return [norm.item() for norm in _foreach_norm(grads, accumulate)]
     except (RuntimeError, NotImplementedError):
         # Sparse gradients raise in the fused call.
-        return list(_one_by_one(grads, accumulate)), True
+        return list(_one_by_one(grads, accumulate))
 
 
 def _one_by_one(grads: list[Tensor], accumulate: torch.dtype | None) -> Iterator[float]:
@@ -199,7 +228,9 @@ def _one_by_one(grads: list[Tensor], accumulate: torch.dtype | None) -> Iterator
 
 
 def _dense(grad: Tensor) -> Tensor | None:
-    """The gradient's values as a strided tensor; None where finding them would synchronise a device."""
+    """The gradient's values here as a strided tensor; None where finding them takes a synchronisation."""
+    if is_distributed_tensor(grad):
+        return None if is_pending_sum(grad) else local_part(grad)
     if grad.layout is torch.strided:
         return grad
     if grad.layout is torch.sparse_coo:

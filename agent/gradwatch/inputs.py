@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.device_ring import is_capturing
-from gradwatch.gradients import is_distributed_tensor
 from gradwatch.module_hooks import ModuleHook
+from gradwatch.sharding import is_distributed_tensor
 
 MOST_INPUTS: Final = 8
 # Elements looked at of one input. Of a larger one an evenly spaced part is: the mean of 32 Ki elements is known

@@ -95,18 +95,21 @@ class Interval:
                     MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
                 )
             pace()
-            _aggregate(log, layers, pace)
+            found += _rows(log, layers, labels, pace)
         found += self._logged()
         if lasted > 0:
             found.append(MetricPoints(conventions.AGENT_OVERHEAD, [Point(now, cost / lasted, {})]))
         found.append(self._histograms(now, layers, optimizers, pace))
         counted = self.nonfinite
-        for metric, count in (
-            (conventions.NONFINITE, counted - self._nonfinite_sent),
-            (conventions.SKIPPED_STEPS, skipped),
-            (conventions.AGENT_DROPPED, dropped + self._given_up),
+        # Counters are there from the start, so that the first count is an increase; one of skipped steps only
+        # where a scaler is at work.
+        scaled = any(conventions.LOSS_SCALE in log.columns for log in self.logs)
+        for metric, count, always in (
+            (conventions.NONFINITE, counted - self._nonfinite_sent, True),
+            (conventions.SKIPPED_STEPS, skipped, scaled),
+            (conventions.AGENT_DROPPED, dropped + self._given_up, False),
         ):
-            if count or metric is conventions.NONFINITE:  # a counter that is there from the start
+            if count or always:
                 found.append(MetricPoints(metric, [Point(now, count, {}, self._start)]))
         self._nonfinite_sent = counted
         self._given_up = 0
@@ -176,17 +179,27 @@ class Interval:
         return MetricPoints(conventions.LAYER_GRADIENT_NORM, points)
 
 
-def _aggregate(log: StepLog, layers: dict[tuple[int, str], LayerAggregate], pace: Callable[[], None]) -> None:
+def _rows(
+    log: StepLog, layers: dict[tuple[int, str], LayerAggregate], labels: Attributes, pace: Callable[[], None]
+) -> list[MetricSeries]:
     """Count the rows that wait in the log; of each layout, the training thread appends to the last only."""
+    found: list[MetricSeries] = []
     waiting = log.rows[:]
     for rows in waiting:
         taken = rows.take()
-        if taken.norms:
-            aggregates = [
-                layers.setdefault((log.index, taken.layers[i]), LayerAggregate()) for i in taken.indices
-            ]
+        names = [taken.layers[i] for i in taken.indices]
+        if taken.sharded:
+            # Other ranks' shares of the same step must meet each other, so nothing is aggregated.
+            for column, name in enumerate(names):
+                squares = array("d", [norm * norm for norm in taken.norms[column :: len(names)]])
+                attributes = {conventions.LAYER_NAME: name, **labels}
+                found += _series(conventions.LAYER_GRADIENT_SHARD_SQUARE, attributes, taken.times, squares)
+                pace()
+        elif taken.norms:
+            aggregates = [layers.setdefault((log.index, name), LayerAggregate()) for name in names]
             aggregate_rows(taken.norms, aggregates, pace)
     del log.rows[: max(0, len(waiting) - 1)]
+    return found
 
 
 def _series(

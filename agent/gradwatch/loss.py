@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 
-from gradwatch.gradients import is_distributed_tensor
 from gradwatch.phases import PhaseTimer
 from gradwatch.safety import internal_error
+from gradwatch.sharding import is_distributed_tensor
 
 
 class LossSink(Protocol):
@@ -26,6 +26,19 @@ class LossSink(Protocol):
 
     def loss_seen(self, losses: list[torch.Tensor]) -> None:
         """Backward is about to run from these scalars, already unscaled."""
+
+    @property
+    def follows_backward(self) -> bool:
+        """Whether the next two are to be called."""
+
+    def backward_begins(self, tensors: Any) -> None:
+        """Backward is about to run from these tensors as they are; called after ``loss_seen``."""
+
+    def backward_ended(self) -> None:
+        """Backward ran to its end."""
+
+    def scaling(self, optimizer: object, scale: torch.Tensor, unscaled: bool) -> None:
+        """The scaler is about to step this optimizer; ``unscaled``: its gradients were unscaled before."""
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """The scaler found a non-finite gradient and did not step this optimizer."""
@@ -47,15 +60,16 @@ class LossCapture:
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        self._replaced = [
-            (GradScaler, "scale", GradScaler.scale, self._wrap_scale(GradScaler.scale)),
-            (GradScaler, "step", GradScaler.step, self._wrap_step(GradScaler.step)),
-        ]
+        self._replace(GradScaler, "scale", self._scale)
+        self._replace(GradScaler, "step", self._step)
         if self._capture_loss:
-            original: Callable[..., None] = torch.autograd.backward
-            self._replaced.append((torch.autograd, "backward", original, self.wrap_backward(original)))
-        for owner, name, _, wrapper in self._replaced:
-            setattr(owner, name, wrapper)
+            self._replace(torch.autograd, "backward", self.wrap_backward)
+
+    def _replace(self, owner: Any, name: str, wrap: Callable[[Any], Callable[..., Any]]) -> None:
+        original = getattr(owner, name)
+        wrapper = wrap(original)
+        self._replaced.append((owner, name, original, wrapper))
+        setattr(owner, name, wrapper)
 
     def wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
         """Torch's ``backward`` with a look at the loss before it."""
@@ -72,7 +86,7 @@ class LossCapture:
             inputs: Any = None,
         ) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
-            timed = False  # a local: where the step is compiled, there is nothing to guard and recompile for
+            heard = False  # a local: where the step is compiled, there is nothing to guard and recompile for
             if grad_tensors is None and not is_compiling():
                 try:
                     if type(tensors) is tensor and tensors.is_cpu and not scaled:
@@ -81,23 +95,35 @@ class LossCapture:
                             host_loss(value)
                     else:
                         sink.loss_seen(self._losses(tensors))
-                    if phases.observed:
-                        phases.before_backward()
-                        timed = True
+                    heard = phases.observed or sink.follows_backward
+                    if heard:
+                        self._before(tensors)
                 except RuntimeError:
                     pass  # several elements: torch is about to say so itself
                 except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                     internal_error(error, "backward")
             original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-            if timed:
+            if heard:
                 try:
-                    phases.after_backward()
+                    self._after()
                 except Exception as error:  # noqa: BLE001
-                    internal_error(error, "backward")
+                    internal_error(error, "after backward")
 
         return backward
 
-    def _wrap_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _before(self, tensors: Any) -> None:
+        if self._sink.follows_backward:
+            self._sink.backward_begins(tensors)
+        if self._phases.observed:
+            self._phases.before_backward()
+
+    def _after(self) -> None:
+        if self._phases.observed:
+            self._phases.after_backward()
+        if self._sink.follows_backward:
+            self._sink.backward_ended()
+
+    def _scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: GradScaler, outputs: Any) -> Any:
             scaled = original(scaler, outputs)
             try:
@@ -108,11 +134,16 @@ class LossCapture:
 
         return scale
 
-    def _wrap_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         sink = self._sink
 
         def step(scaler: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            before = sink.last_end(optimizer)
+            before: int | None = None
+            try:
+                self._announce(scaler, optimizer)
+                before = sink.last_end(optimizer)
+            except Exception as error:  # noqa: BLE001
+                internal_error(error, "GradScaler.step")
             result = original(scaler, optimizer, *args, **kwargs)
             try:
                 if sink.last_end(optimizer) == before:
@@ -130,6 +161,14 @@ class LossCapture:
                 setattr(owner, name, original)
         self._replaced.clear()
         self._scaled.clear()
+
+    def _announce(self, scaler: GradScaler, optimizer: Any) -> None:
+        if not scaler.is_enabled():
+            return
+        scale = scaler._scale  # noqa: SLF001 - `get_scale()` would synchronise its device
+        if scale is not None:
+            state = scaler._per_optimizer_states[id(optimizer)]  # noqa: SLF001 - the only record of it
+            self._sink.scaling(optimizer, scale, state["stage"] is not OptState.READY)
 
     def _losses(self, tensors: Any) -> list[torch.Tensor]:
         if isinstance(tensors, torch.Tensor):

@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic_ns, perf_counter_ns
@@ -24,23 +25,33 @@ from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
+from gradwatch.compiling import stay_untraced
 from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import Reading
+from gradwatch.in_backward import StepsInBackward, backward_in_progress
+from gradwatch.local_norms import LocalNorms
 from gradwatch.loss import LossCapture
+from gradwatch.manual import ManualSteps
 from gradwatch.measures import Measures
+from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
 from gradwatch.safety import internal_error, log
+from gradwatch.sharding import is_distributed_tensor
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
-from gradwatch.watched import Model, WatchedOptimizer, parameters_of, unwrap
+from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
+    from gradwatch.step_log import StepLog
+
 
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
+# Steps of optimizers that train nothing watched, after which a run without any other is told to be unseen.
+_STRANGE_STEPS: Final = 10
 
 
 class StepObserver:
@@ -72,7 +83,11 @@ class StepObserver:
         # Something unusual awaits the next step end: a bad loss, a number from the user. Then no step is thin.
         self._suspicious = False
         self._alert = False
-        self._warned = False
+        self._strange_steps = 0
+        self._absorbed = 0
+        self._pauses = 0
+        self._paused_at = 0
+        self._paused = 0
         self.thin_cost = 0.0
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
@@ -81,7 +96,7 @@ class StepObserver:
         self._refused: set[int] = set()
         self._loss: float | None = None
         self._device_losses: list[Tensor] = []
-        # Whether a loss is not simply the step's: a closure is evaluating, or others are on a device.
+        # Whether a loss is not simply the step's, see `_tend_busy`.
         self._busy = False
         self._closure_base: tuple[float | None, int] | None = None
         self._given_loss: float | Tensor | None = None
@@ -95,6 +110,10 @@ class StepObserver:
             self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
         )
         self._waits = self.measures.waits
+        self.follows_backward = False
+        self._local_norms = LocalNorms(self._read_local_norms)
+        self._together: StepsInBackward | None = None
+        self._manual: tuple[ManualSteps, WatchedOptimizer] | None = None
         self._loss_capture = LossCapture(self, capture_loss, self.measures.phases)
         self.clip_capture = ClipCapture(self)
         self._pre_hook: RemovableHandle | None = None
@@ -104,6 +123,7 @@ class StepObserver:
 
     def install(self) -> None:
         """Put the hooks in place."""
+        stay_untraced()
         self._pre_hook = register_optimizer_step_pre_hook(self._before_step)
         self._post_hook = register_optimizer_step_post_hook(self._after_step)
         self._loss_capture.install()
@@ -119,11 +139,14 @@ class StepObserver:
         self._loss_capture.remove()
         self.clip_capture.remove()
         self.measures.remove()
+        self._settle_manual(ended=True)
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
+        self._local_norms.clear()
         for key in list(self._watched):
             self._drop(key)
+        self._together = None
         self._adopts = None
         self._models.clear()
 
@@ -141,6 +164,8 @@ class StepObserver:
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
         self.measures.add_model(model, unique)
+        self._local_norms.add(model)
+        self._choose_what_to_hear()
         for watched in self._watched.values():
             optimizer = watched.reference()
             if optimizer is not None:
@@ -160,20 +185,17 @@ class StepObserver:
             optimizer,
             self._models,
             Budget(self._overhead_budget, self._every, self.thin_cost),
-            self._sink.open_log(self._created, self.step),
+            self._settle_manual(ended=False) or self._sink.open_log(self._created, self.step),
             gone,
         )
         if watched.reader.unreadable:
-            log.warning(
-                "missing instrumentation: %d of %d parameters are sharded or on a device whose gradients "
-                "cannot be read; their norms and the global norm are not reported",
-                watched.reader.unreadable, len(watched.reader.parameters),
-            )  # fmt: skip
+            self._sink.missing(self.step, unreadable(watched.reader.unreadable, len(watched.reader.parameters)))
         self._created += 1
         self._watched[key] = watched
         watched.is_never_thin = self.measures.nvtx is not None
         if watched.leads:
             self._leader = watched
+        self._choose_what_to_hear()
         if self._post_hook is not None:
             self._tend_pre_hook()
         for each in self._watched.values():
@@ -213,6 +235,42 @@ class StepObserver:
             return not self._models or any(mine & model.layer_names(False).keys() for model in self._models)
 
         self._adopts = adopts
+        self._choose_what_to_hear()
+
+    def _choose_what_to_hear(self) -> None:
+        # Without an optimizer only the backward passes can tell of steps.
+        manual = self._adopts is not None and bool(self._models) and not self._watched
+        averages = bool(self._local_norms)
+        self.follows_backward = manual or averages
+        for watched in self._watched.values():
+            watched.is_aligned = averages or watched.reader.sharded
+
+    # --- Time that is not training's -------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take nothing for training's, and no time for its steps', until as many calls of `resume`."""
+        if not self._pauses:
+            self._paused_at = perf_counter_ns()
+            self.measures.suspend()
+        self._pauses += 1
+        self._tend_busy()
+        self._raise_alert()
+
+    def resume(self) -> None:
+        """See `pause`."""
+        self._pauses -= 1
+        if not self._pauses:
+            lasted = perf_counter_ns() - self._paused_at
+            self._paused += lasted
+            for watched in self._all_watched():
+                if watched.last_observed:
+                    watched.last_observed += lasted
+            self.measures.resume()
+        self._tend_busy()
+        self._raise_alert()
+
+    def _all_watched(self) -> tuple[WatchedOptimizer, ...]:
+        return (*self._watched.values(), *(() if self._manual is None else (self._manual[1],)))
 
     @property
     def step(self) -> int:
@@ -231,16 +289,22 @@ class StepObserver:
 
     @property
     def optimizer_count(self) -> int:
-        """Optimizers watched so far."""
-        return self._created
+        """Optimizers watched so far; those that step inside backward are one."""
+        return self._created - self._absorbed
 
     def _find(self, optimizer: Optimizer) -> WatchedOptimizer | None:
+        if self._together is not None and optimizer in self._together:
+            return self._watched[id(self._together)]
         watched = self._watched.get(id(optimizer))
         if watched is None and self._adopts is not None and id(optimizer) not in self._refused:
             if self._adopts(optimizer):
                 self.add_optimizer(optimizer)
                 return self._watched[id(optimizer)]
             self._refused.add(id(optimizer))
+        if watched is None and not self._watched and self._models:
+            self._strange_steps += 1
+            if self._strange_steps == _STRANGE_STEPS:
+                self._sink.missing(self.step, STRANGERS)
         return watched
 
     # --- Hooks: every line here is paid for at every step -----------------------------------------------
@@ -307,6 +371,15 @@ class StepObserver:
         kwargs: dict[str, Any],
     ) -> None:
         start = perf_counter_ns()
+        if self._pauses:
+            return
+        if watched.together is None and not watched.count and backward_in_progress() is not None:
+            watched = self._join(optimizer, watched)
+        if watched.together is not None:
+            observe = (watched.observe or self._suspicious) and not _is_captured(watched)
+            watched.together.before_step(optimizer, observe=observe)
+            watched.spent += perf_counter_ns() - start
+            return
         frame = sys._getframe(2)  # noqa: SLF001 - the step's own frame
         if watched.frame is not None and watched.is_nested(frame):
             watched.depth += 1
@@ -322,7 +395,7 @@ class StepObserver:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
             self._closure_base = (self._loss, len(self._device_losses))
-            self._busy = True
+            self._tend_busy()
         elif watched.observe or self._suspicious:
             self._look(optimizer, watched, before=True)
         if watched.observe or self.measures.phases.observed:
@@ -331,6 +404,8 @@ class StepObserver:
 
     def _after_full_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
         start = perf_counter_ns()
+        if self._pauses or watched.together is not None:
+            return
         if watched.depth:
             watched.depth -= 1
             return
@@ -342,22 +417,25 @@ class StepObserver:
         if watched.is_late:
             watched.is_late = False
             self._closure_base = None
-            self._busy = bool(self._device_losses)
+            self._tend_busy()
             if watched.observe or self._suspicious:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
 
     def host_loss(self, value: float) -> None:
-        """See ``LossSink``. Most steps end here: 0.1 us."""
-        self._epoch += 1
+        """See ``LossSink``. Of most steps this is all: 0.1 us."""
         if self._loss is None and value - value == 0.0 and not self._busy:
+            self._epoch += 1
             self._loss = value
-        else:
+        elif not self._pauses:
+            self._epoch += 1
             self._begin_backward()
             self._add_loss(value)
 
     def loss_seen(self, losses: list[Tensor]) -> None:
         """See ``LossSink``."""
+        if self._pauses:
+            return
         start = perf_counter_ns()
         self._epoch += 1
         self._begin_backward()
@@ -366,17 +444,23 @@ class StepObserver:
                 self._add_loss(float(loss.item()))
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
-                self._busy = True
+                self._tend_busy()
         self._spent_outside += perf_counter_ns() - start
 
     def _begin_backward(self) -> None:
-        if self._loss is not None or self._device_losses:
+        if self._manual is not None:
+            self._end_manual_step(perf_counter_ns())
+        elif self._loss is not None or self._device_losses:
             self._drop_discarded()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
             self._loss = base[0]
             del self._device_losses[base[1] :]
+
+    def _tend_busy(self) -> None:
+        """A closure evaluates, other losses are on a device, nothing tells of steps, or it is not training."""
+        self._busy = bool(self._pauses or self._device_losses or self._closure_base or self._manual)
 
     def _add_loss(self, value: float) -> None:
         self._loss = value if self._loss is None else self._loss + value
@@ -399,6 +483,11 @@ class StepObserver:
         self, grads: Sequence[Tensor], total_norm: Tensor | None, norms: Sequence[Tensor] | None
     ) -> None:
         """See ``ClipSink``."""
+        if self._pauses:
+            return
+        # Of a distributed total one rank may hold a summand only, and reading it is a collective.
+        if total_norm is not None and is_distributed_tensor(total_norm):
+            total_norm = None
         for watched in self._watched.values():
             if not watched.owns(grads):
                 continue
@@ -433,17 +522,134 @@ class StepObserver:
         watched = self._watched.get(id(unwrap(optimizer)))
         return None if watched is None else watched.last_end
 
+    def backward_begins(self, tensors: Any) -> None:
+        """See ``LossSink``."""
+        if not self._local_norms or self._pauses:
+            return
+        if any(each.observe and not _is_captured(each) for each in self._watched.values()):
+            self._local_norms.before_backward(tensors)
+
+    def backward_ended(self) -> None:
+        """See ``LossSink``."""
+        if self._pauses or self._watched or self._adopts is None:
+            return
+        if self._manual is None:
+            models = [module for model in self._models if (module := model.reference()) is not None]
+            made = ManualSteps([p for module in models for p in module.parameters()])
+            budget = Budget(self._overhead_budget, self._every, self.thin_cost)
+            log = self._sink.open_log(0, self.step)
+            self._leader = WatchedOptimizer(made, self._models, budget, log, lambda _: None)
+            self._leader.is_never_thin = True
+            self._manual = made, self._leader
+            self._tend_busy()
+        steps, watched = self._manual
+        steps.backward_ended()
+        watched.reading = None
+        if (watched.observe or self._suspicious) and not _is_captured(watched):
+            self._look(steps, watched, before=True)
+
+    def _end_manual_step(self, start: int) -> None:
+        if self._manual is not None and self._manual[0].stepped():
+            self._end_step(*self._manual, start)
+
+    def _settle_manual(self, *, ended: bool) -> StepLog | None:
+        """No more steps without an optimizer. ``ended``: the last backward was one; else it is an optimizer's.
+
+        Returns:
+            The log of these steps.
+        """
+        if self._manual is None:
+            return None
+        steps, watched = self._manual
+        if steps.pending and ended:
+            self._end_step(steps, watched, perf_counter_ns())
+        watched.log.closed = ended
+        watched.order.settle()
+        self._manual = None
+        self._steps_before += watched.count
+        self._leader = None
+        self._tend_busy()
+        return watched.log
+
+    def _read_local_norms(self, averaged: set[int]) -> None:
+        start = perf_counter_ns()
+        for watched in self._watched.values():
+            if watched.observe and any(id(p) in averaged for p in watched.reader.parameters):
+                watched.local = watched.reader.read()
+        self._spent_outside += perf_counter_ns() - start
+
+    def _join(self, optimizer: Optimizer, watched: WatchedOptimizer) -> WatchedOptimizer:
+        """An optimizer that steps inside backward is one of many, which are watched as one."""
+        del self._watched[id(optimizer)]
+        watched.order.settle()
+        watched.is_never_thin = True
+        if self._together is None:
+            self._together = StepsInBackward(self._end_step_in_backward, self._forget_together)
+            self._watched[id(self._together)] = watched
+            watched.together = self._together
+            watched.reference = weakref.ref(self._together)
+            joined = watched
+        else:
+            joined = self._watched[id(self._together)]
+            if watched.index < joined.index:
+                joined.use(watched.log)
+            self._absorbed += 1
+        if joined.leads:
+            self._leader = joined
+        self._together.add(optimizer, watched.reader.parameters)
+        for each in self._watched.values():
+            each.budget.share = self._overhead_budget / len(self._watched)
+        return joined
+
+    def _forget_together(self) -> None:
+        if self._together is not None:
+            self._drop(id(self._together))
+            self._together = None
+
+    def _end_step_in_backward(self) -> None:
+        start = perf_counter_ns()
+        try:
+            together = self._together
+            if together is None or self._pauses:
+                return
+            watched = self._watched[id(together)]
+            if watched.is_stale(together):
+                watched.rebuild(together, self._models, learn=False)
+            watched.reading = together.reading()
+            if watched.reading is not None:
+                loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
+                watched.nonfinite = self._suspects.gone(self.step, watched, watched.reading, loss)
+            self._end_step(together, watched, start)
+        except Exception as error:  # noqa: BLE001
+            internal_error(error, "end of backward")
+
+    def scaling(self, optimizer: object, scale: Tensor, unscaled: bool) -> None:
+        """See ``LossSink``."""
+        inner = unwrap(optimizer)
+        watched = self._watched.get(id(inner)) or self._find(inner)
+        if watched is None or self._pauses:
+            return
+        watched.scale = scale
+        watched.is_never_thin = True
+        self._raise_alert()
+        if not unscaled and not getattr(inner, "_step_supports_amp_scaling", False):
+            # Clipped while still scaled: what was read then is as many times too large.
+            if watched.reading is not None:
+                watched.reading = watched.reading.unscaled(scale)
+            if watched.clip_total is not None:
+                watched.clip_total /= float(scale)
+
     def skipped_by_scaler(self, optimizer: object) -> None:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
         inner = unwrap(optimizer)
         watched = self._watched.get(id(inner))
-        if watched is not None:
+        if watched is not None and not self._pauses:
             watched.reading = None
             self._end_step(inner, watched, perf_counter_ns(), skipped=True)
 
     # --- One step --------------------------------------------------------------------------------------
 
-    def _look(self, optimizer: Optimizer, watched: WatchedOptimizer, *, before: bool) -> None:
+    def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
         loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
         suspicious = not is_finite(loss)
@@ -473,7 +679,7 @@ class StepObserver:
             watched.rebuild(optimizer, self._models)
 
     def _end_step(
-        self, optimizer: Optimizer, watched: WatchedOptimizer, start: int, *, skipped: bool = False
+        self, optimizer: Steps, watched: WatchedOptimizer, start: int, *, skipped: bool = False
     ) -> None:
         if watched.order.learning:
             watched.order.settle()
@@ -484,10 +690,14 @@ class StepObserver:
         self._suspicious = False
         reading, watched.reading = watched.reading, None
         in_flight: InFlight | None = None
-        scale: float | None = None
-        if reading is not None or self._device_losses or self._given_loss is not None or watched.is_scaled:
+        scale = 1.0
+        loss_scale = local_norm = None
+        scaler = watched.scale
+        if reading is not None or self._device_losses or self._given_loss is not None or scaler is not None:
             loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
-            if reading is not None and not self._is_reportable(reading, in_flight):
+            loss_scale, local_norm = _on_host(watched, skipped)
+            watched.scale = watched.local = None
+            if reading is not None and not self._is_reportable(watched, reading, in_flight):
                 reading = None
         total, ratio = watched.clip_total, watched.clip_ratio
         watched.clip_total = watched.clip_ratio = None
@@ -511,11 +721,14 @@ class StepObserver:
         late = loss if in_flight is not None else None
         record = StepRecord(
             watched.index, step, now, late, watched.layers, indices, norms, total, nonfinite, skipped,
-            round(spent), ratio, scale,
+            round(spent), ratio, watched.reader.sharded, loss_scale, local_norm,
         )  # fmt: skip
         # A loss that is still on its way comes later, with the record.
         watched.losses.append(None if in_flight is not None else loss)
         watched.ends.append(now)
+        if watched.leads and self._paused:
+            watched.log.pauses.append((now, self._paused))
+            self._paused = 0
         self._hand_over(record, in_flight)
         self._alert = False
         was_observed = watched.observe
@@ -544,7 +757,7 @@ class StepObserver:
             watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
         )
 
-    def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Optimizer) -> None:
+    def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Steps) -> None:
         if self._given_rate is not None:
             watched.note_given_rate(now, self._given_rate)
             self._given_rate = None
@@ -553,15 +766,15 @@ class StepObserver:
 
     def _collect(
         self,
-        optimizer: Optimizer,
+        optimizer: Steps,
         watched: WatchedOptimizer,
         reading: Reading | None,
         loss: float | None,
         skipped: bool,
-    ) -> tuple[float | None, float | None, bool, InFlight | None]:
+    ) -> tuple[float | None, float, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
         losses, self._device_losses = self._device_losses, []
-        self._busy = False
+        self._tend_busy()
         given, self._given_loss = self._given_loss, None
         if isinstance(given, float):
             loss, losses = given, []
@@ -570,33 +783,49 @@ class StepObserver:
         # Fused optimizers get scaled gradients, and the scaler's verdict as a tensor.
         scale_tensor = getattr(optimizer, "grad_scale", None)
         found_tensor = getattr(optimizer, "found_inf", None)
-        scale: float | None = None
-        scalars: tuple[Tensor, Tensor] | None = None
+        scale = 1.0
+        scalars: dict[str, Tensor] = {}
         # After `unscale_` there is no scale, only the verdict.
         if isinstance(found_tensor, torch.Tensor):
-            watched.is_scaled = True
             if found_tensor.is_cpu:
-                scale = None if scale_tensor is None else float(scale_tensor)
+                scale = 1.0 if scale_tensor is None else float(scale_tensor)
                 skipped = skipped or bool(found_tensor.item())
             else:
-                scalars = (found_tensor.new_ones(()) if scale_tensor is None else scale_tensor, found_tensor)
+                scalars["found_inf"] = found_tensor
+                if scale_tensor is not None:
+                    scalars["grad_scale"] = scale_tensor
+        if watched.scale is not None and not watched.scale.is_cpu:
+            scalars["loss_scale"] = watched.scale
+        if watched.local is not None and watched.local.on_device:
+            scalars["local_norm"] = watched.local.total_on_device()
         on_device = reading.on_device if reading is not None else ()
-        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses else None
+        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses or scalars else None
         return loss, scale, skipped, in_flight
 
-    def _is_reportable(self, reading: Reading, in_flight: InFlight | None) -> bool:
+    def _is_reportable(self, watched: WatchedOptimizer, reading: Reading, in_flight: InFlight | None) -> bool:
         """Whether there is anything to report; a norm of zero over no gradients would be a lie."""
+        if watched.unseen is None:
+            reason = self._why_unseen(watched)
+            watched.unseen = reason is not None
+            if reason is not None:
+                self._sink.missing(self.step, reason)
+        if watched.unseen:
+            return False
+        if watched.reader.sharded and not reading.complete:
+            self._sink.missing(self.step, PENDING_SUMS)
         if reading.on_device:
             return in_flight is not None
-        if reading.indices:
-            return True
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "missing instrumentation: an optimizer stepped and none of its parameters has a `.grad`; "
-                "no gradient norms are reported (loops that keep gradients elsewhere are not supported yet)"
-            )
-        return False
+        if not reading.indices:
+            self._sink.missing(self.step, NO_GRADIENTS)
+        return bool(reading.indices)
+
+    def _why_unseen(self, watched: WatchedOptimizer) -> str | None:
+        modules = [module for model in self._models if (module := model.reference()) is not None]
+        return why_unseen(
+            watched.reader.parameters,
+            [parameter for module in modules for parameter in module.parameters()],
+            [parameter for each in self._watched.values() for parameter in each.reader.parameters],
+        )
 
     # --- What the user says ------------------------------------------------------------------------------
 
@@ -648,7 +877,7 @@ class StepObserver:
                 record = record._replace(nonfinite=True)
             self._open = (record._replace(loss=loss), in_flight)
             return
-        sent = self._arrivals.send((), [loss], None)
+        sent = self._arrivals.send((), [loss], {})
         if sent is not None:
             # What was captured no longer counts: norms stay, losses are the new one's.
             kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
@@ -688,7 +917,21 @@ class StepObserver:
             watched.log.closed = True
 
 
-def _overflowed(optimizer: Optimizer) -> bool:
+def _is_captured(watched: WatchedOptimizer) -> bool:
+    """Whether what is done to these gradients now would become part of a CUDA graph."""
+    return bool(watched.reader.devices) and is_capturing()
+
+
+def _on_host(watched: WatchedOptimizer, skipped: bool) -> tuple[float | None, float | None]:
+    """Loss scale, and norm of this rank's own gradients, where they are on the host."""
+    scale = float(watched.scale) if watched.scale is not None and watched.scale.is_cpu else None
+    local = watched.local
+    if local is None or not local.indices or skipped:
+        return scale, None
+    return scale, math.hypot(*local.norms) / (scale or 1.0)
+
+
+def _overflowed(optimizer: Steps) -> bool:
     """Whether a scaler told a fused optimizer on the CPU to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and found_inf.is_cpu and bool(found_inf.item())

@@ -24,7 +24,7 @@ from gradwatch.interval import Interval
 from gradwatch.memory import memory_points
 from gradwatch.nonfinite import is_reported
 from gradwatch.observer import StepObserver
-from gradwatch.safety import shielded
+from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
 from gradwatch.sigterm import SigtermWatch
 from gradwatch.step_log import StepLog
@@ -60,6 +60,7 @@ class Run:
         self._lock = threading.Lock()
         self._sequence = itertools.count()
         self._nonfinite = 0
+        self._missing: set[str] = set()
         self._target_reached = False
         self._ended = False
         self._sigterm_came = False
@@ -160,6 +161,16 @@ class Run:
                 conventions.LOSS_VALUE: step.loss,
             }
             self._emit(conventions.NONFINITE_STEP, known)
+
+    def missing(self, step: int, reason: str) -> None:
+        """See ``StepSink``."""
+        if reason not in self._missing:
+            self._missing.add(reason)
+            log.warning("missing instrumentation: %s", reason)
+            self._emit(
+                conventions.INSTRUMENTATION_MISSING,
+                {conventions.STEP: step, conventions.MISSING_REASON: reason},
+            )
 
     def _check_target(self, value: float, step: int | None, time: int | None = None) -> None:
         target = self.settings.target

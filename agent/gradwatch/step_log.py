@@ -45,10 +45,11 @@ class Column:
 class Rows:
     """Gradient norms of observed steps: ``norms`` holds one row of ``len(indices)`` after the other."""
 
-    __slots__ = ("indices", "layers", "norms", "times")
+    __slots__ = ("indices", "layers", "norms", "sharded", "times")
 
-    def __init__(self, layers: Sequence[str], indices: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[str], indices: Sequence[int], sharded: bool) -> None:
         self.layers = layers
+        self.sharded = sharded
         self.indices = indices
         self.times = array("q")
         self.norms = array("d")
@@ -60,7 +61,7 @@ class Rows:
 
     def take(self) -> Rows:
         """Export thread: the complete rows."""
-        taken = Rows(self.layers, self.indices)
+        taken = Rows(self.layers, self.indices, self.sharded)
         count = len(self.times)
         width = len(self.indices)
         taken.times = self.times[:count]
@@ -125,19 +126,24 @@ class StepLog:
         time = record.time
         if record.loss is not None:
             self.column(conventions.LOSS).append(time, record.loss)
-        if record.gradient_norm is not None:
-            self.column(conventions.GRADIENT_NORM).append(time, record.gradient_norm)
+        norm = record.gradient_norm
+        if norm is not None and record.sharded:
+            self.column(conventions.GRADIENT_SHARD_SQUARE).append(time, norm * norm)
+        elif norm is not None:
+            self.column(conventions.GRADIENT_NORM).append(time, norm)
         if record.clip_ratio is not None:
             self.column(conventions.CLIP_RATIO).append(time, record.clip_ratio)
         if record.loss_scale is not None:
             self.column(conventions.LOSS_SCALE).append(time, record.loss_scale)
+        if record.local_norm is not None:
+            self.column(conventions.LOCAL_GRADIENT_NORM).append(time, record.local_norm)
         self.skipped += record.skipped
         self.spent += record.spent
         if record.indices is not None and record.norms is not None:
             self.observed += 1
             rows = self.rows[-1] if self.rows else None
             if rows is None or not rows.belongs(record.layers, record.indices):
-                rows = Rows(record.layers, record.indices)
+                rows = Rows(record.layers, record.indices, record.sharded)
                 self.rows.append(rows)
             rows.append(time, record.norms)
 

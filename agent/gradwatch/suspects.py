@@ -56,6 +56,16 @@ class Suspects:
             )
         )
 
+    def gone(self, step: int, watched: WatchedOptimizer, reading: Reading, loss: float | None) -> bool:
+        """A step whose gradients were read in backward's order and freed at once; whether it was non-finite."""
+        bad = [i for i, norm in zip(reading.indices, reading.norms, strict=False) if not math.isfinite(norm)]
+        if not bad and is_finite(loss):
+            return False
+        found = origin(Witnesses(loss, reading.indices, bad, None, reading.indices))
+        layer = None if found.layer is None else watched.layers[found.layer]
+        self._sink.nonfinite(NonfiniteStep(step, layer, found.born_in, len(bad), None, loss))
+        return True
+
     def arrived(
         self, record: StepRecord, indices: Sequence[int], norms: Iterable[float], loss: float | None
     ) -> bool:

@@ -26,7 +26,9 @@ class StepRecord(NamedTuple):
 
     ``time`` is the step's end in Unix nanoseconds, shared by all its scalars. ``norms`` are the pre-clip L2
     norms of the gradients named by ``layers`` at ``indices``; None where the step was not observed. ``spent``:
-    nanoseconds of the training thread.
+    nanoseconds of the training thread. ``sharded``: the norms are this rank's shares, whose squares add up over
+    the ranks. ``loss_scale``: what mixed precision multiplied the loss with. ``local_norm``: L2 norm of this
+    rank's own gradients before data parallelism averaged them.
     """
 
     optimizer: int
@@ -41,7 +43,9 @@ class StepRecord(NamedTuple):
     skipped: bool
     spent: int
     clip_ratio: float | None = None
+    sharded: bool = False
     loss_scale: float | None = None
+    local_norm: float | None = None
 
 
 class NonfiniteStep(NamedTuple):
@@ -153,6 +157,9 @@ class StepSink(Protocol):
 
     def nonfinite(self, step: NonfiniteStep) -> None:
         """A step was non-finite."""
+
+    def missing(self, step: int, reason: str) -> None:
+        """The loop cannot be seen properly; ``reason`` in one line."""
 
     def wants_nonfinite_detail(self) -> bool:
         """Whether the next non-finite step becomes an event; only then it is worth a closer look."""

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_not
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
 from gradwatch import conventions
 from gradwatch.budget import Budget
-from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, named_parameters
+from gradwatch.gradients import GradientReader, Reading, named_parameters
+from gradwatch.in_backward import StepsInBackward
+from gradwatch.sharding import common_stride, is_distributed_tensor
 from gradwatch.step_log import StepLog
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
 
 _UNKNOWN: Final = object()
+
+
+class Steps(Protocol):
+    """What is needed of an optimizer, or of what stands for one."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters and options by group."""
 
 
 class Model:
@@ -90,56 +100,24 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget",
-        "capturing",
-        "clip_epoch",
-        "clip_ratio",
-        "clip_total",
-        "counted",
-        "depth",
-        "ends",
-        "frame",
-        "index",
-        "is_late",
-        "is_never_thin",
-        "is_scaled",
-        "last_known",
-        "last_nonfinite",
-        "last_observed",
-        "last_step",
-        "layers",
-        "leads",
-        "left",
-        "log",
-        "losses",
-        "may_be_thin",
-        "nonfinite",
-        "observe",
-        "order",
-        "planned",
-        "poisoned",
-        "rate",
-        "rates",
-        "reader",
-        "reading",
-        "reading_epoch",
-        "reference",
-        "spent",
-        "stock",
+        "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
+        "index", "is_aligned", "is_late", "is_never_thin", "last_known", "last_nonfinite", "last_observed",
+        "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin", "nonfinite", "observe",
+        "order", "planned", "poisoned", "rate", "rates", "reader", "reading", "reading_epoch", "reference",
+        "scale", "spent", "stock", "together", "unseen",
     )  # fmt: skip
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Steps,
         models: Sequence[Model],
         budget: Budget,
         log: StepLog,
         gone: Callable[[Any], None],
     ) -> None:
-        self.reference = weakref.ref(optimizer, gone)
-        self.index = log.index
-        self.leads = log.index == 0
+        self.reference: weakref.ref[Steps] = weakref.ref(optimizer, gone)
         self.budget = budget
+        self.is_aligned = False
         self.use(log)
         self.frame: FrameType | None = None
         self.depth = 0
@@ -159,31 +137,34 @@ class WatchedOptimizer:
         self.counted = 0
         self.may_be_thin = False
         self.is_never_thin = False
-        self.is_scaled = False
         # Of a single group, the very object, so that a step whose rate did not change is known by identity.
         self.rate: object = _UNKNOWN
         self.rates: tuple[float | None, ...] = ()
+        self.scale: Tensor | None = None
+        self.local: Reading | None = None
+        self.together: StepsInBackward | None = None
+        self.unseen: bool | None = None
         self.nonfinite = False
         self.poisoned = False
         self.spent = 0
         self.order = BackwardOrder((), learn=False)
         self.rebuild(optimizer, models)
 
-    def rebuild(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
+    def rebuild(self, optimizer: Steps, models: Sequence[Model], *, learn: bool = True) -> None:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
         self.reader = GradientReader(parameters)
         self.order.settle()
-        self.order = BackwardOrder(parameters, learn=not any(model.is_compiled() for model in models))
+        self.order = BackwardOrder(parameters, learn and not any(model.is_compiled() for model in models))
         self.rename(optimizer, models)
 
-    def is_stale(self, optimizer: Optimizer) -> bool:
+    def is_stale(self, optimizer: Steps) -> bool:
         """Whether parameters were added, taken away or replaced since `rebuild`."""
         now = _stock(optimizer)
         return len(now) != len(self.stock) or any(map(is_not, now, self.stock))
 
-    def rename(self, optimizer: Optimizer, models: Sequence[Model]) -> None:
+    def rename(self, optimizer: Steps, models: Sequence[Model]) -> None:
         """Name the layers after the watched models; parameters of none are named by their place."""
         names: dict[int, str] = {}
         for model in models:
@@ -232,10 +213,12 @@ class WatchedOptimizer:
     def use(self, log: StepLog) -> None:
         """Write to this log from now on."""
         self.log = log
+        self.index = log.index
+        self.leads = log.index == 0
         self.ends = log.ends
         self.losses = log.losses
 
-    def note_rates(self, now: int, optimizer: Optimizer) -> None:
+    def note_rates(self, now: int, optimizer: Steps) -> None:
         """Write down the learning rates if they changed."""
         groups = optimizer.param_groups
         rate = groups[0].get("lr")
@@ -257,12 +240,17 @@ class WatchedOptimizer:
         if observed:
             steps = self.planned - self.left if self.last_observed else 0
             self.counted += self.planned - self.left
-            self.planned = self.left = self.budget.next_interval(spent, steps, now - self.last_observed)
+            interval = self.budget.next_interval(spent, steps, now - self.last_observed)
+            if self.is_aligned:
+                # Shares of a norm, and the ranks' own norms, mean something beside those of the same step.
+                stride = self.budget.every or common_stride(interval)
+                interval = stride - self.counted % stride
+            self.planned = self.left = interval
             self.last_observed = now
         self.left -= 1
         self.observe = self.left <= 0
         self.may_be_thin = not (
-            self.observe or self.is_never_thin or self.is_scaled or self.reader.devices or self.order.learning
+            self.observe or self.is_never_thin or self.reader.devices or self.order.learning
         )
 
     def owns(self, grads: Sequence[Tensor]) -> bool:
@@ -290,7 +278,8 @@ def unwrap(optimizer: Any) -> Optimizer:
     """
     inner = optimizer
     for _ in range(8):
-        if isinstance(inner, torch.optim.Optimizer):
+        # Accelerate's is an Optimizer by name only: never initialised as one, so that no hook fires for it.
+        if isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "_optimizer_step_pre_hooks"):
             return inner
         inner = getattr(inner, "optimizer", None)
     raise TypeError(
@@ -299,7 +288,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     )
 
 
-def _places(optimizer: Optimizer) -> Iterable[tuple[int, int, Tensor]]:
+def _places(optimizer: Steps) -> Iterable[tuple[int, int, Tensor]]:
     seen: set[int] = set()
     for group, options in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(options["params"]):
@@ -308,7 +297,7 @@ def _places(optimizer: Optimizer) -> Iterable[tuple[int, int, Tensor]]:
                 yield group, place, parameter
 
 
-def parameters_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
+def parameters_of(optimizer: Steps) -> tuple[Tensor, ...]:
     """All parameters of the optimizer, each once."""
     return tuple(parameter for _, _, parameter in _places(optimizer))
 
@@ -322,5 +311,5 @@ def _rate(value: Any) -> float | None:
     return float(value)
 
 
-def _stock(optimizer: Optimizer) -> tuple[Tensor, ...]:
+def _stock(optimizer: Steps) -> tuple[Tensor, ...]:
     return tuple(chain.from_iterable(group["params"] for group in optimizer.param_groups))

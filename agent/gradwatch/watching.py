@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -113,6 +113,27 @@ class Watch:
     def run_id(self) -> str | None:
         """The run's id; None for a watch that watches nothing."""
         return self._run.identity.run_id if self._run is not None else None
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Mark evaluation: its time belongs to no step, its losses and gradients are not training's.
+
+        ``with watch.evaluation(): ...``, or as a decorator of the function that evaluates. `log` works as ever.
+        """
+        run = self._run
+        if run is not None:
+            run.observer.pause()
+        try:
+            yield
+        finally:
+            if run is not None:
+                run.observer.resume()
+
+    @contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Mark the writing of a checkpoint: its time belongs to no step."""
+        with self.evaluation():
+            yield
 
     def close(self) -> None:
         """Stop watching. The last watch of a run to close ends the run and takes all hooks off.

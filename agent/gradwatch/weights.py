@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from gradwatch.gradients import is_distributed_tensor
+from gradwatch.sharding import is_distributed_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""Gradient norms by layer over a whole attempt, from the stored interval aggregates."""
+"""Gradient norms by layer over a whole attempt, from the stored interval aggregates and the shards' squares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.reading import read_series
+from gradwatch_collector.shards import shard_norms
 
 _Reduce = Callable[[npt.NDArray[np.float64]], Any]
 _FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "max": np.max}
@@ -19,7 +20,10 @@ _FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "m
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """L2 norms of one parameter's gradient over the observed steps of all ranks; finite steps only."""
+    """L2 norms of one parameter's gradient over the observed steps of all ranks; finite steps only.
+
+    A sharded parameter has one norm a step, over all ranks.
+    """
 
     layer: str
     optimizer: int | None
@@ -51,6 +55,13 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
             held = totals.setdefault(place, {})
             values = [float(reduce(point.values.astype(np.float64))), *([held[field]] if field in held else [])]
             held[field] = float(reduce(np.array(values)))
+    for place, norms in shard_norms(connection, run_id, attempt).items():
+        finite = norms[np.isfinite(norms)]
+        totals[place] = {"count": finite.size}
+        if finite.size:
+            totals[place] |= {
+                field: float(reduce(finite)) for field, reduce in _FIELDS.items() if field != "count"
+            }
     return [_summary(layer, optimizer, held) for (layer, optimizer), held in totals.items()]
 
 

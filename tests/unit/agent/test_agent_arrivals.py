@@ -64,6 +64,9 @@ class Sink:
     def nonfinite(self, step: NonfiniteStep) -> None:
         self.bad.append(step)
 
+    def missing(self, _step: int, _reason: str) -> None:
+        raise AssertionError
+
     def wants_nonfinite_detail(self) -> bool:
         return True
 
@@ -86,7 +89,7 @@ def norms(*values: float) -> list[DeviceNorms]:
 
 def test_steps_leave_in_order_once_their_values_are_there(sink: Sink) -> None:
     waiting = Arrivals(sink, Suspects(sink, {}))
-    first = waiting.send(norms(3.0, 4.0), [torch.tensor(1.5), torch.tensor(2.0)], None)
+    first = waiting.send(norms(3.0, 4.0), [torch.tensor(1.5), torch.tensor(2.0)], {})
     waiting.add(record(0), first)
     waiting.add(record(1, observed=False), None)
     waiting.drain()
@@ -103,7 +106,12 @@ def test_steps_leave_in_order_once_their_values_are_there(sink: Sink) -> None:
 def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -> None:
     waiting = Arrivals(sink, Suspects(sink, {}))
     for step, (values, found) in enumerate([((6.0, 8.0), 0.0), ((math.inf, 8.0), 1.0)]):
-        scaler = (torch.tensor(2.0), torch.tensor(found))
+        scaler = {
+            "grad_scale": torch.tensor(2.0),
+            "found_inf": torch.tensor(found),
+            "loss_scale": torch.tensor(2.0),
+            "local_norm": torch.tensor(20.0),
+        }
         waiting.add(record(step), waiting.send(norms(*values), [torch.tensor(1.0)], scaler))
     for slot in ManualRing.slots:
         slot.done = True
@@ -111,12 +119,13 @@ def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -
     kept, skipped = sink.steps
     assert (kept.norms, kept.gradient_norm, kept.loss) == ([3.0, 4.0], 5.0, 1.0)
     assert (skipped.skipped, skipped.norms, skipped.gradient_norm, skipped.loss) == (True, None, None, 1.0)
+    assert (kept.loss_scale, kept.local_norm, skipped.loss_scale, skipped.local_norm) == (2.0, 10.0, 2.0, None)
     assert sink.bad == []
 
 
 def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
     waiting = Arrivals(sink, Suspects(sink, {}))
-    waiting.add(record(7), waiting.send(norms(math.nan, 1.0), [torch.tensor(1.0)], None))
+    waiting.add(record(7), waiting.send(norms(math.nan, 1.0), [torch.tensor(1.0)], {}))
     ManualRing.slots[0].done = True
     waiting.drain()
     (bad,) = sink.bad
@@ -127,7 +136,7 @@ def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
 def test_a_full_ring_gives_values_up_rather_than_wait(sink: Sink) -> None:
     waiting = Arrivals(sink, Suspects(sink, {}))
     ManualRing.full = True
-    assert waiting.send(norms(1.0), [], None) is None
+    assert waiting.send(norms(1.0), [], {}) is None
     waiting.send_logged("x", 1, torch.tensor(1.0))
     assert not waiting
 
