@@ -98,6 +98,10 @@ class Arrivals:
         in_flight.record = record
         self._steps.append(in_flight)
 
+    def waiting(self) -> list[StepRecord]:
+        """Steps whose values are on their way, oldest first, without them. Any thread may ask."""
+        return [step.record for step in self._steps.copy() if step.record is not None]
+
     def drain(self) -> None:
         """Hand on what has arrived."""
         while self._steps and self._steps[0].arrived():

@@ -21,7 +21,8 @@ class Interval:
     Appending to and popping from a deque needs no lock, so the training thread never waits for this one.
     """
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, record: Callable[[StepRecord], None] = lambda _step: None) -> None:
+        self._record = record
         self.steps: deque[StepRecord] = deque(maxlen=_WAITING)
         self.logged: deque[LoggedValue] = deque(maxlen=_WAITING)
         self.nonfinite = 0
@@ -44,7 +45,9 @@ class Interval:
 
         spent = lasted = 0
         while self.steps:
-            record = self.steps.popleft()
+            record = self.steps[0]
+            self._record(record)  # before it leaves the queue: a black box finds it here or there
+            self.steps.popleft()
             self._scalars(record, optimizers, add)
             self._aggregate(record)
             spent += record.spent

@@ -174,6 +174,11 @@ class StepObserver:
         """Index of the last step that ended; None before the first."""
         return self.step - 1 if self.step > self._start_step else None
 
+    def waiting(self) -> list[StepRecord]:
+        """Steps that ended and were not handed over yet, oldest first. Any thread may ask."""
+        last = self._open
+        return [*self._arrivals.waiting(), *(() if last is None else (last[0],))]
+
     @property
     def optimizer_count(self) -> int:
         """Optimizers watched so far."""

@@ -14,15 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
+from gradwatch.black_box import BlackBox, StallWatch
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
-from gradwatch.endings import CANCELLED, Ending, EndingWatch, ending_of
+from gradwatch.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
 from gradwatch.exporter import ExportThread, Pacer
+from gradwatch.flight_recorder import FlightRecorder
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.interval import Interval
 from gradwatch.memory import memory_points
 from gradwatch.nonfinite import is_reported
 from gradwatch.observer import StepObserver
+from gradwatch.oom import AllocatorWatch, OutOfMemory
+from gradwatch.redaction import redact
 from gradwatch.safety import shielded
 from gradwatch.settings import Settings
 from gradwatch.sigterm import SigtermWatch
@@ -52,7 +56,7 @@ class Run:
         self.settings = settings
         self.watches: list[Watch] = []
         self.identity = Identity.resolve(settings)
-        self._resource: Attributes = resource_attributes(settings, self.identity, model)
+        self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
         self._clock = clock.branch()
         self._lock = threading.Lock()
         self._sequence = itertools.count()
@@ -62,7 +66,14 @@ class Run:
         self._sigterm_came = False
         pace = Pacer()
         self._pace = pace
-        self._interval = Interval(clock.now())
+        self._recorder = FlightRecorder(settings.flight_steps)
+        self._box = BlackBox(
+            self._recorder, self._tail, self._emit_black_box, settings.directory, self.identity
+        )
+        self._stall = StallWatch(self._recorder.median_duration)
+        self._allocator = AllocatorWatch(self._ran_out_of_memory)
+        self._out_of_memory = 0
+        self._interval = Interval(clock.now(), self._recorder.add)
         self.observer = StepObserver(
             self,
             clock,
@@ -89,6 +100,7 @@ class Run:
         self.observer.install()
         self._endings.install()
         self._sigterm.install()
+        self._allocator.attach()
         atexit.register(self._at_exit)
         if multiprocessing.parent_process() is not None:
             # A forked child of multiprocessing leaves by os._exit, past atexit, but not past its finalizers.
@@ -98,6 +110,7 @@ class Run:
     def close(self, ending: Ending) -> None:
         """End the run and leave nothing behind."""
         self.observer.remove()
+        self._allocator.silence()
         self._sigterm.settle()
         self.end(ending)
         self._endings.remove()
@@ -109,6 +122,7 @@ class Run:
         """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
         self._ended = True
         self.observer.remove_in_child()
+        self._allocator.silence()
         self._endings.remove()
         self._sigterm.forget_in_child()
         atexit.unregister(self._at_exit)
@@ -142,6 +156,7 @@ class Run:
         """See ``StepSink``."""
         self._nonfinite += 1
         self._interval.nonfinite += 1
+        self._box.ask("nonfinite", step.step)
         if is_reported(self._nonfinite):
             known: dict[str, AttributeValue | None] = {
                 conventions.STEP: step.step,
@@ -171,13 +186,16 @@ class Run:
 
     def _emit(self, event: EventName, attributes: Mapping[str, AttributeValue | None]) -> None:
         with self._lock:  # time and sequence in the same order
-            known = {name: value for name, value in attributes.items() if value is not None}
+            known = redact({name: value for name, value in attributes.items() if value is not None})
             known[conventions.EVENT_SEQUENCE] = next(self._sequence)
             self._thread.emit(Event(event.name, self._clock.now(), known))
 
     def _heartbeat(self) -> None:
         if not self._ended:
-            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: self.observer.last_step})
+            last = self.observer.last_step
+            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
+            if self._stall.stalled(last):
+                self._box.write("stalled", last)
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -194,6 +212,12 @@ class Run:
                 ending.exception_type,
                 ending.exception_message,
             )
+        if ending.status == FAILED:
+            if ending.out_of_memory is not None and not self._allocator.attached:
+                self._ran_out_of_memory(ending.out_of_memory)
+            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.last_step)
+        else:
+            self._box.write_if_due()
         self._emit(
             conventions.RUN_ENDED,
             {
@@ -219,16 +243,40 @@ class Run:
 
     def _note_sigterm(self) -> None:
         self._sigterm_came = True
+        self._box.ask("SIGTERM", None)
 
     def _die_of_sigterm(self) -> None:
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
         self._thread.send_last_words(_SIGTERM_SECONDS)
+        # The ending is out: only now what takes longer.
+        self._box.write("SIGTERM", self.observer.last_step)
+        self._thread.send_last_words(_SIGTERM_SECONDS)
+
+    def _ran_out_of_memory(self, what: OutOfMemory) -> None:
+        self._out_of_memory += 1
+        if is_reported(self._out_of_memory):  # a loop that tries again and again is one story, not a thousand
+            self._emit(
+                conventions.OUT_OF_MEMORY,
+                {
+                    conventions.STEP: self.observer.step,
+                    conventions.DEVICE: what.device,
+                    conventions.OOM_DURING: what.during,
+                    conventions.OOM_REQUESTED: what.requested,
+                },
+            )
+
+    def _emit_black_box(self, attributes: Mapping[str, AttributeValue | None]) -> None:
+        self._emit(conventions.FLIGHT_RECORD, attributes)
+
+    def _tail(self) -> Sequence[StepRecord]:
+        return [*self._interval.steps.copy(), *self.observer.waiting()]
 
     # --- Export thread -----------------------------------------------------------------------------------
 
     def _collect(self, dropped: int) -> Sequence[MetricPoints]:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, self._pace)
+        self._box.write_if_due(self.observer.last_step)
         return [*points, *memory_points(now)]
 
     def _clock_now(self) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from gradwatch.conventions import Metric
 
-AttributeValue = str | int | float | bool
+AttributeValue = str | int | float | bool | bytes
 Attributes = Mapping[str, AttributeValue]
 
 

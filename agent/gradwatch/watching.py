@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,6 +119,10 @@ def watch(
     export_interval: float | None = None,
     endpoint: str | None = None,
     preemptible: bool | None = None,
+    directory: str | PathLike[str] | None = None,
+    flight_steps: int | None = None,
+    capture: str | None = None,
+    replay: str | Callable[..., Any] | None = None,
     exporter: Exporter | None = None,
 ) -> Watch:
     """Watch training: gradient norms by layer, NaN and Inf, loss, learning rate, time, memory, and the ending.
@@ -148,6 +153,11 @@ def watch(
         export_interval: Seconds between exports of metrics (default 5).
         endpoint: Base URL of the OTLP/HTTP collector (default http://127.0.0.1:4318).
         preemptible: SIGTERM means preemption.
+        directory: Where black boxes and bundles are written (default ``$XDG_STATE_HOME/gradwatch``).
+        flight_steps: Steps that the black box holds (default 256).
+        capture: ``on_nonfinite`` writes a bundle with which ``gradwatch replay`` runs the first non-finite step
+            again. It holds the model's inputs and state, and stays on this host.
+        replay: Function without arguments, or ``module:function``, that builds the model for a replay.
         exporter: Where telemetry goes instead, such as ``gradwatch.testing.InMemoryExporter()``.
 
     Raises:
