@@ -174,6 +174,10 @@ class StepObserver:
         """Index of the last step that ended; None before the first."""
         return self.step - 1 if self.step > self._start_step else None
 
+    def optimizers(self) -> list[Optimizer]:
+        """Those that are watched, in the order in which they came."""
+        return [one for each in self._watched.values() if (one := each.reference()) is not None]
+
     def waiting(self) -> list[StepRecord]:
         """Steps that ended and were not handed over yet, oldest first. Any thread may ask."""
         last = self._open

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
@@ -42,6 +43,9 @@ from gradwatch.telemetry import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from gradwatch.capture import Capture
     from gradwatch.watching import Watch
 
 _EXIT_SECONDS: Final = 2.0
@@ -90,6 +94,18 @@ class Run:
             settings.export_interval,
             settings.endpoint,
         )
+        self._capture: Capture | None = None
+        if settings.capture is not None:
+            from gradwatch.capture import Capture
+
+            self._capture = Capture(
+                lambda: self.observer.step,
+                self.observer.optimizers,
+                self._bundle_saved,
+                settings.directory,
+                self.identity,
+                settings.replay,
+            )
         self._endings = EndingWatch(self.end)
         self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
 
@@ -111,6 +127,8 @@ class Run:
         """End the run and leave nothing behind."""
         self.observer.remove()
         self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
         self._sigterm.settle()
         self.end(ending)
         self._endings.remove()
@@ -123,9 +141,18 @@ class Run:
         self._ended = True
         self.observer.remove_in_child()
         self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
         self._endings.remove()
         self._sigterm.forget_in_child()
         atexit.unregister(self._at_exit)
+
+    def add_model(self, model: nn.Module, name: str) -> bool:
+        """Watch this module too. False when it is watched already."""
+        is_new = self.observer.add_model(model, name)
+        if is_new and self._capture is not None:
+            self._capture.add_model(model, name)
+        return is_new
 
     # --- StepSink: called on the training thread --------------------------------------------------------
 
@@ -157,6 +184,8 @@ class Run:
         self._nonfinite += 1
         self._interval.nonfinite += 1
         self._box.ask("nonfinite", step.step)
+        if self._capture is not None:
+            self._capture.nonfinite(step)
         if is_reported(self._nonfinite):
             known: dict[str, AttributeValue | None] = {
                 conventions.STEP: step.step,
@@ -264,6 +293,9 @@ class Run:
                     conventions.OOM_REQUESTED: what.requested,
                 },
             )
+
+    def _bundle_saved(self, step: int, path: Path) -> None:
+        self._emit(conventions.BUNDLE_SAVED, {conventions.STEP: step, conventions.BUNDLE_PATH: str(path)})
 
     def _emit_black_box(self, attributes: Mapping[str, AttributeValue | None]) -> None:
         self._emit(conventions.FLIGHT_RECORD, attributes)

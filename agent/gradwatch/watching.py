@@ -183,7 +183,7 @@ def _attach(
     run = runs.current()
     if run is None:
         run = runs.open_run(settings, next(iter(models), None), exporter)
-    new_models = [run.observer.add_model(module, name) for name, module in models.items()]
+    new_models = [run.add_model(module, name) for name, module in models.items()]
     new = [one for one in optimizers if run.observer.add_optimizer(one)]
     if not optimizers:
         run.observer.adopt_optimizers()

@@ -85,10 +85,14 @@ def run_out(where: str) -> None:
 @pytest.mark.parametrize(
     ("where", "during"),
     [
-        ("forward", "forward"), ("backward", "backward"), ("checkpoint", "backward"), ("optimizer", "optimizer"),
-        ("closure", "optimizer"), ("outside", None),
+        ("forward", "forward"),
+        ("backward", "backward"),
+        ("checkpoint", "backward"),
+        ("optimizer", "optimizer"),
+        ("closure", "optimizer"),
+        ("outside", None),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_runs_out_of_memory_says_during_what(
     watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, where: str, during: str | None
 ) -> None:
