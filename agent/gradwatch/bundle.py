@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -107,15 +108,14 @@ def load(path: Path, device: str = "cpu", *, trusted: bool = False) -> Bundle:
     Raises:
         BundleError: It is none, or holds more than plain values and is not trusted.
     """
+    if not zipfile.is_zipfile(path):
+        raise BundleError(f"{path} is no bundle")
     try:
         whole = torch.load(path, map_location=device, weights_only=not trusted)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "unknown content"
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise BundleError(
-                f"{path} holds objects of other classes; --trust loads them, if you know who wrote it"
-            ) from error
-        raise BundleError(f"{path} is no bundle: {reason}") from error
+        raise BundleError(
+            f"{path} holds objects of other classes; --trust loads them, if you know who wrote it"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError, ImportError, AttributeError) as error:
         raise BundleError(
             f"cannot read {path}: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -21,7 +21,7 @@ from gradwatch.device_ring import is_capturing
 from gradwatch.gradients import is_distributed_tensor
 from gradwatch.local_files import file_name
 from gradwatch.nested import mapped, tensors, version
-from gradwatch.random_state import random_state
+from gradwatch.random_state import portable, random_state
 from gradwatch.safety import internal_error, log, shielded
 from gradwatch.telemetry import NonfiniteStep
 
@@ -183,6 +183,7 @@ class Capture:
                 for parts in one.gradients
             ]
             now = [version(each) for each in tensors((one.call.args, one.call.kwargs))]
+            one.call.random = portable(one.call.random)
             one.call.inputs_changed = now != one.versions
             calls.append(one.call)
         who = self._identity

@@ -281,6 +281,33 @@ def test_copies_of_a_captured_model_carry_nothing_of_ours_that_acts(
     assert not model._forward_pre_hooks
 
 
+class Batch:
+    """A batch of the user's own class."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+
+def test_inputs_of_a_class_of_the_users_own_need_trust(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Any) -> torch.Tensor:
+            return super().forward(x.values)
+
+    model = Own(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        (model(Batch(torch.ones(4, 6))).sum() * math.nan).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    path = Path(str(event.attributes[names.BUNDLE_PATH]))
+    with pytest.raises(BundleError, match="--trust"):
+        load(path)
+    (call,) = load(path, trusted=True).calls
+    assert torch.equal(call.args[0].values, torch.ones(4, 6))
+
+
 def test_one_bundle_a_run_and_none_without_being_asked(
     watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, tmp_path: Path
 ) -> None:
@@ -313,6 +340,16 @@ def test_a_model_that_cannot_be_built_is_one_clear_line(
     bundle = captured(watching, exporter, nn.Linear(6, 2), lambda output: output.sum() * math.nan)
     with pytest.raises(BundleError, match=message) as raised:
         build(bundle, reference, "cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_step_that_does_not_run_again_is_one_clear_line(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(watching, exporter, network(nn.Identity()), lambda output: output.sum() * math.nan)
+    models = build(bundle, f"{__name__}:with_identity", "cpu")
+    with pytest.raises(BundleError, match="cannot be run again") as raised:
+        replay(bundle, models, lambda output: output)
     assert "\n" not in str(raised.value)
 
 
