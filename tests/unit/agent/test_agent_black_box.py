@@ -20,6 +20,7 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch import local_files
+from gradwatch import run as runs
 from gradwatch.black_box import StallWatch
 from gradwatch.flight_recorder import FlightRecorder, compress, compress_for_file, decode, fitting
 from gradwatch.telemetry import StepRecord
@@ -220,6 +221,26 @@ def test_a_healthy_run_writes_nothing(
         train(model, optimizer, 5)
     assert black_boxes(exporter) == {}
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_stall_and_a_sigterm_that_was_handled_send_it_once(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer):
+        train(model, optimizer, 3)
+        run = runs.current()
+        assert run is not None
+        monkeypatch.setattr(StallWatch, "stalled", lambda _watch, step: step == 2)
+        run._heartbeat()
+        run._heartbeat()
+        run._note_sigterm()
+    triggers = [e.attributes[names.FLIGHT_TRIGGER] for e in exporter.find_events(names.FLIGHT_RECORD.name)]
+    assert triggers == ["stalled", "SIGTERM"]
+    assert black_boxes(exporter)["stalled"]["optimizers"][0]["step"] == [0, 1, 2]
 
 
 def test_a_full_disk_keeps_nobody_from_hearing(

@@ -308,6 +308,45 @@ def test_inputs_of_a_class_of_the_users_own_need_trust(
     assert torch.equal(call.args[0].values, torch.ones(4, 6))
 
 
+@pytest.mark.parametrize("watch_compiled", [True, False])
+def test_compiled_models_train_on_without_a_graph_break(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, watch_compiled: bool
+) -> None:
+    """Only a hook outside the graph can capture: that of the compiled module itself."""
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with watching(compiled if watch_compiled else model, optimizer, capture="on_nonfinite"):
+        (compiled(torch.ones(4, 6)).sum() * math.nan).backward()
+        optimizer.step()
+    assert len(exporter.find_events(names.BUNDLE_SAVED.name)) == watch_compiled
+
+
+def test_of_two_models_the_guilty_one_is_named(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    """A GAN: the discriminator runs twice in the step and goes bad on what the generator made."""
+    models = generator_and_critic()
+    generator, critic = models.values()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models.values()]
+    with watching(models, optimizers, capture="on_nonfinite"):
+        real = critic(torch.rand(4, 6) + 100)
+        made = critic(generator(torch.rand(4, 3)))
+        (real.mean() - made.mean()).backward()
+        optimizers[1].step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    assert [call.model for call in bundle.calls] == ["critic", "generator", "critic"]
+    verdict, visits = replay(bundle, build(bundle, f"{__name__}:generator_and_critic", "cpu"), None)
+    assert (verdict.born_in, verdict.layer) == ("forward", "critic.0")
+    assert [visit.output_fault for visit in visits if visit.name == "critic.0"] == [None, "NaN"]
+
+
+def generator_and_critic() -> dict[str, nn.Module]:
+    torch.manual_seed(2)
+    return {"generator": nn.Linear(3, 6), "critic": nn.Sequential(Root(), nn.Linear(6, 1))}
+
+
 def test_one_bundle_a_run_and_none_without_being_asked(
     watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, tmp_path: Path
 ) -> None:
