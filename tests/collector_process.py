@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 GRADWATCH = (sys.executable, "-m", "gradwatch.cli")
 PATIENCE_SECONDS = 60.0
+# Black boxes of the training processes; gone with this process.
+_files = tempfile.TemporaryDirectory(prefix="gradwatch-")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def environment(collector: Collector | None, **settings: str) -> dict[str, str]:
         **clean,
         "GRADWATCH_EXPORT_INTERVAL": "0.2",
         "GRADWATCH_TESTING": "1",
+        "GRADWATCH_DIR": _files.name,
         "OMP_NUM_THREADS": "1",
         **endpoint,
         **settings,

@@ -15,6 +15,9 @@ from opcode import opname
 from types import TracebackType
 from typing import Any, NoReturn
 
+from gradwatch.oom import OutOfMemory, out_of_memory
+from gradwatch.redaction import redact_text
+
 SUCCEEDED = "succeeded"
 FAILED = "failed"
 CANCELLED = "cancelled"
@@ -31,6 +34,7 @@ class Ending:
     exit_code: int | None = None
     exception_type: str | None = None
     exception_message: str | None = None
+    out_of_memory: OutOfMemory | None = None
 
 
 RETURNED = Ending(SUCCEEDED, exit_code=0)
@@ -44,10 +48,11 @@ def ending_of(error: BaseException | None) -> Ending:
         return _exit_ending(error.code)
     name = _qualified_name(type(error))
     lines = str(error).splitlines()
-    message = lines[0][:_MESSAGE_LENGTH] if lines else None
+    # Before it is cut: half a secret no longer looks like one.
+    message = redact_text(lines[0])[:_MESSAGE_LENGTH] if lines else None
     if isinstance(error, KeyboardInterrupt):
         return Ending(CANCELLED, "interrupted", 130, name, message)
-    return Ending(FAILED, name, 1, name, message)
+    return Ending(FAILED, name, 1, name, message, out_of_memory(error))
 
 
 def _exit_ending(code: object) -> Ending:

@@ -35,7 +35,8 @@ class Interval:
         start: Beginning of the first interval, Unix nanoseconds.
     """
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, record: Callable[[StepLog], None] = lambda _log: None) -> None:
+        self._record = record
         self.logs: list[StepLog] = []
         self.logged: deque[LoggedValue] = deque(maxlen=MOST_WAITING)
         self.nonfinite = 0
@@ -43,13 +44,12 @@ class Interval:
         self._nonfinite_sent = 0
         self._given_up = 0
         self._start = start
-        self._last_end: int | None = None
-        self._rates: dict[int, tuple[float | None, ...]] = {}
 
     def open_log(self, optimizer: int, first_step: int) -> StepLog:
         """Training thread: a log of this optimizer from now on, instead of any earlier one."""
         log = StepLog(optimizer, first_step)
         if optimizer < len(self.logs):
+            log.rates_now, log.keep = self.logs[optimizer].rates_now, self.logs[optimizer].keep
             self._given_up += len(self.logs[optimizer].ends)
             self.logs[optimizer] = log
         else:
@@ -74,7 +74,9 @@ class Interval:
         cost, lasted, skipped = float(background), 0, 0
         for log in list(self.logs):
             labels: Attributes = {conventions.OPTIMIZER: log.index} if optimizers > 1 else {}
+            self._record(log)
             listed, losses = log.take_steps()
+            until = listed[-1] if listed else 0
             ends = array("q", listed)
             observed, log.observed = log.observed, 0
             spent, log.spent = log.spent, 0
@@ -84,18 +86,21 @@ class Interval:
             if log.index == 0 and ends:
                 steps, lasted = self._steps(log, ends)
                 found += steps
+            if ends:
+                log.first_step += len(ends)
+                log.drained_until = until
             found += self._learning_rates(log, ends, labels)
             read = [(end, loss) for end, loss in zip(listed, losses, strict=True) if loss is not None]
             loss_ends, known = array("q", (end for end, _ in read)), array("d", (loss for _, loss in read))
             found += _series(conventions.LOSS, labels, loss_ends, known)
             for metric, column in list(log.columns.items()):
-                found += _series(metric, labels, *column.take())
+                found += _series(metric, labels, *column.take(until))
             if observed:
                 found.append(
                     MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
                 )
             pace()
-            found += _rows(log, layers, labels, pace)
+            found += _rows(log, until, layers, labels, pace)
         found += self._logged()
         if lasted > 0:
             found.append(MetricPoints(conventions.AGENT_OVERHEAD, [Point(now, cost / lasted, {})]))
@@ -118,14 +123,12 @@ class Interval:
 
     def _steps(self, log: StepLog, ends: array[int]) -> tuple[list[MetricSeries], int]:
         """Index and duration of the steps that ended, and nanoseconds they lasted together."""
-        first, log.first_step = log.first_step, log.first_step + len(ends)
-        indices = array("q", range(first, first + len(ends)))
+        indices = array("q", range(log.first_step, log.first_step + len(ends)))
         begins = ends[:-1]
         timed = ends[1:]
-        if self._last_end is not None:
-            begins.insert(0, self._last_end)
+        if log.drained_until is not None:
+            begins.insert(0, log.drained_until)
             timed = ends
-        self._last_end = ends[-1]
         durations = array("q", map(sub, timed, begins))
         while log.pauses and log.pauses[0][0] <= ends[-1]:
             end, paused = log.pauses.pop(0)
@@ -143,9 +146,9 @@ class Interval:
         at = 0
         while at < len(ends):
             while log.rates and log.rates[0][0] <= ends[at]:
-                self._rates[log.index] = log.rates.pop(0)[1]
+                log.rates_now = log.rates.pop(0)[1]
             until = bisect_left(ends, log.rates[0][0]) if log.rates else len(ends)
-            rates = self._rates.get(log.index, ())
+            rates = log.rates_now
             for group, rate in enumerate(rates):
                 if rate is not None:
                     attributes = {**labels, conventions.PARAM_GROUP: group} if len(rates) > 1 else labels
@@ -180,13 +183,17 @@ class Interval:
 
 
 def _rows(
-    log: StepLog, layers: dict[tuple[int, str], LayerAggregate], labels: Attributes, pace: Callable[[], None]
+    log: StepLog,
+    until: int,
+    layers: dict[tuple[int, str], LayerAggregate],
+    labels: Attributes,
+    pace: Callable[[], None],
 ) -> list[MetricSeries]:
     """Count the rows that wait in the log; of each layout, the training thread appends to the last only."""
     found: list[MetricSeries] = []
     waiting = log.rows[:]
     for rows in waiting:
-        taken = rows.take()
+        taken = rows.take(until)
         names = [taken.layers[i] for i in taken.indices]
         if taken.sharded:
             # Other ranks' shares of the same step must meet each other, so nothing is aggregated.
@@ -198,7 +205,8 @@ def _rows(
         elif taken.norms:
             aggregates = [layers.setdefault((log.index, name), LayerAggregate()) for name in names]
             aggregate_rows(taken.norms, aggregates, pace)
-    del log.rows[: max(0, len(waiting) - 1)]
+    while len(log.rows) > 1 and not log.rows[0].times:
+        del log.rows[0]
     return found
 
 

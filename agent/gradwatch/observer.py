@@ -220,9 +220,11 @@ class StepObserver:
 
     def _drop(self, key: int) -> WatchedOptimizer | None:
         watched = self._watched.pop(key, None)
-        if watched is not None and watched is self._leader:
-            self._steps_before += watched.count
-            self._leader = None
+        if watched is not None:
+            watched.log.closed = True
+            if watched is self._leader:
+                self._steps_before += watched.count
+                self._leader = None
         return watched
 
     def adopt_optimizers(self) -> None:
@@ -286,6 +288,11 @@ class StepObserver:
         """Index of the last step that ended; None before the first."""
         step = self.step
         return step - 1 if step > self._start_step else None
+
+    def optimizers(self) -> list[Optimizer]:
+        """Those that are watched, in the order in which they came."""
+        watched = [one for each in self._watched.values() if (one := each.reference()) is not None]
+        return [one for one in watched if isinstance(one, torch.optim.Optimizer)]
 
     @property
     def optimizer_count(self) -> int:
@@ -911,10 +918,8 @@ class StepObserver:
         for _ in range(_LAST_QUERIES):
             self._arrivals.drain()
             if not self._arrivals:
-                break
+                return
             time.sleep(0.002)
-        for watched in self._watched.values():
-            watched.log.closed = True
 
 
 def _is_captured(watched: WatchedOptimizer) -> bool:

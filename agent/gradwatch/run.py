@@ -10,20 +10,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
+from gradwatch.black_box import BlackBox, StallWatch
 from gradwatch.calibration import thin_cost
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
-from gradwatch.endings import CANCELLED, Ending, EndingWatch, ending_of
+from gradwatch.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
 from gradwatch.exporter import ExportThread, Pacer
+from gradwatch.flight_recorder import FlightRecorder, FlightStep
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.interval import Interval
 from gradwatch.memory import memory_points
 from gradwatch.nonfinite import is_reported
 from gradwatch.observer import StepObserver
+from gradwatch.oom import AllocatorWatch, OutOfMemory
+from gradwatch.redaction import redact
 from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
 from gradwatch.sigterm import SigtermWatch
@@ -41,6 +46,9 @@ from gradwatch.telemetry import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from gradwatch.capture import Capture
     from gradwatch.watching import Watch
 
 _EXIT_SECONDS: Final = 2.0
@@ -55,7 +63,7 @@ class Run:
         self.settings = settings
         self.watches: list[Watch] = []
         self.identity = Identity.resolve(settings)
-        self._resource: Attributes = resource_attributes(settings, self.identity, model)
+        self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
         self._clock = clock.branch()
         self._lock = threading.Lock()
         self._sequence = itertools.count()
@@ -66,7 +74,14 @@ class Run:
         self._sigterm_came = False
         pace = Pacer()
         self._pace = pace
-        self._interval = Interval(clock.now())
+        self._recorder = FlightRecorder(settings.flight_steps)
+        self._box = BlackBox(
+            self._recorder, self._tail, self._emit_black_box, settings.directory, self.identity
+        )
+        self._stall = StallWatch(self._recorder.median_duration)
+        self._allocator = AllocatorWatch(self._ran_out_of_memory)
+        self._out_of_memory = 0
+        self._interval = Interval(clock.now(), self._record)
         self._interval.thin_cost = thin_cost()
         self.observer = StepObserver(
             self,
@@ -88,6 +103,18 @@ class Run:
             settings.export_interval,
             settings.endpoint,
         )
+        self._capture: Capture | None = None
+        if settings.capture is not None:
+            from gradwatch.capture import Capture
+
+            self._capture = Capture(
+                lambda: self.observer.step,
+                self.observer.optimizers,
+                self._bundle_saved,
+                settings.directory,
+                self.identity,
+                settings.replay,
+            )
         self._endings = EndingWatch(self.end)
         self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
 
@@ -98,6 +125,7 @@ class Run:
         self.observer.install()
         self._endings.install()
         self._sigterm.install()
+        self._allocator.attach()
         atexit.register(self._at_exit)
         if multiprocessing.parent_process() is not None:
             # A forked child of multiprocessing leaves by os._exit, past atexit, but not past its finalizers.
@@ -107,6 +135,9 @@ class Run:
     def close(self, ending: Ending) -> None:
         """End the run and leave nothing behind."""
         self.observer.remove()
+        self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
         self._sigterm.settle()
         self.end(ending)
         self._endings.remove()
@@ -118,9 +149,19 @@ class Run:
         """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
         self._ended = True
         self.observer.remove_in_child()
+        self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
         self._endings.remove()
         self._sigterm.forget_in_child()
         atexit.unregister(self._at_exit)
+
+    def add_model(self, model: nn.Module, name: str) -> bool:
+        """Watch this module too. False when it is watched already."""
+        is_new = self.observer.add_model(model, name)
+        if is_new and self._capture is not None:
+            self._capture.add_model(model, name)
+        return is_new
 
     # --- StepSink: called on the training thread --------------------------------------------------------
 
@@ -150,6 +191,9 @@ class Run:
         """See ``StepSink``."""
         self._nonfinite += 1
         self._interval.nonfinite += 1
+        self._box.ask("nonfinite", step.step)
+        if self._capture is not None:
+            self._capture.nonfinite(step)
         if is_reported(self._nonfinite):
             known: dict[str, AttributeValue | None] = {
                 conventions.STEP: step.step,
@@ -214,14 +258,17 @@ class Run:
         self, event: EventName, attributes: Mapping[str, AttributeValue | None], time: int | None = None
     ) -> None:
         with self._lock:  # time and sequence in the same order
-            known = {name: value for name, value in attributes.items() if value is not None}
+            known = redact({name: value for name, value in attributes.items() if value is not None})
             known[conventions.EVENT_SEQUENCE] = next(self._sequence)
             now = self._clock.now()
             self._thread.emit(Event(event.name, now if time is None else time, known))
 
     def _heartbeat(self) -> None:
         if not self._ended:
-            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: self.observer.last_step})
+            last = self.observer.last_step
+            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
+            if self._stall.stalled(last):
+                self._box.write("stalled", last)
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -238,6 +285,12 @@ class Run:
                 ending.exception_type,
                 ending.exception_message,
             )
+        if ending.status == FAILED:
+            if ending.out_of_memory is not None and not self._allocator.attached:
+                self._ran_out_of_memory(ending.out_of_memory)
+            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.last_step)
+        else:
+            self._box.write_if_due()
         self._emit(
             conventions.RUN_ENDED,
             {
@@ -263,10 +316,44 @@ class Run:
 
     def _note_sigterm(self) -> None:
         self._sigterm_came = True
+        self._box.ask("SIGTERM", None)
 
     def _die_of_sigterm(self) -> None:
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
         self._thread.send_last_words(_SIGTERM_SECONDS)
+        # The ending is out: only now what takes longer.
+        self._box.write("SIGTERM", self.observer.last_step)
+        self._thread.send_last_words(_SIGTERM_SECONDS)
+
+    def _ran_out_of_memory(self, what: OutOfMemory) -> None:
+        self._out_of_memory += 1
+        if is_reported(self._out_of_memory):  # a loop that tries again and again is one story, not a thousand
+            self._emit(
+                conventions.OUT_OF_MEMORY,
+                {
+                    conventions.STEP: self.observer.step,
+                    conventions.DEVICE: what.device,
+                    conventions.OOM_DURING: what.during,
+                    conventions.OOM_REQUESTED: what.requested,
+                },
+            )
+
+    def _bundle_saved(self, step: int, path: Path) -> None:
+        self._emit(conventions.BUNDLE_SAVED, {conventions.STEP: step, conventions.BUNDLE_PATH: str(path)})
+
+    def _emit_black_box(self, attributes: Mapping[str, AttributeValue | None]) -> None:
+        self._emit(conventions.FLIGHT_RECORD, attributes)
+
+    def _tail(self) -> Iterator[FlightStep]:
+        """Steps that the export thread has not drained yet."""
+        for each in list(self._interval.logs):
+            yield from each.last_steps(self.settings.flight_steps)
+
+    def _record(self, drained: StepLog) -> None:
+        """Keep what is about to be drained."""
+        for step in drained.last_steps(self.settings.flight_steps):
+            self._recorder.add(step)
+            self._pace()
 
     # --- Export thread -----------------------------------------------------------------------------------
 
@@ -274,6 +361,7 @@ class Run:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, background, self._pace)
         self._check_losses(points)
+        self._box.write_if_due(self.observer.last_step)
         return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 
     def _clock_now(self) -> int:

@@ -7,17 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gradwatch import conventions
+from gradwatch.local_files import default_directory
 from gradwatch.target import Target
 
 T = TypeVar("T")
 
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:4318"
 NvtxMode = Literal["step", "layers"]
+ON_NONFINITE: Final = "on_nonfinite"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _TIERS: Final = (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
@@ -45,6 +47,10 @@ class Settings:
         endpoint: Base URL of the OTLP/HTTP collector.
         headers: Sent with each request.
         resource: Additional resource attributes.
+        directory: Where black boxes and bundles are written on this host.
+        flight_steps: Steps that the black box holds.
+        capture: ``on_nonfinite`` writes a reproduction bundle of the first non-finite step; None none.
+        replay: ``module:function`` that builds the model again for ``gradwatch replay``.
         disabled: Watch nothing.
         preemptible: SIGTERM means that the scheduler preempted the run.
         inputs: Report mean, spread and non-finite share of the models' floating inputs, now and then.
@@ -71,6 +77,10 @@ class Settings:
     endpoint: str = DEFAULT_ENDPOINT
     headers: Mapping[str, str]
     resource: Mapping[str, str]
+    directory: Path
+    flight_steps: int = 256
+    capture: str | None = None
+    replay: str | None = None
     disabled: bool = False
     preemptible: bool = False
     inputs: bool = True
@@ -91,6 +101,7 @@ class Settings:
             "job": environ.get("OTEL_SERVICE_NAME") or resource.pop(conventions.SERVICE_NAME, None),
             "endpoint": environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
             "disabled": environ.get("OTEL_SDK_DISABLED"),
+            "directory": environ.get("GRADWATCH_DIR"),
         }
 
         def setting(name: str, convert: Callable[[Any], T], default: T) -> T:
@@ -127,6 +138,10 @@ class Settings:
             endpoint=setting("endpoint", _url, DEFAULT_ENDPOINT),
             headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
             resource=resource,
+            directory=setting("directory", _directory, default_directory(environ)),
+            flight_steps=setting("flight_steps", _integer(1), 256),
+            capture=setting("capture", _capture, None),
+            replay=setting("replay", _reference, None),
             disabled=setting("disabled", _boolean, False),
             preemptible=setting("preemptible", _boolean, False),
             inputs=setting("inputs", _boolean, True),
@@ -207,6 +222,27 @@ def _nvtx(raw: object) -> NvtxMode | None:
 
 def _target(raw: object) -> Target:
     return raw if isinstance(raw, Target) else Target.parse(str(raw))
+
+
+def _directory(raw: object) -> Path:
+    return Path(_text(raw)).expanduser().absolute()
+
+
+def _capture(raw: object) -> str | None:
+    if raw in {"off", "none"}:
+        return None
+    if raw != ON_NONFINITE:
+        raise ValueError(f"expected {ON_NONFINITE} or off")
+    return ON_NONFINITE
+
+
+def _reference(raw: object) -> str:
+    if callable(raw):
+        return f"{getattr(raw, '__module__', '')}:{getattr(raw, '__qualname__', '')}"
+    module, _, name = str(raw).partition(":")
+    if not module or not name:
+        raise ValueError("expected module:function, or the function itself")
+    return str(raw)
 
 
 def _mapping(raw: object) -> Mapping[str, object]:

@@ -7,12 +7,15 @@ values go. An append costs about 0.05 us, no object survives it, and the garbage
 
 from __future__ import annotations
 
+import sys
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradwatch import conventions
 from gradwatch.conventions import Metric
+from gradwatch.flight_recorder import FlightStep
 from gradwatch.telemetry import StepRecord
 
 # Steps that may wait for an export thread that is held up: 100 s of 1 ms steps.
@@ -33,9 +36,9 @@ class Column:
         self.times.append(time)
         self.values.append(value)
 
-    def take(self) -> tuple[array[int], array[float]]:
-        """Export thread."""
-        count = len(self.values)
+    def take(self, until: int) -> tuple[array[int], array[float]]:
+        """Export thread: all up to this time."""
+        count = bisect_right(self.times, until, hi=len(self.values))
         taken = self.times[:count], self.values[:count]
         del self.times[:count]
         del self.values[:count]
@@ -59,10 +62,10 @@ class Rows:
         self.norms.extend(norms)
         self.times.append(time)
 
-    def take(self) -> Rows:
-        """Export thread: the complete rows."""
+    def take(self, until: int) -> Rows:
+        """Export thread: all rows up to this time."""
         taken = Rows(self.layers, self.indices, self.sharded)
-        count = len(self.times)
+        count = bisect_right(self.times, until)
         width = len(self.indices)
         taken.times = self.times[:count]
         taken.norms = self.norms[: count * width]
@@ -83,6 +86,10 @@ class StepLog:
         losses: Its loss, None where there is none or it comes later.
         pauses: End of a step and the nanoseconds in it that are not its own (evaluation, checkpoint).
         rates: End of the first step with these learning rates, and one rate for each parameter group.
+        rates_now: The rates of the step drained last.
+        marks: Ends of steps that were non-finite or skipped, and which of both.
+        keep: Steps not drained yet: the last one's loss may be replaced, a device's values arrive late.
+        drained_until: End of the step drained last, None before.
         columns: Everything else that is known of some steps only.
         rows: Per-layer norms; a change of layout begins a new entry.
         observed: Steps whose gradients were read.
@@ -91,8 +98,8 @@ class StepLog:
     """
 
     __slots__ = (
-        "closed", "columns", "ends", "first_step", "index", "losses", "observed", "pauses", "rates",
-        "rows", "skipped", "spent",
+        "closed", "columns", "drained_until", "ends", "first_step", "index", "keep", "losses", "marks",
+        "observed", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
     )  # fmt: skip
 
     def __init__(self, index: int, first_step: int) -> None:
@@ -103,6 +110,10 @@ class StepLog:
         self.losses: list[float | None] = []
         self.pauses: list[tuple[int, int]] = []
         self.rates: list[tuple[int, tuple[float | None, ...]]] = []
+        self.rates_now: tuple[float | None, ...] = ()
+        self.marks: list[tuple[int, bool, bool]] = []
+        self.keep = 1
+        self.drained_until: int | None = None
         self.columns: dict[Metric, Column] = {}
         self.rows: list[Rows] = []
         self.observed = 0
@@ -138,6 +149,8 @@ class StepLog:
         if record.local_norm is not None:
             self.column(conventions.LOCAL_GRADIENT_NORM).append(time, record.local_norm)
         self.skipped += record.skipped
+        if record.nonfinite or record.skipped:
+            self.marks.append((time, record.nonfinite, record.skipped))
         self.spent += record.spent
         if record.indices is not None and record.norms is not None:
             self.observed += 1
@@ -149,8 +162,47 @@ class StepLog:
 
     def take_steps(self) -> tuple[list[int], list[float | None]]:
         """Export thread: ends and losses of the steps, but the last, whose loss the user may still replace."""
-        count = max(0, len(self.ends) - (0 if self.closed else 1))
+        count = max(0, len(self.ends) - (0 if self.closed else self.keep))
         taken = self.ends[:count], self.losses[:count]
         del self.ends[:count]
         del self.losses[:count]
+        while count and self.marks and self.marks[0][0] <= taken[0][-1]:
+            del self.marks[0]
         return taken
+
+    def last_steps(self, most: int) -> Iterator[FlightStep]:
+        """Any thread: what waits here of the last ``most`` steps, for the black box. Takes nothing away."""
+        ends = self.ends[:]
+        losses = self.losses[: len(ends)]
+        start = max(0, len(ends) - most)
+        columns = {metric: dict(zip(c.times, c.values, strict=False)) for metric, c in self.columns.items()}
+        late_losses = columns.get(conventions.LOSS, {})
+        norms = columns.get(conventions.GRADIENT_NORM, {})
+        ratios = columns.get(conventions.CLIP_RATIO, {})
+        marks = {time: flags for time, *flags in self.marks}
+        observed = {time: (rows, row) for rows in self.rows[:] for row, time in enumerate(rows.times)}
+        changes = [*self.rates, (sys.maxsize, ())]
+        rates, change = self.rates_now, 0
+        for place in range(start, len(ends)):
+            time, before = ends[place], ends[place - 1] if place else self.drained_until
+            while changes[change][0] <= time:
+                rates = changes[change][1]
+                change += 1
+            rows, row = observed.get(time, (None, 0))
+            width = 0 if rows is None else len(rows.indices)
+            nonfinite, skipped = marks.get(time, (False, False))
+            yield FlightStep(
+                self.index,
+                self.first_step + place,
+                time,
+                None if before is None else time - before,
+                late_losses.get(time, losses[place]),
+                rates,
+                () if rows is None else rows.layers,
+                None if rows is None else rows.indices,
+                None if rows is None else rows.norms[row * width : (row + 1) * width],
+                norms.get(time),
+                nonfinite,
+                skipped,
+                ratios.get(time),
+            )

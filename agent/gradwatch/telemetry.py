@@ -17,7 +17,7 @@ from gradwatch.conventions import Metric
 if TYPE_CHECKING:
     from gradwatch.step_log import StepLog
 
-AttributeValue = str | int | float | bool
+AttributeValue = str | int | float | bool | bytes
 Attributes = Mapping[str, AttributeValue]
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _UNKNOWN: Final = object()
+# Steps whose values may still be on their way from a device.
+_DEVICE_STEPS_KEPT: Final = 8
 
 
 class Steps(Protocol):
@@ -155,6 +157,7 @@ class WatchedOptimizer:
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
         self.reader = GradientReader(parameters)
+        self.log.keep = _DEVICE_STEPS_KEPT if self.reader.devices else 1
         self.order.settle()
         self.order = BackwardOrder(parameters, learn and not any(model.is_compiled() for model in models))
         self.rename(optimizer, models)

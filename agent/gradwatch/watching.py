@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -195,6 +196,10 @@ def watch(
     inputs: bool | None = None,
     collectives: bool | None = None,
     nvtx: bool | Literal["layers"] | None = None,
+    directory: str | PathLike[str] | None = None,
+    flight_steps: int | None = None,
+    capture: str | None = None,
+    replay: str | Callable[..., Any] | None = None,
     exporter: Exporter | None = None,
 ) -> Watch:
     """Watch training: gradient norms by layer, NaN and Inf, loss, learning rate, time, memory, and the ending.
@@ -229,6 +234,11 @@ def watch(
             True).
         collectives: Time the collective calls of ``torch.distributed``; DDP's own are timed anyway.
         nvtx: Make NVTX ranges for steps, or with ``"layers"`` for the forwards of leaf modules too.
+        directory: Where black boxes and bundles are written (default ``$XDG_STATE_HOME/gradwatch``).
+        flight_steps: Steps that the black box holds (default 256).
+        capture: ``on_nonfinite`` writes a bundle with which ``gradwatch replay`` runs the first non-finite step
+            again. It holds the model's inputs and state, and stays on this host.
+        replay: Function without arguments, or ``module:function``, that builds the model for a replay.
         exporter: Where telemetry goes instead, such as ``gradwatch.testing.InMemoryExporter()``.
 
     Raises:
@@ -255,7 +265,7 @@ def _attach(
     run = runs.current()
     if run is None:
         run = runs.open_run(settings, next(iter(models), None), exporter)
-    new_models = [run.observer.add_model(module, name) for name, module in models.items()]
+    new_models = [run.add_model(module, name) for name, module in models.items()]
     new = [one for one in optimizers if run.observer.add_optimizer(one)]
     if not optimizers:
         run.observer.adopt_optimizers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from gradwatch import conventions as names
+from gradwatch.flight_recorder import decode
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 LOOP = """
@@ -44,7 +46,8 @@ started: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_running() -> Iterator[None]:
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     yield
     while started:
         with started.pop() as process:
@@ -65,6 +68,7 @@ def start(endpoint: str, after: str = "", before: str = "", **environ: str) -> s
             "PATH": "/usr/bin:/bin",
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "GRADWATCH_TESTING": "1",
+            "GRADWATCH_DIR": os.environ["GRADWATCH_DIR"],
             **environ,
         },
         stdin=subprocess.PIPE,
@@ -222,6 +226,35 @@ def test_sigterm_in_the_middle_of_a_long_call(sink: OtlpSink, environ: dict[str,
     assert returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(
+    ("after", "trigger"),
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", "SIGTERM", id="SIGTERM"),
+        pytest.param("raise RuntimeError('boom')", "exception", id="exception"),
+        pytest.param("sys.exit(3)", "exception", id="exit 3"),
+        pytest.param("torch.empty(2**46, dtype=torch.uint8)", "oom", id="out of memory"),
+        pytest.param("model.weight.data.fill_(float('nan')); train(2)", "nonfinite", id="NaN"),
+    ],
+)
+def test_the_black_box_of_a_dying_process_is_sent_and_written(
+    sink: OtlpSink, tmp_path: Path, after: str, trigger: str
+) -> None:
+    _, errors = finish(start(sink.endpoint, after, GRADWATCH_RUN_ID="dying"))
+    (event,) = sink.find(names.FLIGHT_RECORD.name)
+    assert event.attributes[names.FLIGHT_TRIGGER] == trigger, errors
+    sent = decode(event.attributes[names.FLIGHT_DATA])
+    steps = sent["optimizers"][0]["step"]
+    assert steps[:5] == [0, 1, 2, 3, 4]
+    assert event.attributes[names.FLIGHT_STEPS] == len(steps)
+    assert set(sent["optimizers"][0]["norms"]) == {"weight", "bias"}
+    assert None not in sent["optimizers"][0]["norms"]["weight"]
+    file = tmp_path / "gradwatch" / f"flight-dying-r0-{trigger}.json.gz"
+    assert decode(file.read_bytes())["optimizers"][0]["step"] == steps
+    assert ended(sink)[names.STATUS] == {"SIGTERM": "cancelled", "nonfinite": "succeeded"}.get(
+        trigger, "failed"
+    )
+
+
 USER_HANDLER = """
 def mine(number, frame):
     os.write(1, b"user handler\\n")  # print is not re-entrant
@@ -339,7 +372,12 @@ def test_spawned_ranks_watch_for_themselves(sink: OtlpSink, tmp_path: Path) -> N
     )
     subprocess.run(
         [sys.executable, str(script), str(tmp_path / "store")],
-        env={"PATH": "/usr/bin:/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "GRADWATCH_TESTING": "1"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint,
+            "GRADWATCH_TESTING": "1",
+            "GRADWATCH_DIR": str(tmp_path),
+        },
         check=True,
         timeout=120,
         capture_output=True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradwatch import conventions as c
+from gradwatch.flight_recorder import decode
 from gradwatch_collector import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_slo.problems import printable
@@ -121,6 +123,8 @@ def _print_run(console: Console, shown: views.Json) -> None:
     if shown["layers"]:
         console.print()
         _print_layers(console, shown["layers"])
+    for line in _black_boxes(shown["events"]):
+        _print(console, line)
     _print(console, "\nEVENTS")
     for event in reversed(shown["events"][:_EVENTS_SHOWN]):
         _print(console, f"  {event['time'][11:23]}  {event['name']}  {_facts(event['attributes'])}")
@@ -145,11 +149,32 @@ def _print(console: Console, line: str) -> None:
     console.print(Text("\n" * line.startswith("\n") + printable(line.lstrip("\n"))), soft_wrap=True)
 
 
+def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
+    """One line for each black box, oldest first: what it holds and how to get at it."""
+    boxes = [event for event in reversed(events) if event["name"] == c.FLIGHT_RECORD.name]
+    if boxes:
+        yield f"\nBLACK BOX ({c.FLIGHT_DATA} in --format json, for gradwatch.flight_recorder.decode)"
+    for event in boxes:
+        attributes = event["attributes"]
+        trigger, steps = attributes.get(c.FLIGHT_TRIGGER, "unknown"), attributes.get(c.FLIGHT_STEPS, "?")
+        yield f"  {trigger}: flight record of {steps} steps{_contents(attributes.get(c.FLIGHT_DATA))}"
+
+
+def _contents(data: object) -> str:
+    try:
+        optimizers = decode(base64.b64decode(str(data)))["optimizers"].values()
+    except ValueError:
+        return ", not readable"
+    steps = [step for ring in optimizers for step in ring["step"]]
+    layers = {layer for ring in optimizers for layer in ring["layers"]}
+    return f", {min(steps)} to {max(steps)}, {len(layers)} layers" if steps else ""
+
+
 def _facts(attributes: dict[str, Any]) -> str:
     return " ".join(
         f"{name.removeprefix('training.')}={value}"
         for name, value in attributes.items()
-        if name != c.EVENT_SEQUENCE
+        if name not in {c.EVENT_SEQUENCE, c.FLIGHT_DATA}
     )
 
 

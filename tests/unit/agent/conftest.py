@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from gradwatch.testing import InMemoryExporter
 
 
 @pytest.fixture(autouse=True)
-def clean_agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith(("GRADWATCH_", "OTEL_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GRADWATCH_TESTING", "1")
+    monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     torch.manual_seed(0)
     yield
     left = runs.current()

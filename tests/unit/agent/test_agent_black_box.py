@@ -1,0 +1,315 @@
+"""The black box holds the last steps exactly, in bounded memory, and is written when something goes wrong."""
+
+from __future__ import annotations
+
+import math
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch import local_files
+from gradwatch import run as runs
+from gradwatch.black_box import StallWatch
+from gradwatch.flight_recorder import FlightRecorder, FlightStep, compress, compress_for_file, decode, fitting
+from gradwatch.testing import InMemoryExporter
+
+NORM = st.floats(min_value=0, width=32) | st.sampled_from([math.nan, math.inf])
+NUMBER = st.none() | st.floats()
+
+
+def single(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def same(left: Any, right: Any) -> bool:
+    return repr(left) == repr(right)  # NaN equals NaN, None does not, and -0.0 is not 0.0
+
+
+@st.composite
+def step_records(draw: st.DrawFn) -> list[FlightStep]:
+    layers = draw(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5, unique=True).map(tuple))
+    records = []
+    for number in range(draw(st.integers(0, 12))):
+        chosen = draw(st.permutations(range(len(layers))))[: draw(st.integers(0, len(layers)))]
+        observed = draw(st.booleans())
+        records.append(
+            FlightStep(
+                optimizer=draw(st.integers(0, 1)),
+                step=number,
+                time=1_000 + number,
+                duration=draw(st.none() | st.integers(0, 10**12)),
+                loss=draw(NUMBER),
+                learning_rates=tuple(draw(st.lists(NUMBER, max_size=2))),
+                layers=layers,
+                indices=chosen if observed else None,
+                norms=[draw(NORM) for _ in chosen] if observed else None,
+                gradient_norm=draw(NUMBER),
+                nonfinite=draw(st.booleans()),
+                skipped=draw(st.booleans()),
+                clip_ratio=draw(NUMBER),
+            )
+        )
+    return records
+
+
+@given(step_records(), st.integers(1, 8), st.booleans())
+def test_what_is_decoded_is_what_was_recorded(records: list[FlightStep], capacity: int, file: bool) -> None:
+    recorder = FlightRecorder(capacity)
+    for record in records:
+        recorder.add(record)
+    document = recorder.document({"trigger": "exception"})
+    decoded = decode((compress_for_file if file else compress)(document))
+    assert decoded["trigger"] == "exception"
+    assert set(decoded["optimizers"]) == {record.optimizer for record in records}
+    for optimizer, ring in decoded["optimizers"].items():
+        kept = [record for record in records if record.optimizer == optimizer][-capacity:]
+        assert ring["step"] == [record.step for record in kept]
+        assert ring["time"] == [record.time for record in kept]
+        assert same(ring["loss"], [record.loss for record in kept])
+        assert same(ring["gradient_norm"], [record.gradient_norm for record in kept])
+        assert same(ring["clip_ratio"], [record.clip_ratio for record in kept])
+        assert same(ring["learning_rate"], [list(record.learning_rates) for record in kept])
+        assert same(ring["duration"], [None if r.duration is None else r.duration / 1e9 for r in kept])
+        assert ring["nonfinite"] == [record.nonfinite for record in kept]
+        assert ring["skipped"] == [record.skipped for record in kept]
+        for layer, column in ring["norms"].items():
+            expected = [
+                dict(zip((r.layers[i] for i in r.indices or ()), map(single, r.norms or ()), strict=True)).get(
+                    layer
+                )
+                for r in kept
+            ]
+            assert same(column, expected)
+
+
+def record(number: int, layers: tuple[str, ...] = ("a", "b"), **changes: Any) -> FlightStep:
+    plain = FlightStep(
+        0, number, 1_000 + number, 10**9, 0.5, (0.1,), layers, range(len(layers)),
+        [float(number)] * len(layers), 1.0,
+    )  # fmt: skip
+    return plain._replace(**changes)
+
+
+def test_memory_is_bounded_however_long_the_run() -> None:
+    layers = tuple(f"layer{i}" for i in range(1000))
+    recorder = FlightRecorder(256)
+    for number in range(3):
+        recorder.add(record(number, layers))
+    ring = recorder._rings[0]
+    size = sys.getsizeof(ring.norms)
+    assert size < 1.1 * 2**20
+    for number in range(3, 600):
+        recorder.add(record(number, layers, norms=None, indices=None))
+    assert sys.getsizeof(ring.norms) == size
+    assert recorder.steps() == 256
+
+
+def test_a_step_that_waits_is_in_the_dump_and_not_twice_once_it_is_drained() -> None:
+    recorder = FlightRecorder(8)
+    recorder.add(record(0))
+    waiting = [record(1, loss=None), record(2, loss=None)]
+    recorder.include(waiting)
+    recorder.add(record(1))
+    recorder.add(record(2))
+    ring = decode(compress(recorder.document({})))["optimizers"][0]
+    assert ring["step"] == [0, 1, 2]
+    assert ring["loss"] == [0.5, 0.5, 0.5]
+
+
+def test_layers_that_come_and_go_keep_their_columns() -> None:
+    recorder = FlightRecorder(8)
+    recorder.add(record(0, ("a", "b"), norms=[1.0, 2.0]))
+    recorder.add(record(1, ("b", "c"), norms=[3.0, 4.0]))
+    ring = decode(compress(recorder.document({})))["optimizers"][0]
+    assert ring["norms"] == {"b": [2.0, 3.0], "c": [None, 4.0]}
+
+
+def test_what_is_sent_fits_and_keeps_the_latest_steps() -> None:
+    layers = tuple(f"layer{i}" for i in range(200))
+    recorder = FlightRecorder(64)
+    torch.manual_seed(0)
+    for number in range(64):
+        recorder.add(record(number, layers, norms=torch.rand(200).tolist()))
+    steps, data = fitting(recorder, {}, 20_000)
+    assert len(data) <= 20_000
+    ring = decode(data)["optimizers"][0]
+    assert ring["step"] == list(range(64 - steps, 64))
+    assert 1 < steps < 64
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"nonsense", compress(b"[]"), compress(b"{}"), compress(b'{"format": 9}')]
+)
+def test_nonsense_is_told_from_a_black_box(data: bytes) -> None:
+    with pytest.raises(ValueError, match="flight record"):
+        decode(data)
+
+
+# --- Triggers ------------------------------------------------------------------------------------------
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, poison: int | None = None) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 8)).square().mean()
+        (loss * math.nan if step == poison else loss).backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+
+
+def black_boxes(exporter: InMemoryExporter) -> dict[Any, Any]:
+    return {
+        event.attributes[names.FLIGHT_TRIGGER]: decode(event.attributes[names.FLIGHT_DATA])  # type: ignore[arg-type]
+        for event in exporter.find_events(names.FLIGHT_RECORD.name)
+    }
+
+
+def test_the_first_nan_sends_the_steps_up_to_it(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, run_id="nan run/1", directory=tmp_path / "new" / "place"):
+        train(model, optimizer, 6, poison=4)
+    (event,) = exporter.find_events(names.FLIGHT_RECORD.name)
+    assert event.attributes[names.STEP] == 4
+    whole = black_boxes(exporter)["nonfinite"]
+    ring = whole["optimizers"][0]
+    assert set(ring["step"]) >= {0, 1, 2, 3, 4}
+    assert math.isnan(ring["loss"][4])
+    assert math.isnan(ring["norms"]["0.weight"][4])
+    assert all(math.isfinite(norm) for norm in ring["norms"]["0.weight"][:4])
+    assert event.attributes[names.FLIGHT_STEPS] == len(ring["step"])
+    (file,) = (tmp_path / "new" / "place").iterdir()
+    assert file.name == "flight-nan_run_1-r0-nonfinite.json.gz"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert same(decode(file.read_bytes())["optimizers"], whole["optimizers"])
+
+
+def test_an_exception_sends_every_step_that_ended(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(KeyError), watching(model, optimizer, flight_steps=3):
+        train(model, optimizer, 5)
+        raise KeyError("lost")
+    assert list(black_boxes(exporter)) == ["exception"]
+    assert black_boxes(exporter)["exception"]["optimizers"][0]["step"] == [2, 3, 4]
+
+
+def test_a_healthy_run_writes_nothing(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, directory=tmp_path / "unused"):
+        train(model, optimizer, 5)
+    assert black_boxes(exporter) == {}
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_stall_and_a_sigterm_that_was_handled_send_it_once(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer):
+        train(model, optimizer, 3)
+        run = runs.current()
+        assert run is not None
+        monkeypatch.setattr(StallWatch, "stalled", lambda _watch, step: step == 2)
+        run._heartbeat()
+        run._heartbeat()
+        run._note_sigterm()
+    triggers = [e.attributes[names.FLIGHT_TRIGGER] for e in exporter.find_events(names.FLIGHT_RECORD.name)]
+    assert triggers == ["stalled", "SIGTERM"]
+    assert black_boxes(exporter)["stalled"]["optimizers"][0]["step"] == [0, 1, 2]
+
+
+def test_a_full_disk_keeps_nobody_from_hearing(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(KeyError), watching(model, optimizer, directory=tmp_path / "file"):
+        train(model, optimizer, 2)
+        raise KeyError("lost")
+    assert list(black_boxes(exporter)) == ["exception"]
+    assert "cannot write the black box" in caplog.text
+
+
+def test_the_folder_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "_MOST_BYTES", 250)
+    (tmp_path / "mine.txt").write_text("x" * 1000)
+    for number in range(5):
+        local_files.keep(tmp_path, f"flight-{number}", lambda file: file.write(b"x" * 100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flight-3", "flight-4", "mine.txt"]
+
+
+class Hand:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_loop_that_hangs_is_told_from_one_that_pauses() -> None:
+    clock = Hand()
+    watch = StallWatch(lambda: 1.0, clock)
+    for step in range(20):
+        clock.now += 1
+        assert not watch.stalled(step)
+    clock.now += 59
+    assert not watch.stalled(19)
+    clock.now += 2
+    assert watch.stalled(19)
+
+
+def test_pauses_as_long_as_earlier_ones_are_no_stall() -> None:
+    clock = Hand()
+    watch = StallWatch(lambda: 1.0, clock)
+    for step in range(20):
+        clock.now += 100 if step == 10 else 1
+        watch.stalled(step)
+    clock.now += 200
+    assert not watch.stalled(19)
+    clock.now += 101
+    assert watch.stalled(19)
+
+
+def test_slow_steps_few_steps_and_an_idle_prompt_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Hand()
+    slow, young, idle = (StallWatch(partial(float, median), clock) for median in (60, 1, 1))
+    for step in range(20):
+        slow.stalled(step)
+        idle.stalled(step)
+        young.stalled(min(step, 3))
+    clock.now += 1000
+    assert not slow.stalled(19)
+    assert not young.stalled(3)
+    assert idle.stalled(19)
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert not idle.stalled(19)

@@ -1,0 +1,170 @@
+"""Memory that ran out: what was asked for, where, and what training was doing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch.oom import AllocatorWatch, OutOfMemory, out_of_memory
+from gradwatch.testing import InMemoryExporter
+
+CUDA_MESSAGE = (
+    "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 1 has a total capacity of 79.10 GiB of which "
+    "5.00 GiB is free."
+)
+
+
+def exhaust() -> None:
+    torch.empty(2**46, dtype=torch.uint8)  # 64 TiB
+
+
+class Hungry(torch.autograd.Function):
+    """Runs out of memory on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        exhaust()
+        return grad
+
+
+class Model(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.where = where
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.where == "forward" or (self.where == "checkpoint" and self.visits()):
+            exhaust()
+        y = x * self.weight
+        if self.where == "backward":
+            y = Hungry.apply(y)  # type: ignore[no-untyped-call]
+        return y
+
+    def visits(self) -> bool:
+        self.been, before = True, getattr(self, "been", False)
+        return before
+
+
+class HungryOptimizer(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        if closure is None:
+            exhaust()
+        return super().step(closure)
+
+
+def run_out(where: str) -> None:
+    model = Model(where)
+    kind = HungryOptimizer if where in {"optimizer", "closure"} else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=0.1)
+
+    def closure() -> torch.Tensor:
+        exhaust()
+        return torch.zeros(())
+
+    if where == "outside":
+        exhaust()
+    x = torch.ones(3)
+    y = checkpoint(model, x, use_reentrant=False) if where == "checkpoint" else model(x)
+    y.sum().backward()
+    optimizer.step(closure if where == "closure" else None)
+
+
+@pytest.mark.parametrize(
+    ("where", "during"),
+    [
+        ("forward", "forward"),
+        ("backward", "backward"),
+        ("checkpoint", "backward"),
+        ("optimizer", "optimizer"),
+        ("closure", "optimizer"),
+        ("outside", None),
+    ],
+)
+def test_a_run_that_runs_out_of_memory_says_during_what(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, where: str, during: str | None
+) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="allocate memory"), watching(model, optimizer):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        run_out(where)
+    (event,) = exporter.find_events(names.OUT_OF_MEMORY.name)
+    known = {name: value for name, value in event.attributes.items() if name != names.EVENT_SEQUENCE}
+    expected = {names.STEP: 1, names.DEVICE: "cpu", names.OOM_REQUESTED: 2**46, names.OOM_DURING: during}
+    assert known == {name: value for name, value in expected.items() if value is not None}
+    (box,) = exporter.find_events(names.FLIGHT_RECORD.name)
+    assert box.attributes[names.FLIGHT_TRIGGER] == "oom"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError(CUDA_MESSAGE), OutOfMemory(None, "cuda:1", 41 * 2**29)),
+        (torch.OutOfMemoryError("no details"), OutOfMemory(None)),
+        (MemoryError(), OutOfMemory(None, "cpu")),
+        (ValueError("Tried to allocate 20.00 GiB"), None),
+        (RuntimeError("out of patience"), None),
+    ],
+)
+def test_an_exception_says_what_it_knows(error: Exception, expected: OutOfMemory | None) -> None:
+    assert out_of_memory(error) == expected
+
+
+def test_an_error_raised_from_one_is_one() -> None:
+    wrapped = RuntimeError("training failed")
+    wrapped.__cause__ = MemoryError()
+    assert out_of_memory(wrapped) == OutOfMemory(None, "cpu")
+
+
+class PretendedAllocator:
+    """Stands in for torch's CUDA allocator, which no machine without a GPU has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.observers: list[Callable[[int, int, int, int], None]] = []
+        monkeypatch.setattr(
+            torch._C, "_cuda_attach_out_of_memory_observer", self.observers.append, raising=False
+        )
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+
+def test_the_allocators_observer_speaks_while_a_run_is_open_and_is_inert_after(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocator = PretendedAllocator(monkeypatch)
+
+    class Recovering(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            (observer,) = allocator.observers
+            observer(0, 123, 456, 7)
+            return super().forward(x)
+
+    model = Recovering(2, 1)
+    monkeypatch.setattr("gradwatch.run.memory_points", lambda _now: [])
+    with watching(model):
+        model(torch.ones(1, 2))
+    model(torch.ones(1, 2))
+    (event,) = exporter.find_events(names.OUT_OF_MEMORY.name)
+    assert event.attributes[names.OOM_DURING] == "forward"
+    assert event.attributes[names.DEVICE] == "cuda:0"
+    assert event.attributes[names.OOM_REQUESTED] == 123
+
+
+def test_without_cuda_nothing_is_attached() -> None:
+    watch = AllocatorWatch(lambda _what: None)
+    watch.attach()
+    assert not watch.attached
+    assert "torch" in sys.modules

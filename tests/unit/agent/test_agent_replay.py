@@ -1,0 +1,451 @@
+"""A captured step runs again exactly, and the module where it went bad is named."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch.bundle import Bundle, BundleError, load
+from gradwatch.finite_difference import compare
+from gradwatch.replay import build, replay, run
+from gradwatch.testing import InMemoryExporter
+
+
+class Root(nn.Module):
+    """The forward fault: a root of a negative number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(x - 100)
+
+
+class Cusp(nn.Module):
+    """The backward fault: the root's value at 0 is 0, its slope is infinite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(x - x.detach()) + x
+
+
+class _Poison(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * math.nan
+
+
+class Poison(nn.Module):
+    """A custom function whose backward is broken."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Poison.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Masked(nn.Module):
+    """Attention scores with -inf where nobody may look: bad on purpose, and healed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Threshold(0.0, -math.inf)
+        self.softmax = nn.Softmax(-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.mask(torch.cat([x.abs(), -torch.ones_like(x[:, :1])], dim=1))
+        return x * self.softmax(scores)[:, :-1]
+
+
+class Inline(nn.Module):
+    """Goes bad between its children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.log(-self.first(x).abs()))  # type: ignore[no-any-return]
+
+
+def network(fault: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 6), nn.BatchNorm1d(6), Masked(), nn.Dropout(0.4), fault,
+        nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 2),
+    )  # fmt: skip
+
+
+def captured(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor] = lambda output: output.square().mean(),
+    steps: int = 1,
+    batches: int = 1,
+    inputs: Callable[[], torch.Tensor] = lambda: torch.randn(16, 6),
+    before_last: Callable[[], object] = lambda: None,
+) -> Bundle:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with watching(model, optimizer, capture="on_nonfinite", run_id="caught"):
+        for step in range(steps):
+            optimizer.zero_grad()
+            if step == steps - 1:
+                before_last()
+            for _ in range(batches):
+                loss(model(inputs())).backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    assert event.attributes[names.STEP] == steps - 1
+    return load(Path(str(event.attributes[names.BUNDLE_PATH])))
+
+
+@pytest.mark.parametrize(
+    ("fault", "born_in", "layer"),
+    [
+        (Root(), "forward", "4"),
+        (Inline(), "forward", "4"),
+        (Cusp(), "backward", "4"),
+        (Poison(), "backward", "4"),
+    ],
+)
+def test_the_guilty_module_is_named(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    fault: nn.Module,
+    born_in: str,
+    layer: str,
+) -> None:
+    bundle = captured(watching, exporter, network(fault))
+    assert bundle.exact
+    verdict, _ = replay(bundle, build(bundle, f"{__name__}:with_{type(fault).__name__.lower()}", "cpu"), None)
+    assert (verdict.born_in, verdict.layer) == (born_in, layer)
+
+
+def with_root() -> nn.Module:
+    return network(Root())
+
+
+def with_inline() -> nn.Module:
+    return network(Inline())
+
+
+def with_cusp() -> nn.Module:
+    return network(Cusp())
+
+
+def with_poison() -> nn.Module:
+    return network(Poison())
+
+
+def with_identity() -> nn.Module:
+    return network(nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("loss", "born_in"),
+    [
+        (lambda output: (output.square().mean() - 1e9).log(), "loss"),
+        (lambda output: (output - output.detach()).abs().sum().sqrt(), "backward"),
+    ],
+    ids=["a bad loss", "a good loss with bad gradients"],
+)
+def test_a_fault_of_the_loss_function_blames_no_module(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    born_in: str,
+) -> None:
+    bundle = captured(watching, exporter, network(nn.Identity()), loss)
+    models = build(bundle, f"{__name__}:with_identity", "cpu")
+    for criterion in (None, loss):
+        verdict, _ = replay(bundle, models, criterion)
+        assert (verdict.born_in, verdict.layer) == (born_in, None)
+
+
+def test_bad_inputs_and_bad_parameters_are_told_from_faults_of_a_module(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bad = lambda: torch.full((16, 6), math.nan)  # noqa: E731
+    bundle = captured(watching, exporter, network(nn.Identity()), inputs=bad)
+    models = build(bundle, f"{__name__}:with_identity", "cpu")
+    assert replay(bundle, models, None)[0].born_in == "input"
+    bundle.models["Sequential"].parameters["0.bias"][3] = math.inf
+    verdict, _ = replay(bundle, models, None)
+    assert (verdict.born_in, verdict.layer) == ("parameters", "0.bias")
+
+
+def test_the_step_is_the_one_that_failed_bit_by_bit(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    """Dropout, batch statistics and parameters are those of the moment, in each of two micro-batches."""
+    model = network(nn.Identity())
+    outputs: list[torch.Tensor] = []
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        outputs.append(output.detach().clone())
+        return output.sum() * (math.nan if len(outputs) == 8 else 1.0)
+
+    bundle = captured(watching, exporter, model, loss, steps=4, batches=2)
+    parameters = bundle.models["Sequential"].parameters
+    again = build(bundle, f"{__name__}:with_identity", "cpu")["Sequential"]
+    assert all(torch.equal(p, parameters[name]) for name, p in again.named_parameters())
+    state = torch.get_rng_state()
+    for call, expected in zip(bundle.calls, outputs[-2:], strict=True):
+        assert torch.equal(run(again, call), expected)
+    assert len(bundle.calls) == 2
+    torch.set_rng_state(state)
+
+
+def test_the_optimizers_state_is_that_before_the_update(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    model = network(nn.Identity())
+    seen: list[torch.Tensor] = []
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        seen.append(output)
+        return output.sum() * (math.nan if len(seen) == 3 else 1.0)
+
+    bundle = captured(watching, exporter, model, loss, steps=3)
+    (optimizer,) = bundle.optimizers
+    assert optimizer["kind"] == "torch.optim.adam:Adam"
+    states = optimizer["state"]["state"]
+    assert all(state["step"] == 2 for state in states.values())
+    assert all(torch.isfinite(state["exp_avg"]).all() for state in states.values())
+
+
+def test_inputs_changed_in_place_are_admitted(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    class InPlace(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.clone()) + x.mul_(2).sum()
+
+    bundle = captured(watching, exporter, InPlace(6, 2), lambda output: output.sum() * math.nan)
+    assert [call.inputs_changed for call in bundle.calls] == [True]
+
+
+def test_capturing_changes_neither_weights_nor_random_numbers(watching: Callable[..., gradwatch.Watch]) -> None:
+    def trained(**settings: Any) -> list[Any]:
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        model = network(nn.Identity())
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        with watching(model, optimizer, **settings):
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(torch.randn(8, 6)).square().mean().backward()
+                optimizer.step()
+        return [
+            *(p.detach().tolist() for p in model.parameters()),
+            torch.rand(1).item(),
+            random.random(),
+            np.random.rand(),
+        ]
+
+    assert trained() == trained(capture="on_nonfinite")
+
+
+def test_copies_of_a_captured_model_carry_nothing_of_ours_that_acts(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+        for one in copies:
+            one(torch.full((4, 6), math.nan)).sum().backward()
+        (model(torch.ones(4, 6)).sum() * math.nan).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    (call,) = load(Path(str(event.attributes[names.BUNDLE_PATH]))).calls
+    assert torch.equal(call.args[0], torch.ones(4, 6))
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+class Batch:
+    """A batch of the user's own class."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+
+def test_inputs_of_a_class_of_the_users_own_need_trust(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Any) -> torch.Tensor:
+            return super().forward(x.values)
+
+    model = Own(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        (model(Batch(torch.ones(4, 6))).sum() * math.nan).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    path = Path(str(event.attributes[names.BUNDLE_PATH]))
+    with pytest.raises(BundleError, match="--trust"):
+        load(path)
+    (call,) = load(path, trusted=True).calls
+    assert torch.equal(call.args[0].values, torch.ones(4, 6))
+
+
+@pytest.mark.parametrize("watch_compiled", [True, False])
+def test_compiled_models_train_on_without_a_graph_break(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, watch_compiled: bool
+) -> None:
+    """Only a hook outside the graph can capture: that of the compiled module itself."""
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with watching(compiled if watch_compiled else model, optimizer, capture="on_nonfinite"):
+        (compiled(torch.ones(4, 6)).sum() * math.nan).backward()
+        optimizer.step()
+    assert len(exporter.find_events(names.BUNDLE_SAVED.name)) == watch_compiled
+
+
+def test_of_two_models_the_guilty_one_is_named(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    """A GAN: the discriminator runs twice in the step and goes bad on what the generator made."""
+    models = generator_and_critic()
+    generator, critic = models.values()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models.values()]
+    with watching(models, optimizers, capture="on_nonfinite"):
+        real = critic(torch.rand(4, 6) + 100)
+        made = critic(generator(torch.rand(4, 3)))
+        (real.mean() - made.mean()).backward()
+        optimizers[1].step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    assert [call.model for call in bundle.calls] == ["critic", "generator", "critic"]
+    verdict, visits = replay(bundle, build(bundle, f"{__name__}:generator_and_critic", "cpu"), None)
+    assert (verdict.born_in, verdict.layer) == ("forward", "critic.0")
+    assert [visit.output_fault for visit in visits if visit.name == "critic.0"] == [None, "NaN"]
+
+
+def generator_and_critic() -> dict[str, nn.Module]:
+    torch.manual_seed(2)
+    return {"generator": nn.Linear(3, 6), "critic": nn.Sequential(Root(), nn.Linear(6, 1))}
+
+
+def test_one_bundle_a_run_and_none_without_being_asked(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, tmp_path: Path
+) -> None:
+    for settings, expected in (({}, 0), ({"capture": "on_nonfinite"}, 1)):
+        model = nn.Linear(6, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watching(model, optimizer, **settings):
+            for _ in range(3):
+                (model(torch.ones(4, 6)).sum() * math.nan).backward()
+                optimizer.step()
+        assert len(exporter.find_events(names.BUNDLE_SAVED.name)) == expected
+        assert len(list((tmp_path / "gradwatch").glob("bundle-*"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("no.such:thing", "No module named"),
+        (f"{__name__}:nothing", "nothing"),
+        (f"{__name__}:wrong_model", "not the model of the bundle"),
+        (f"{__name__}:no_model", "gives no model"),
+        (f"{__name__}:broken_model", "cannot build"),
+        ("nonsense", "expected module:function"),
+        (None, "cannot build"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_clear_line(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, reference: str | None, message: str
+) -> None:
+    bundle = captured(watching, exporter, nn.Linear(6, 2), lambda output: output.sum() * math.nan)
+    with pytest.raises(BundleError, match=message) as raised:
+        build(bundle, reference, "cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_step_that_does_not_run_again_is_one_clear_line(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(watching, exporter, network(nn.Identity()), lambda output: output.sum() * math.nan)
+    models = build(bundle, f"{__name__}:with_identity", "cpu")
+    with pytest.raises(BundleError, match="cannot be run again") as raised:
+        replay(bundle, models, lambda output: output)
+    assert "\n" not in str(raised.value)
+
+
+def wrong_model() -> nn.Module:
+    return nn.Linear(3, 3)
+
+
+def no_model() -> int:
+    return 5
+
+
+def broken_model() -> nn.Module:
+    raise RuntimeError("first line\nsecond line")
+
+
+# --- Finite differences --------------------------------------------------------------------------------
+
+
+class _WrongSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+class WrongSlope(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _WrongSlope.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def test_right_backwards_agree_with_finite_differences() -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 2))
+    before = copy.deepcopy(module.state_dict())
+    compared = compare(module, (torch.randn(7, 4),), {}, 6)
+    assert {row.outcome for row in compared.rows} == {"ok"}
+    assert {row.tensor for row in compared.rows} >= {"input 0", "0.weight", "1.bias", "4.weight"}
+    assert compared.output_finite
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_wrong_backward_is_told_from_a_kink_and_from_nan() -> None:
+    assert {row.outcome for row in compare(WrongSlope(), (torch.tensor([2.0, 3.0]),), {}, 5).rows} == {"wrong"}
+    (kink,) = compare(nn.ReLU(), (torch.zeros(1),), {}, 5).rows
+    assert kink.outcome == "kink"
+    bad = compare(Root(), (torch.tensor([99.0, 101.0]),), {}, 5)
+    assert {row.element: row.outcome for row in bad.rows} == {(0,): "non-finite", (1,): "ok"}
+    assert not bad.output_finite
+
+
+def test_what_overflows_in_half_precision_is_finite_in_float64() -> None:
+    class Square(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x
+
+    x = torch.tensor([1000.0], dtype=torch.float16)
+    assert torch.isinf(Square()(x)).all()
+    assert compare(Square(), (x,), {}, 5).output_finite
