@@ -20,8 +20,8 @@ from gradwatch.safety import internal_error
 class LossSink(Protocol):
     """Who hears about losses and skipped steps, on the training thread."""
 
-    def loss_seen(self, losses: list[torch.Tensor]) -> None:
-        """Backward is about to run from these scalars, already unscaled."""
+    def loss_seen(self, losses: list[torch.Tensor], roots: list[torch.Tensor]) -> None:
+        """Backward is about to run from ``roots``; ``losses`` are the same scalars, unscaled."""
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """The scaler found a non-finite gradient and did not step this optimizer."""
@@ -51,7 +51,7 @@ class LossCapture:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
             if grad_tensors is None and not torch.compiler.is_compiling():
                 try:
-                    sink.loss_seen(self._losses(tensors))
+                    sink.loss_seen(*self._losses(tensors))
                 except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                     internal_error(error, "backward")
             original_backward(tensors, grad_tensors, *args, **kwargs)
@@ -91,20 +91,22 @@ class LossCapture:
         self._replaced.clear()
         self._scaled.clear()
 
-    def _losses(self, tensors: Any) -> list[torch.Tensor]:
+    def _losses(self, tensors: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         if isinstance(tensors, torch.Tensor):
             tensors = (tensors,)
         elif not isinstance(tensors, (list, tuple)):
-            return []
+            return [], []
         if not self._scaled:
-            return [t for t in tensors if _is_loss(t)]
-        losses = []
+            losses = [t for t in tensors if _is_loss(t)]
+            return losses, losses
+        losses, roots = [], []
         for tensor in tensors:
             known = self._scaled.pop(id(tensor), None)
             unscaled = known[1] if known and known[0]() is tensor else tensor
             if _is_loss(unscaled):
                 losses.append(unscaled)
-        return losses
+                roots.append(tensor)
+        return losses, roots
 
     def _remember(self, outputs: Any, scaled: Any) -> None:
         if isinstance(outputs, torch.Tensor):

@@ -25,6 +25,7 @@ from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
 from gradwatch.device_ring import is_capturing
+from gradwatch.forward_witness import ForwardWitness
 from gradwatch.gradients import Reading
 from gradwatch.loss import LossCapture
 from gradwatch.safety import internal_error, log
@@ -78,7 +79,8 @@ class StepObserver:
         self._begun = 0
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
-        self._suspects = Suspects(sink, self._watched)
+        self._forward = ForwardWitness()
+        self._suspects = Suspects(sink, self._watched, self._models, self._forward)
         self._arrivals = Arrivals(sink, self._suspects)
         self._loss_capture = LossCapture(self, capture_loss)
         self._clip_capture = ClipCapture(self)
@@ -94,6 +96,7 @@ class StepObserver:
         ]
         self._loss_capture.install()
         self._clip_capture.install()
+        self._forward.arm(True)
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
@@ -101,6 +104,7 @@ class StepObserver:
             handle.remove()
         self._loss_capture.remove()
         self._clip_capture.remove()
+        self._forward.remove()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
@@ -121,6 +125,7 @@ class StepObserver:
             number += 1
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
+        self._forward.add(model)
         for watched in self._watched.values():
             optimizer = watched.reference()
             if optimizer is not None:
@@ -238,10 +243,12 @@ class StepObserver:
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
 
-    def loss_seen(self, losses: list[Tensor]) -> None:
+    def loss_seen(self, losses: list[Tensor], roots: list[Tensor]) -> None:
         """See ``LossSink``."""
         start = perf_counter_ns()
         self._epoch += 1
+        if self._suspects.evidence is not None:
+            self._suspects.loss_seen(self._begun)
         if self._loss is not None or self._device_losses:
             self._drop_discarded()
         base = self._closure_base
@@ -249,14 +256,17 @@ class StepObserver:
             # Each evaluation of a closure replaces the one before, as its gradients do.
             self._loss = base[0]
             del self._device_losses[base[1] :]
-        for loss in losses:
+        for loss, root in zip(losses, roots, strict=True):
             if loss.is_cpu:
                 value = float(loss.item())
                 self._loss = value if self._loss is None else self._loss + value
                 if not math.isfinite(value):
                     self._suspicious = True
+                    self._suspects.loss_is_bad(root, self._begun)
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
+        if self._forward.armed:
+            self._forward.epoch = self._epoch
         self._spent_outside += perf_counter_ns() - start
 
     def _drop_discarded(self) -> None:
@@ -267,6 +277,7 @@ class StepObserver:
         self._loss = None
         self._device_losses.clear()
         self._suspicious = False
+        self._suspects.discard()
         for watched in self._watched.values():
             watched.reading = watched.clip_total = None
 
@@ -319,11 +330,11 @@ class StepObserver:
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
             self._suspects.on_host(self.step, watched, reading, loss, before=before)
 
-    def _judge_skipped(self, loss: float | None) -> bool:
+    def _judge_skipped(self, watched: WatchedOptimizer, loss: float | None) -> bool:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
-        if is_finite(loss):
+        if loss is None or math.isfinite(loss):
             return False
-        self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
+        self._suspects.skipped(self.step, watched, loss)
         return True
 
     def _take_stock(self, watched: WatchedOptimizer) -> None:
@@ -350,7 +361,7 @@ class StepObserver:
                 reading = None
         total, clip_total = None, watched.clip_total
         watched.clip_total = None
-        nonfinite = self._judge_skipped(loss) if skipped else watched.nonfinite
+        nonfinite = self._judge_skipped(watched, loss) if skipped else watched.nonfinite
         watched.nonfinite = False
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
@@ -374,6 +385,10 @@ class StepObserver:
         watched.last_loss = loss if is_finite(loss) else None
         watched.last_step = step
         watched.previous_observed = reading is not None or skipped
+        if reading is not None or nonfinite or skipped:
+            nonfinite = self._suspects.step_ended(step, optimizer, watched, total, nonfinite, skipped)
+        else:
+            watched.settled = False
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
         self._spent_outside = 0
         watched.spent = 0
@@ -385,6 +400,8 @@ class StepObserver:
             self._arrivals.add(*self._open)
         self._open = (record, in_flight)
         watched.observe = watched.budget.observes_next(spent, duration, reading is not None)
+        if watched.observe or self._forward.armed:
+            self._forward.next_step(self._begun, self._watched.values())
 
     def _collect(
         self,
@@ -484,6 +501,7 @@ class StepObserver:
             handle.remove()
         self._loss_capture.remove()
         self._clip_capture.remove()
+        self._forward.remove()
         self._watched.clear()
         self._adopts = None
 

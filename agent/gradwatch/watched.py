@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.budget import Budget
-from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, named_parameters
+from gradwatch.gradients import GradientReader, Reading, is_distributed_tensor, layer_name, named_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,10 @@ class Model:
             return {}
         names = named_parameters(module)
         return {key: f"{self.name}.{name}" for key, name in names.items()} if prefixed else names
+
+    def qualified(self, name: str, *, prefixed: bool) -> str:
+        """Layer name of one parameter."""
+        return f"{self.name}.{layer_name(name)}" if prefixed else layer_name(name)
 
     def is_compiled(self) -> bool:
         """Whether its backward is one compiled graph, which hands gradients out in no telling order."""
@@ -87,7 +91,7 @@ class WatchedOptimizer:
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
         "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
-        "reader", "reading", "reading_epoch", "reference", "spent", "stock",
+        "reader", "reading", "reading_epoch", "reference", "settled", "spent", "stock",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +120,8 @@ class WatchedOptimizer:
         self.last_end: int | None = None
         self.nonfinite = False
         self.poisoned = False
+        # Whether the parameters were good when this optimizer last let go of them.
+        self.settled = True
         self.spent = 0
         self.order = BackwardOrder((), learn=False)
         self.rebuild(optimizer, models)
