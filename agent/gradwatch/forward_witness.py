@@ -203,25 +203,28 @@ class ForwardWitness:
         )  # fmt: skip
 
 
-def verdict(readings: Sequence[ForwardReading], graph: Graph | None) -> ForwardVerdict | None:
+def verdict(
+    readings: Sequence[ForwardReading], graph: Graph | None
+) -> tuple[ForwardVerdict | None, Graph | None]:
     """What the forward passes of a step say; ``graph`` is the one behind a bad loss, where it is alive.
 
     The first bad pass decides, if it is certain that the loss came from it: its operations are in the graph, or
-    backward followed before the model ran again. A batch that was looked at and thrown away is neither.
+    backward followed before the model ran again. A batch that was looked at and thrown away is neither. Also
+    the graph that tells best where: the one behind its output, or else the loss's.
     """
     if not readings:
-        return None
+        return None, graph
     first = next((reading for reading in readings if reading.is_bad), None)
     if first is None:
-        return "good"
+        return "good", graph
     alive = frozenset(operation.number for operation in graph.operations) if graph is not None else _NONE
     is_last = not any(
         other.model == first.model and other.epoch == first.epoch
         for other in readings[readings.index(first) + 1 :]
     )
     if not first.numbers or not (first.numbers & alive or is_last):
-        return None
-    return "input" if True in first.inputs else "forward"
+        return None, graph
+    return "input" if True in first.inputs else "forward", first.graph or graph
 
 
 def _numbers(outputs: Sequence[Tensor]) -> frozenset[int]:

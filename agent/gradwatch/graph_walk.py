@@ -160,8 +160,11 @@ class _Reader:
                     producer.bad = bad or bool(producer.bad)
                 elif bad and not any(tensor is parameter for parameter in operation.parameters):
                     operation.bad_leaf = True
-            operation.cleared = operation.name in _HARMLESS or (
-                _is_wide(node) and (operation.name in _ADDITIVE or _are_small(operation, operands))
+            wide = _is_wide(node)
+            operation.cleared = (
+                operation.name in _HARMLESS
+                or (wide and (operation.name in _ADDITIVE or _are_small(operation, operands)))
+                or _is_gentle(operation.name, operands, _SMALL if wide else 1.0)
             )
 
     def _is_bad(self, tensor: torch.Tensor) -> bool | None:
@@ -195,16 +198,22 @@ def _leaf_behind_views(node: Any) -> torch.Tensor | None:
 def _saved(node: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors that the node saved, by name, as far as no saved-tensor hook stands in between."""
     for raw_name in _raw_names(type(node)):
-        raw = getattr(node, raw_name, None)
-        for saved in raw if isinstance(raw, (tuple, list)) else (raw,):
-            if saved is None or saved.unpack_hook is not None:
+        name = raw_name.removeprefix("_raw_saved_")
+        try:
+            raw = getattr(node, raw_name)
+            behind_hooks = any(
+                one is not None and one.unpack_hook is not None
+                for one in (raw if isinstance(raw, (tuple, list)) else (raw,))
+            )
+            if behind_hooks:
                 continue
-            try:
-                tensor = saved.unpack()
-            except RuntimeError:  # freed by an earlier backward, or changed in place since
-                continue
+            # A result that was saved knows its operation only when asked for through that operation.
+            saved = node.saved_tensors if name == "tensors" else getattr(node, f"_saved_{name}")
+        except RuntimeError:  # freed by an earlier backward, or changed in place since
+            continue
+        for tensor in saved if isinstance(saved, (tuple, list)) else (saved,):
             if isinstance(tensor, torch.Tensor):
-                yield raw_name.removeprefix("_raw_saved_"), tensor
+                yield name, tensor
 
 
 def _raw_names(kind: type) -> Iterable[str]:
@@ -237,6 +246,16 @@ def _are_small(operation: Operation, operands: Sequence[tuple[torch.Tensor, bool
     known = {id(tensor): tensor.detach() for tensor, _ in operands}
     known.update((id(parameter), parameter.detach()) for parameter in operation.parameters)
     return len(known) > 1 and all(not t.numel() or float(t.abs().max()) < _SMALL for t in known.values())
+
+
+def _is_gentle(operation: str, operands: Sequence[tuple[torch.Tensor, bool]], limit: float) -> bool:
+    """Whether it scales by a known factor up to ``limit``: what overflows after that all but did before."""
+    if len(operands) != 1 or operands[0][1]:
+        return False
+    factor = operands[0][0].detach().abs()
+    if operation == "MulBackward0":
+        return float(factor.max()) <= limit
+    return operation == "DivBackward0" and float(factor.min()) * limit >= 1.0
 
 
 def _suspects(root: Operation) -> list[Operation]:

@@ -68,7 +68,7 @@ def origin(seen: Witnesses) -> Origin:
     if seen.forward in ("input", "forward"):
         return UNKNOWN if seen.bad_parameters is None else _before_the_loss(seen)
     if seen.loss is None:
-        return Origin(None, first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order))
+        return UNKNOWN
     if not math.isfinite(seen.loss):
         return _behind_a_bad_loss(seen)
     layer = first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order)

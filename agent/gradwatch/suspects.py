@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from gradwatch.forward_plan import NOWHERE, Map, Site, site
 from gradwatch.forward_witness import ForwardVerdict, ForwardWitness, verdict
 from gradwatch.gradients import Reading, nonfinite_among
-from gradwatch.graph_walk import suspects_behind
+from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
 from gradwatch.update_check import is_trusted
@@ -80,10 +80,12 @@ class Suspects:
         """Backward is about to run from a bad loss on the CPU: parameters and graph are still as they were."""
         if self.evidence is not None or not self._sink.wants_nonfinite_detail():
             return
+        self.evidence = self._gather(steps, suspects_behind(root))
+
+    def _gather(self, steps: int, graph: Graph | None) -> Evidence:
         parameters = self._poisoned()
-        graph = suspects_behind(root)
-        forward = verdict(self._forward.readings, graph)
-        self.evidence = Evidence(steps, parameters, forward, site(graph, self._maps()))
+        forward, graph = verdict(self._forward.readings, graph)
+        return Evidence(steps, parameters, forward, NOWHERE if graph is None else site(graph, self._maps()))
 
     def discard(self) -> None:
         """The batch was thrown away."""
@@ -143,10 +145,7 @@ class Suspects:
             found = origin(Witnesses(loss, read, bad, None, order))
         else:
             if evidence is None:
-                forward = verdict(self._forward.readings, None)
-                graph = next((r.graph for r in self._forward.readings if r.graph is not None), None)
-                place = NOWHERE if graph is None else site(graph, self._maps())
-                evidence = Evidence(0, self._poisoned(), forward, place)
+                evidence = self._gather(0, None)
             parameters = evidence.parameters
             mine = parameters.bad.get(watched.index, ())
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
