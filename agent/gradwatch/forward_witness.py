@@ -134,6 +134,11 @@ class ForwardWitness:
                     (reading.model, "output", i) for i, bad in enumerate(reading.outputs) if bad
                 )
 
+    @property
+    def has_habits(self) -> bool:
+        """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
+        return any(kind == "output" for _, kind, _ in self._habits)
+
     def _attach(self, index: int, model: nn.Module) -> None:
         hook = _Hook(self, index, is_before=False)
         handles = [model.register_forward_hook(hook, with_kwargs=True)]
@@ -204,15 +209,18 @@ class ForwardWitness:
 
 
 def verdict(
-    readings: Sequence[ForwardReading], graph: Graph | None
+    readings: Sequence[ForwardReading], graph: Graph | None, epoch: int
 ) -> tuple[ForwardVerdict | None, Graph | None]:
-    """What the forward passes of a step say; ``graph`` is the one behind a bad loss, where it is alive.
+    """What the forward passes of a step say.
+
+    ``graph`` is the one behind a bad loss, where it is alive; ``epoch`` counts the backward passes before that
+    of the loss. Only passes since then can speak for a loss that nobody else speaks for.
 
     The first bad pass decides, if it is certain that the loss came from it: its operations are in the graph, or
     backward followed before the model ran again. A batch that was looked at and thrown away is neither. Also
     the graph that tells best where: the one behind its output, or else the loss's.
     """
-    if not readings:
+    if not any(reading.epoch == epoch for reading in readings):
         return None, graph
     first = next((reading for reading in readings if reading.is_bad), None)
     if first is None:

@@ -265,8 +265,7 @@ class StepObserver:
                     self._suspects.loss_is_bad(root, self._begun)
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
-        if self._forward.armed:
-            self._forward.epoch = self._epoch
+        self._forward.epoch = self._epoch
         self._spent_outside += perf_counter_ns() - start
 
     def _drop_discarded(self) -> None:
@@ -383,6 +382,7 @@ class StepObserver:
         if self._given_rate is not None:
             rates, self._given_rate = (self._given_rate,), None
         watched.last_loss = loss if is_finite(loss) else None
+        watched.last_epoch = self._epoch
         watched.last_step = step
         watched.previous_observed = reading is not None or skipped
         if reading is not None or nonfinite or skipped:

@@ -80,11 +80,13 @@ class Suspects:
         """Backward is about to run from a bad loss on the CPU: parameters and graph are still as they were."""
         if self.evidence is not None or not self._sink.wants_nonfinite_detail():
             return
-        self.evidence = self._gather(steps, suspects_behind(root))
+        self.evidence = self._gather(steps, suspects_behind(root), self._forward.epoch)
 
-    def _gather(self, steps: int, graph: Graph | None) -> Evidence:
+    def _gather(self, steps: int, graph: Graph | None, epoch: int) -> Evidence:
         parameters = self._poisoned()
-        forward, graph = verdict(self._forward.readings, graph)
+        forward, graph = verdict(self._forward.readings, graph, epoch)
+        if forward in ("good", None) and self._forward.has_habits:
+            graph = None
         return Evidence(steps, parameters, forward, NOWHERE if graph is None else site(graph, self._maps()))
 
     def discard(self) -> None:
@@ -141,11 +143,13 @@ class Suspects:
         """Where the value was born, and the name of the layer."""
         order = watched.order.indices()
         evidence = self.evidence
+        if loss is None:
+            loss = self._shared_loss()
         if evidence is None and not before:
             found = origin(Witnesses(loss, read, bad, None, order))
         else:
             if evidence is None:
-                evidence = self._gather(0, None)
+                evidence = self._gather(0, None, self._forward.epoch - 1)
             parameters = evidence.parameters
             mine = parameters.bad.get(watched.index, ())
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
@@ -156,6 +160,15 @@ class Suspects:
             if mine or elsewhere:
                 return found, parameters.only
         return found, found.module if found.layer is None else watched.layers[found.layer]
+
+    def _shared_loss(self) -> float | None:
+        """The loss of this backward pass, where another optimizer has stepped after it already."""
+        if self.evidence is not None:
+            return math.nan
+        losses = [
+            each.last_loss for each in self._watched.values() if each.last_epoch == self._forward.epoch
+        ]  # fmt: skip
+        return next((loss for loss in losses if loss is not None), None)
 
     # --- After the step ----------------------------------------------------------------------------------
 

@@ -36,12 +36,13 @@ def _is_moderate(group: dict[str, Any], gradient_norm: float) -> bool:
     parameters = group["params"]
     if rate is None or not parameters:
         return not parameters
-    largest = torch.finfo(parameters[0].dtype).max if parameters[0].dtype.is_floating_point else 0.0
+    numbers = [torch.finfo(dtype) for dtype in {parameter.dtype for parameter in parameters}]
     return bool(
         # NaN fails every comparison.
-        abs(rate) * max(1.0, gradient_norm) < _SHARE * largest
+        abs(rate) * max(1.0, gradient_norm) < _SHARE * min(number.max for number in numbers)
         and abs(rate * decay) < 1.0
-        and group.get("eps", 1.0) > 0.0
+        # The usual 1e-8 is zero in float16.
+        and group.get("eps", 1.0) >= max(number.tiny for number in numbers)
         and group.get("momentum", 0.0) < 1.0
         and not group.get("centered", False)
     )

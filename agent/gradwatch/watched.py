@@ -90,7 +90,7 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
-        "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
+        "last_epoch", "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
         "reader", "reading", "reading_epoch", "reference", "settled", "spent", "stock",
     )  # fmt: skip
 
@@ -117,6 +117,7 @@ class WatchedOptimizer:
         self.clip_epoch = -1
         self.last_loss: float | None = None
         self.last_step = 0
+        self.last_epoch = -1
         self.last_end: int | None = None
         self.nonfinite = False
         self.poisoned = False
