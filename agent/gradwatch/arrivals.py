@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gradwatch.device_ring import DeviceRing, Slot
+from gradwatch.forward_witness import ForwardReading
 from gradwatch.gradients import DeviceNorms
-from gradwatch.suspects import Suspects
+from gradwatch.suspects import DeviceWitness, Suspects
 from gradwatch.telemetry import LoggedValue, StepRecord, StepSink
 
 # A model's vector fits from the start; longer accumulations make the ring grow.
@@ -22,13 +23,18 @@ _SPARE: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One slot: norms of the parameters at ``indices``, ``losses`` losses, and perhaps the scaler's two."""
+    """One slot: gradient norms of the parameters at ``indices``, ``losses`` losses, norms of the forward passes'
+    inputs and outputs (as (pass, place) in ``forward``), norms of the parameters at ``parameters`` themselves,
+    and perhaps the scaler's two.
+    """
 
     ring: DeviceRing
     slot: Slot
     indices: tuple[int, ...]
     losses: int
     scaled: bool
+    forward: tuple[tuple[ForwardReading, int], ...] = ()
+    parameters: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -37,6 +43,7 @@ class InFlight:
 
     parts: list[_Part] = field(default_factory=list)
     record: StepRecord | None = None
+    witness: DeviceWitness | None = None
 
     def arrived(self) -> bool:
         """Whether all of it is here; never waits."""
@@ -61,16 +68,29 @@ class Arrivals:
         norms: Sequence[DeviceNorms],
         losses: Sequence[Tensor],
         scaler: tuple[Tensor, Tensor] | None,
+        witness: DeviceWitness | None = None,
     ) -> InFlight | None:
         """Start the copies of one step. ``scaler``: scale and found-inf of a fused optimizer.
 
         None when a ring was full: then the step's device values are given up.
         """
-        in_flight = InFlight()
+        in_flight = InFlight(witness=witness)
         for device in {vector.vector.device for vector in norms} | {loss.device for loss in losses}:
             vectors = [vector for vector in norms if vector.vector.device == device]
             local = [loss for loss in losses if loss.device == device]
             parts = [vector.vector for vector in vectors] + local
+            forward: list[tuple[ForwardReading, int]] = []
+            parameters: list[int] = []
+            if witness is not None:
+                for reading in witness.readings:
+                    for place, norm in enumerate(reading.on_device):
+                        if norm.device == device:
+                            forward.append((reading, place))
+                            parts.append(norm)
+                for weights in witness.parameters:
+                    if weights.vector.device == device:
+                        parameters += weights.indices
+                        parts.append(weights.vector)
             scaled = scaler is not None and bool(vectors)
             if scaler is not None and scaled:
                 parts += [tensor.to(device, non_blocking=True) for tensor in scaler]
@@ -79,7 +99,9 @@ class Arrivals:
             if slot is None:
                 return None
             indices = tuple(index for vector in vectors for index in vector.indices)
-            in_flight.parts.append(_Part(ring, slot, indices, len(local), scaled))
+            in_flight.parts.append(
+                _Part(ring, slot, indices, len(local), scaled, tuple(forward), tuple(parameters))
+            )
         return in_flight
 
     def send_logged(self, name: str, time: int, value: Tensor) -> None:
@@ -114,6 +136,7 @@ class Arrivals:
             return
         loss, skipped = record.loss, record.skipped
         indices, norms = list(record.indices or ()), list(record.norms or ())
+        poisoned: list[int] = []
         for part in in_flight.parts:
             values = part.slot.values()
             part.ring.recycle(part.slot)
@@ -124,6 +147,12 @@ class Arrivals:
             width = len(part.indices)
             indices += part.indices
             norms += [value / scale for value in values[:width]]
+            place = width + part.losses
+            for (reading, item), value in zip(part.forward, values[place:], strict=False):
+                reading.settle(item, math.isfinite(value))
+            place += len(part.forward)
+            weights = zip(part.parameters, values[place:], strict=False)
+            poisoned += [index for index, value in weights if not math.isfinite(value)]
             if part.losses and record.loss is None:
                 loss = math.fsum([loss or 0.0, *values[width : width + part.losses]])
         observed = record.indices is not None and not skipped
@@ -131,7 +160,7 @@ class Arrivals:
         if record.indices is not None and total is not None:
             total = math.hypot(*norms) if observed else None
         nonfinite = not skipped and (
-            record.nonfinite or self._suspects.arrived(record, indices, norms, loss)
+            record.nonfinite or self._suspects.arrived(record, indices, norms, loss, in_flight.witness, poisoned)
         )  # fmt: skip
         self._sink.step(
             record._replace(

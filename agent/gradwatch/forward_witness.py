@@ -62,6 +62,14 @@ class ForwardReading:
     graph: Graph | None = None
     on_device: tuple[Tensor, ...] = ()
 
+    def settle(self, place: int, is_finite: bool) -> None:
+        """A norm has arrived from the device: of an input, or behind those of an output."""
+        count = len(self.inputs)
+        if place < count:
+            self.inputs[place] = not is_finite
+        else:
+            self.outputs[place - count] = not is_finite
+
     @property
     def is_bad(self) -> bool:
         """Whether anything in it is bad."""
@@ -125,9 +133,9 @@ class ForwardWitness:
             self.readings = [reading for reading in self.readings if reading.steps > oldest]
         self.arm(any(each.observe for each in optimizers))
 
-    def note_habits(self) -> None:
+    def note_habits(self, readings: Sequence[ForwardReading]) -> None:
         """The step was good, so whatever looks bad in its forward passes is meant to be."""
-        for reading in self.readings:
+        for reading in readings:
             if reading.is_bad:
                 self._habits.update((reading.model, "input", i) for i, bad in enumerate(reading.inputs) if bad)
                 self._habits.update(
@@ -182,14 +190,14 @@ class ForwardWitness:
         reading = ForwardReading(
             index, self.epoch, self.steps, bad[:split], bad[split:], _numbers(outputs) if True in bad else _NONE
         )  # fmt: skip
-        self._pardon(reading)
+        self.pardon(reading)
         first = next((o for o, is_bad in zip(outputs, reading.outputs, strict=True) if is_bad), None)
         if first is not None:
             # Now the graph is there; behind a finite loss it would be gone by the time the gradients are read.
             reading.graph = suspects_behind(first)
         return reading
 
-    def _pardon(self, reading: ForwardReading) -> None:
+    def pardon(self, reading: ForwardReading) -> None:
         """Take back what is habitually bad."""
         for kind, bad in (("input", reading.inputs), ("output", reading.outputs)):
             if True in bad:

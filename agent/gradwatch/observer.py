@@ -326,6 +326,8 @@ class StepObserver:
         if reading is None or watched.reading_epoch != self._epoch:
             self._take_stock(watched)
             reading = watched.reading = watched.reader.read()
+        if before and watched.reader.devices:
+            watched.witness = self._suspects.witness(watched, watched.reader.parameter_norms())
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
             self._suspects.on_host(self.step, watched, reading, loss, before=before)
 
@@ -355,7 +357,7 @@ class StepObserver:
         in_flight: InFlight | None = None
         scale = 1.0
         if reading is not None or self._device_losses or self._given_loss is not None:
-            loss, scale, skipped, in_flight = self._collect(optimizer, reading, loss, skipped)
+            loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
             if reading is not None and not self._is_reportable(reading, in_flight):
                 reading = None
         total, clip_total = None, watched.clip_total
@@ -406,6 +408,7 @@ class StepObserver:
     def _collect(
         self,
         optimizer: Optimizer,
+        watched: WatchedOptimizer,
         reading: Reading | None,
         loss: float | None,
         skipped: bool,
@@ -430,7 +433,8 @@ class StepObserver:
             else:
                 scalars = (found_tensor.new_ones(()) if scale_tensor is None else scale_tensor, found_tensor)
         on_device = reading.on_device if reading is not None else ()
-        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses else None
+        witness, watched.witness = watched.witness, None
+        in_flight = self._arrivals.send(on_device, losses, scalars, witness) if on_device or losses else None
         return loss, scale, skipped, in_flight
 
     def _is_reportable(self, reading: Reading, in_flight: InFlight | None) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gradwatch.forward_plan import NOWHERE, Map, Site, site
-from gradwatch.forward_witness import ForwardVerdict, ForwardWitness, verdict
-from gradwatch.gradients import Reading, nonfinite_among
+from gradwatch.forward_witness import ForwardReading, ForwardVerdict, ForwardWitness, verdict
+from gradwatch.gradients import DeviceNorms, Reading, nonfinite_among
 from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
@@ -53,6 +53,23 @@ class Evidence:
     site: Site
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceWitness:
+    """What travels with a step's gradients from a device.
+
+    Attributes:
+        readings: Its forward passes, whose norms may be on the device.
+        parameters: Norms of the parameters before the step.
+        epoch: Backward passes before that of the loss.
+        settled: Whether the step before was observed and cannot have spoilt parameters with good gradients.
+    """
+
+    readings: Sequence[ForwardReading]
+    parameters: Sequence[DeviceNorms]
+    epoch: int
+    settled: bool
+
+
 class Suspects:
     """Finds out about suspicious steps of the watched optimizers, and reports those that are guilty."""
 
@@ -68,6 +85,8 @@ class Suspects:
         self._models = models
         self._forward = forward
         self.evidence: Evidence | None = None
+        # Optimizers whose last step from a device was bad.
+        self._arrived_bad: set[int] = set()
 
     # --- Before backward ---------------------------------------------------------------------------------
 
@@ -197,7 +216,7 @@ class Suspects:
                 return True
             watched.settled = not watched.reader.devices
         watched.poisoned = False
-        self._forward.note_habits()
+        self._forward.note_habits(self._forward.readings)
         return False
 
     def _report_update(
@@ -219,22 +238,46 @@ class Suspects:
 
     # --- Values from a device ----------------------------------------------------------------------------
 
+    def witness(self, watched: WatchedOptimizer, parameters: Sequence[DeviceNorms]) -> DeviceWitness:
+        """What is to travel with the gradients of a step that is observed."""
+        readings = tuple(self._forward.readings)
+        return DeviceWitness(readings, parameters, self._forward.epoch - 1, watched.settled)
+
     def arrived(
-        self, record: StepRecord, indices: Sequence[int], norms: Iterable[float], loss: float | None
+        self,
+        record: StepRecord,
+        indices: Sequence[int],
+        norms: Iterable[float],
+        loss: float | None,
+        witness: DeviceWitness | None = None,
+        poisoned: Sequence[int] = (),
     ) -> bool:
         """A step whose values came from a device, long after its gradients went; whether it was non-finite.
 
         Nobody can be asked about overflow any more: an infinite norm counts.
         """
         bad = [index for index, norm in zip(indices, norms, strict=True) if not math.isfinite(norm)]
+        readings = witness.readings if witness is not None else ()
         if not bad and is_finite(loss):
+            self._forward.note_habits([reading for reading in readings if reading.on_device])
+            self._arrived_bad.discard(record.optimizer)
             return False
+        for reading in readings:
+            self._forward.pardon(reading)
         order: Sequence[int] = ()
         for watched in self._watched.values():
             if watched.index == record.optimizer:
                 order = watched.order.indices()
                 watched.observe = True
-        found = origin(Witnesses(loss, indices, bad, None, order))
+        known = witness is not None and bool(witness.parameters)
+        blamed = record.optimizer in self._arrived_bad or (witness is not None and witness.settled)
+        self._arrived_bad.add(record.optimizer)
+        seen = Witnesses(
+            loss, indices, bad, poisoned if known else None, order,
+            parameters_by="parameters" if blamed else None,
+            forward=verdict(readings, None, witness.epoch)[0] if witness is not None else None,
+        )  # fmt: skip
+        found = origin(seen)
         layer = None if found.layer is None else record.layers[found.layer]
         self._sink.nonfinite(NonfiniteStep(record.step, layer, found.born_in, len(bad), None, loss))
         return True

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from gradwatch.suspects import DeviceWitness
+
 
 class Model:
     """A watched module, held weakly, and the name in front of its layers once there are two."""
@@ -90,8 +92,9 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_total", "depth", "frame", "index", "is_late", "last_end",
-        "last_epoch", "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned", "previous_observed",
-        "reader", "reading", "reading_epoch", "reference", "settled", "spent", "stock",
+        "last_epoch", "last_loss", "last_step", "layers", "nonfinite", "observe", "order", "poisoned",
+        "previous_observed", "reader", "reading", "reading_epoch", "reference", "settled", "spent", "stock",
+        "witness",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +126,7 @@ class WatchedOptimizer:
         self.poisoned = False
         # Whether the parameters were good when this optimizer last let go of them.
         self.settled = True
+        self.witness: DeviceWitness | None = None
         self.spent = 0
         self.order = BackwardOrder((), learn=False)
         self.rebuild(optimizer, models)

@@ -191,7 +191,9 @@ def witnesses(draw: st.DrawFn) -> Witnesses:
         bad_elsewhere=draw(st.booleans()),
         parameters_by=draw(st.sampled_from([None, "optimizer", "parameters"])),
         forward=draw(st.sampled_from([None, "good", "input", "forward"])),
-        site=Site(draw(st.sampled_from([None, "forward", "loss"])), draw(st.none() | st.just("a.b")), draw(st.booleans())),
+        site=draw(
+            st.builds(Site, st.sampled_from([None, "forward", "loss"]), st.none() | st.just("a"), st.booleans())
+        ),
     )  # fmt: skip
 
 
