@@ -23,9 +23,10 @@ _SPARE: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One slot: gradient norms of the parameters at ``indices``, ``losses`` losses, norms of the forward passes'
-    inputs and outputs (as (pass, place) in ``forward``), norms of the parameters at ``parameters`` themselves,
-    and perhaps the scaler's two.
+    """One slot, in this order.
+
+    Gradient norms of the parameters at ``indices``; ``losses`` losses; norms of the forward passes' inputs and
+    outputs, as (pass, place) in ``forward``; norms of the ``parameters``; perhaps the scaler's two.
     """
 
     ring: DeviceRing
@@ -160,7 +161,8 @@ class Arrivals:
         if record.indices is not None and total is not None:
             total = math.hypot(*norms) if observed else None
         nonfinite = not skipped and (
-            record.nonfinite or self._suspects.arrived(record, indices, norms, loss, in_flight.witness, poisoned)
+            record.nonfinite
+            or self._suspects.arrived(record, indices, norms, loss, in_flight.witness, poisoned)
         )  # fmt: skip
         self._sink.step(
             record._replace(

@@ -155,11 +155,12 @@ class GradientReader:
 
     def parameter_norms(self) -> tuple[DeviceNorms, ...]:
         """Norms of the parameters on devices, still there."""
-        return tuple(
-            DeviceNorms(group.indices, torch.stack(_foreach_norm(list(group.parameters), group.accumulate)).detach())
-            for group in self._groups
-            if group.device.type != "cpu"
-        )  # fmt: skip
+        found = []
+        for group in self._groups:
+            if group.device.type != "cpu":
+                norms = _foreach_norm(list(group.parameters), group.accumulate)
+                found.append(DeviceNorms(group.indices, torch.stack(norms).detach()))
+        return tuple(found)
 
     def exact_norm(self, index: int) -> float:
         """Norm of one CPU gradient, accumulated in float64: for the one that overflowed in its own type."""

@@ -367,12 +367,8 @@ class StepObserver:
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
         if reading is not None and not skipped:
-            indices, norms = reading.indices, reading.norms
-            if scale != 1.0:
-                norms = [norm / scale for norm in norms]
-            total = math.hypot(*norms)
-            if not reading.complete:
-                total = None
+            indices, norms = reading.indices, _unscaled(reading.norms, scale)
+            total = math.hypot(*norms) if reading.complete else None
         elif clip_total is not None:
             total = clip_total
         step = self.step
@@ -519,6 +515,10 @@ class StepObserver:
             if not self._arrivals:
                 return
             time.sleep(0.002)
+
+
+def _unscaled(norms: list[float], scale: float) -> list[float]:
+    return norms if scale == 1.0 else [norm / scale for norm in norms]
 
 
 def _overflowed(optimizer: Optimizer) -> bool:

@@ -81,6 +81,31 @@ def test_a_single_nan_is_a_ticket_at_its_step_and_layer(database: Engine) -> Non
     assert (found.step, found.layer, found.born_in, found.rank) == (40, "layer1.weight", "backward", 0)
 
 
+@pytest.mark.parametrize("born_in", c.BIRTHPLACES)
+def test_the_birthplace_of_a_nan_is_shown_with_its_step_layer_and_rank(
+    database: Engine, database_url: str, born_in: str
+) -> None:
+    process = source("run", rank=3, tier="experiment")
+    layer = None if born_in in ("input", "loss") else "blocks.1.fc1"
+    told = {c.STEP: 40, c.NONFINITE_STEPS: 1, c.BORN_IN: born_in} | ({c.LAYER_NAME: layer} if layer else {})
+    started = event(c.RUN_STARTED, 0)
+    bad = replace(event(c.NONFINITE_STEP, 1, 1), attributes={c.EVENT_SEQUENCE: 1, **told})
+    received = batch(process, events=[started, bad])
+    registry = Registry()
+    with transaction(database) as connection:
+        registry.apply(connection, [(received, at(1))])
+    with database.connect() as connection:
+        runs = load_runs(connection)
+    with transaction(database) as connection:
+        reconcile(connection, detect(database, runs), at(2))
+    shown = CliRunner().invoke(main, ["runs", "show", "run", "--format", "json", "--db", database_url])
+    assert shown.exit_code == 0, shown.output
+    (finding,) = [one for one in json.loads(shown.output)["findings"] if one["rule"] == "nonfinite"]
+    assert {name: finding[name] for name in ("step", "layer", "rank", "born_in")} == {
+        "step": 40, "layer": layer, "rank": 3, "born_in": born_in,
+    }  # fmt: skip
+
+
 def test_repeated_nans_page_and_keep_the_first_step(database: Engine) -> None:
     note_nonfinite(database, (40, 1), (41, 2), (42, 3))
     (found,) = detect(database, [RUN])
