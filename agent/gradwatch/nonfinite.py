@@ -28,6 +28,7 @@ class Witnesses:
         forward: What the forward passes' inputs and outputs say: all good, a bad input, or a bad output of
             good inputs; None when nobody looked.
         site: Where the graph behind the loss has the first bad value.
+        averaged: Whether the gradients may be means over several ranks: a bad one says nothing about this rank.
     """
 
     loss: float | None
@@ -39,6 +40,7 @@ class Witnesses:
     parameters_by: Literal["optimizer", "parameters"] | None = "parameters"
     forward: ForwardVerdict | None = None
     site: Site = NOWHERE
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def origin(seen: Witnesses) -> Origin:
         return _behind_a_bad_loss(seen)
     layer = first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order)
     # A bad output that the loss ignores (a masked position) poisons gradients behind a finite loss too.
-    return Origin("backward" if seen.forward == "good" else None, layer)
+    return Origin("backward" if seen.forward == "good" and not seen.averaged else None, layer)
 
 
 def _before_the_loss(seen: Witnesses) -> Origin:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch.distributed as dist
+
 from gradwatch.forward_plan import NOWHERE, Map, Site, site
 from gradwatch.forward_witness import ForwardReading, ForwardVerdict, ForwardWitness, verdict
 from gradwatch.gradients import DeviceNorms, Reading, nonfinite_among
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 def is_finite(value: float | None) -> bool:
     """Whether a value is finite; one that is not known raises no suspicion."""
     return value is None or math.isfinite(value)
+
+
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +179,9 @@ class Suspects:
             mine = parameters.bad.get(watched.index, ())
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
             seen = Witnesses(
-                loss, read, bad, mine, order, elsewhere, parameters.by, evidence.forward, evidence.site
-            )
+                loss, read, bad, mine, order, elsewhere, parameters.by, evidence.forward, evidence.site,
+                _has_peers(),
+            )  # fmt: skip
             found = origin(seen)
             if mine or elsewhere:
                 return found, parameters.only
@@ -276,6 +283,7 @@ class Suspects:
             loss, indices, bad, poisoned if known else None, order,
             parameters_by="parameters" if blamed else None,
             forward=verdict(readings, None, witness.epoch)[0] if witness is not None else None,
+            averaged=_has_peers(),
         )  # fmt: skip
         found = origin(seen)
         layer = None if found.layer is None else record.layers[found.layer]

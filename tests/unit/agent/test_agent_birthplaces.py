@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 import gradwatch
 from gradwatch import conventions
 from gradwatch.testing import InMemoryExporter
-from tests.unit.agent.planted import Fault, Task, actor_critic, faults, gan, half_precision
+from tests.unit.agent.planted import Fault, Task, actor_critic, faults, gan, gpt, half_precision, lstm
 
 FAULTS = tuple(faults())
 STEPS, BAD_STEP = 7, 4
@@ -156,3 +158,50 @@ def test_an_epsilon_that_is_zero_in_half_precision_is_the_optimizers_fault() -> 
     healthy = Fault("", half_precision, lambda task: None, "optimizer", "fc1.weight")
     told = outcome(healthy, unused_weight, every=1)
     assert (told.step, told.born_in) == (0, "optimizer")
+
+
+def _rank_main(rank: int, store: str, answers: Any) -> None:
+    os.environ["GRADWATCH_TESTING"] = "1"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    chosen = [fault for fault in FAULTS if fault.task in (gpt, lstm)]
+    told = []
+    for fault in chosen:
+        # Only the second rank's data is bad; what is planted in the code is planted on both.
+        healthy = fault.born_in == "input" and rank == 0
+        one = replace(fault, plant=lambda task: None) if healthy else fault
+        told.append(outcome(one, with_ddp, every=1))
+    answers.put((rank, [(one.step, one.born_in, one.layer) for one in told]))
+    answers.close()
+    answers.join_thread()
+    torch.distributed.destroy_process_group()
+
+
+def with_ddp(task: Task) -> None:
+    task.wrapped = torch.nn.parallel.DistributedDataParallel(task.net(None))
+
+
+def test_under_ddp_every_rank_tells_the_truth_about_itself(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    ranks = [
+        context.Process(target=_rank_main, args=(rank, str(tmp_path / "store"), answers)) for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    told = dict(answers.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(30)
+        assert process.exitcode == 0
+    chosen = [fault for fault in FAULTS if fault.task in (gpt, lstm)]
+    assert len(chosen) >= 20
+    for rank in told:
+        outcomes = [Outcome(fault, *said) for fault, said in zip(chosen, told[rank], strict=True)]
+        # A mean gradient does not tell which rank's it was, so a fault of backward has no birthplace there.
+        local = [one for one in outcomes if one.fault.born_in not in ("backward", "input")]
+        assert not any(one.is_wrong for one in outcomes), table(outcomes)
+        assert sum(one.is_exact for one in local) >= 0.95 * len(local), table(outcomes)
+    by_fault = zip(chosen, told[0], told[1], strict=True)
+    assert [(good[1], bad[1]) for fault, good, bad in by_fault if fault.born_in == "input"] == [
+        (None, "input")
+    ] * sum(fault.born_in == "input" for fault in chosen)
