@@ -105,8 +105,9 @@ def test_the_birthplace_of_a_nan_is_shown_with_its_step_layer_and_rank(
             )
         )  # fmt: skip
         runs = list(load_runs(connection))
+    observations = detect(database, runs)
     with transaction(database) as connection:
-        reconcile(connection, detect(database, runs), at(2))
+        reconcile(connection, observations, at(2))
     shown = CliRunner().invoke(main, ["runs", "show", "run", "--format", "json", "--db", database_url])
     assert shown.exit_code == 0, shown.output
     (finding,) = [one for one in json.loads(shown.output)["findings"] if one["rule"] == "nonfinite"]
