@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gradwatch.device_ring import DeviceRing, Slot
+from gradwatch.forward_witness import ForwardReading
 from gradwatch.gradients import DeviceNorms
-from gradwatch.suspects import Suspects
+from gradwatch.suspects import DeviceWitness, Suspects
 from gradwatch.telemetry import LoggedValue, StepRecord, StepSink
 
 # A model's vector fits from the start; longer accumulations make the ring grow.
@@ -22,13 +23,19 @@ _SPARE: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One slot: norms of the parameters at ``indices``, ``losses`` losses, and scalars by name."""
+    """One slot, in this order.
+
+    Gradient norms of the parameters at ``indices``; ``losses`` losses; norms of the forward passes' inputs and
+    outputs, as (pass, place) in ``forward``; norms of the ``parameters``; scalars by name.
+    """
 
     ring: DeviceRing
     slot: Slot
     indices: tuple[int, ...]
     losses: int
     names: tuple[str, ...] = ()
+    forward: tuple[tuple[ForwardReading, int], ...] = ()
+    parameters: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class InFlight:
 
     parts: list[_Part] = field(default_factory=list)
     record: StepRecord | None = None
+    witness: DeviceWitness | None = None
 
     def arrived(self) -> bool:
         """Whether all of it is here; never waits."""
@@ -61,6 +69,7 @@ class Arrivals:
         norms: Sequence[DeviceNorms],
         losses: Sequence[Tensor],
         scalars: Mapping[str, Tensor],
+        witness: DeviceWitness | None = None,
     ) -> InFlight | None:
         """Start the copies of one step.
 
@@ -69,18 +78,20 @@ class Arrivals:
 
         None when a ring was full: then the step's device values are given up.
         """
-        in_flight = InFlight()
+        in_flight = InFlight(witness=witness)
         for device in {part.device for part in (*(each.vector for each in norms), *losses, *scalars.values())}:
             vectors = [vector for vector in norms if vector.vector.device == device]
             local = [loss for loss in losses if loss.device == device]
             named = {name: scalar for name, scalar in scalars.items() if scalar.device == device}
-            parts = [vector.vector for vector in vectors] + local + list(named.values())
+            parts = [vector.vector for vector in vectors] + local
+            forward, parameters = _witnesses(witness, device, parts)
+            parts += named.values()
             ring = self._ring(device, sum(part.numel() for part in parts))
             slot = ring.send(parts)
             if slot is None:
                 return None
             indices = tuple(index for vector in vectors for index in vector.indices)
-            in_flight.parts.append(_Part(ring, slot, indices, len(local), tuple(named)))
+            in_flight.parts.append(_Part(ring, slot, indices, len(local), tuple(named), forward, parameters))
         return in_flight
 
     def send_logged(self, name: str, time: int, value: Tensor) -> None:
@@ -131,11 +142,18 @@ class Arrivals:
         local_norm = record.local_norm
         if "local_norm" in scalars:
             local_norm = scalars["local_norm"] / (loss_scale or 1.0)
+        poisoned: list[int] = []
         for part, values in arrived:
             part.ring.recycle(part.slot)
             width = len(part.indices)
             indices += part.indices
             norms += [value / scale for value in values[:width]]
+            place = width + part.losses
+            for (reading, item), value in zip(part.forward, values[place:], strict=False):
+                reading.settle(item, math.isfinite(value))
+            place += len(part.forward)
+            weights = zip(part.parameters, values[place:], strict=False)
+            poisoned += [index for index, value in weights if not math.isfinite(value)]
             if part.losses and record.loss is None:
                 loss = math.fsum([loss or 0.0, *values[width : width + part.losses]])
         observed = record.indices is not None and not skipped
@@ -143,7 +161,8 @@ class Arrivals:
         if record.indices is not None and total is not None:
             total = math.hypot(*norms) if observed else None
         nonfinite = not skipped and (
-            record.nonfinite or self._suspects.arrived(record, indices, norms, loss)
+            record.nonfinite
+            or self._suspects.arrived(record, indices, norms, loss, in_flight.witness, poisoned)
         )  # fmt: skip
         self._sink.step(
             record._replace(
@@ -163,3 +182,23 @@ class Arrivals:
         if ring is None:
             ring = self._rings[device] = DeviceRing(device, width + _SPARE)
         return ring
+
+
+def _witnesses(
+    witness: DeviceWitness | None, device: torch.device, parts: list[Tensor]
+) -> tuple[tuple[tuple[ForwardReading, int], ...], tuple[int, ...]]:
+    """Add the witnesses' norms on this device to the parts; where they are from."""
+    if witness is None:
+        return (), ()
+    forward: list[tuple[ForwardReading, int]] = []
+    for reading in witness.readings:
+        for place, norm in enumerate(reading.on_device):
+            if norm.device == device:
+                forward.append((reading, place))
+                parts.append(norm)
+    parameters: list[int] = []
+    for weights in witness.parameters:
+        if weights.vector.device == device:
+            parameters += weights.indices
+            parts.append(weights.vector)
+    return tuple(forward), tuple(parameters)

@@ -81,7 +81,8 @@ class Capture:
         self._models: dict[str, nn.Module] = {}
         self._copies: dict[tuple[str, str], tuple[int, Tensor]] = {}
         self._steps: list[_Step] = []
-        self._handles: list[Any] = []
+        self._handles: dict[str, list[Any]] = {}
+        self._compiles = False
         self._done = False
 
     @shielded(None)
@@ -94,16 +95,30 @@ class Capture:
         while name in self._models:
             number += 1
             name = f"{base}_{number}"
+        if self._compiles and not hasattr(model, "_orig_mod"):
+            log.warning("capture: hooks would break what torch.compile traces; %s is not captured", name)
+            return
         self._models[name] = model
-        self._handles += [
+        self._handles[name] = [
             model.register_forward_pre_hook(_Hook(self._before, name), prepend=True, with_kwargs=True),
             model.register_forward_hook(_Hook(self._after, name)),
         ]
 
+    def compiles(self) -> None:
+        """``torch.compile`` is in use: only hooks outside its own wrapper of a model are not traced by it."""
+        self._compiles = True
+        for name, model in list(self._models.items()):
+            if not hasattr(model, "_orig_mod"):
+                log.warning("capture: hooks would break what torch.compile traces; %s is not captured", name)
+                del self._models[name]
+                for handle in self._handles.pop(name):
+                    handle.remove()
+
     def remove(self) -> None:
         """Take the hooks off and let everything go."""
-        for handle in self._handles:
-            handle.remove()
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
         self._handles.clear()
         self._models.clear()
         self._copies.clear()

@@ -21,11 +21,11 @@ from gradwatch.sharding import is_distributed_tensor
 class LossSink(Protocol):
     """Who hears about losses and skipped steps, on the training thread."""
 
-    def host_loss(self, value: float) -> None:
-        """Backward is about to run from one scalar on the host, already unscaled."""
+    def host_loss(self, value: float, root: torch.Tensor) -> None:
+        """Backward is about to run from ``root``, whose one value is on the host and was not scaled."""
 
-    def loss_seen(self, losses: list[torch.Tensor]) -> None:
-        """Backward is about to run from these scalars, already unscaled."""
+    def loss_seen(self, losses: list[torch.Tensor], roots: list[torch.Tensor]) -> None:
+        """Backward is about to run from ``roots``; ``losses`` are the same scalars, unscaled."""
 
     @property
     def follows_backward(self) -> bool:
@@ -92,9 +92,9 @@ class LossCapture:
                     if type(tensors) is tensor and tensors.is_cpu and not scaled:
                         value = tensors.item()
                         if type(value) is float:
-                            host_loss(value)
+                            host_loss(value, tensors)
                     else:
-                        sink.loss_seen(self._losses(tensors))
+                        sink.loss_seen(*self._losses(tensors))
                     heard = phases.observed or sink.follows_backward
                     if heard:
                         self._before(tensors)
@@ -170,20 +170,22 @@ class LossCapture:
             state = scaler._per_optimizer_states[id(optimizer)]  # noqa: SLF001 - the only record of it
             self._sink.scaling(optimizer, scale, state["stage"] is not OptState.READY)
 
-    def _losses(self, tensors: Any) -> list[torch.Tensor]:
+    def _losses(self, tensors: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         if isinstance(tensors, torch.Tensor):
             tensors = (tensors,)
         elif not isinstance(tensors, (list, tuple)):
-            return []
+            return [], []
         if not self._scaled:
-            return [t for t in tensors if _is_loss(t)]
-        losses = []
+            losses = [t for t in tensors if _is_loss(t)]
+            return losses, losses
+        losses, roots = [], []
         for tensor in tensors:
             known = self._scaled.pop(id(tensor), None)
             unscaled = known[1] if known and known[0]() is tensor else tensor
             if _is_loss(unscaled):
                 losses.append(unscaled)
-        return losses
+                roots.append(tensor)
+        return losses, roots
 
     def _remember(self, outputs: Any, scaled: Any) -> None:
         if isinstance(outputs, torch.Tensor):

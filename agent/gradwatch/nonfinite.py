@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Birthplace = Literal["backward", "parameters"]
+from gradwatch.forward_plan import NOWHERE, Site
+from gradwatch.forward_witness import ForwardVerdict
+
+Birthplace = Literal["input", "forward", "loss", "backward", "optimizer", "parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,12 @@ class Witnesses:
         bad_gradients: Those of them with a NaN or Inf.
         bad_parameters: Parameters that were already non-finite before the step; None when nobody looked.
         backward_order: All parameters in the order in which backward reaches them.
+        bad_elsewhere: Whether another model or optimizer had non-finite parameters before the step.
+        parameters_by: What made those parameters bad; None when that is not known.
+        forward: What the forward passes' inputs and outputs say: all good, a bad input, or a bad output of
+            good inputs; None when nobody looked.
+        site: Where the graph behind the loss has the first bad value.
+        averaged: Whether the gradients may be means over several ranks: a bad one says nothing about this rank.
     """
 
     loss: float | None
@@ -27,30 +36,67 @@ class Witnesses:
     bad_gradients: Sequence[int]
     bad_parameters: Sequence[int] | None
     backward_order: Sequence[int]
+    bad_elsewhere: bool = False
+    parameters_by: Literal["optimizer", "parameters"] | None = "parameters"
+    forward: ForwardVerdict | None = None
+    site: Site = NOWHERE
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a non-finite value was born, as far as it is known for sure; None rather than a guess."""
+    """Where a non-finite value was born, as far as it is known for sure; None rather than a guess.
+
+    ``layer`` is the index of a parameter; ``module`` the path of a module, for the forward pass.
+    """
 
     born_in: Birthplace | None
-    layer: int | None
+    layer: int | None = None
+    module: str | None = None
+
+
+UNKNOWN = Origin(None)
 
 
 def origin(seen: Witnesses) -> Origin:
-    """Decide from the witnesses of one step.
+    """Decide from the witnesses of one step, in the order in which one poisons the next.
 
-    Bad parameters poison loss and gradients, so they are asked first. A bad loss poisons every gradient, so
-    with one the gradients say nothing. What is left was born in backward, at the first bad gradient in
-    backward order. If already the very first gradient is bad, neither the loss function nor a forward value
-    that the loss ignored can be told from the last layer.
+    Parameters before the step, model input, model output, loss, gradients: the first bad one is the birthplace,
+    provided that those before it were looked at.
     """
-    if seen.bad_parameters:
-        return Origin("parameters", seen.bad_parameters[0] if len(seen.bad_parameters) == 1 else None)
-    if seen.loss is None or not math.isfinite(seen.loss):
-        return Origin(None, None)
+    if seen.bad_parameters or seen.bad_elsewhere:
+        bad = () if seen.bad_elsewhere else seen.bad_parameters or ()
+        return Origin(seen.parameters_by, bad[0] if len(bad) == 1 else None)
+    if seen.forward in ("input", "forward"):
+        return UNKNOWN if seen.bad_parameters is None else _before_the_loss(seen)
+    if seen.loss is None:
+        return UNKNOWN
+    if not math.isfinite(seen.loss):
+        return _behind_a_bad_loss(seen)
     layer = first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order)
-    return Origin(None if layer is None else "backward", layer)
+    # A bad output that the loss ignores (a masked position) poisons gradients behind a finite loss too.
+    return Origin("backward" if seen.forward == "good" and not seen.averaged else None, layer)
+
+
+def _before_the_loss(seen: Witnesses) -> Origin:
+    if seen.site.phase == "loss":  # the graph contradicts
+        return UNKNOWN
+    if seen.forward == "input":
+        return Origin("input")
+    return Origin("forward", module=seen.site.module)
+
+
+def _behind_a_bad_loss(seen: Witnesses) -> Origin:
+    if seen.forward == "good":
+        return UNKNOWN if seen.site.phase == "forward" else Origin("loss")
+    if seen.bad_parameters is None:
+        return UNKNOWN
+    if seen.site.phase == "loss":
+        return Origin("loss")
+    # A bad tensor from outside the graph may be an input, or a constant that the module made itself.
+    if seen.site.phase == "forward" and not seen.site.from_leaf:
+        return Origin("forward", module=seen.site.module)
+    return UNKNOWN
 
 
 def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Sequence[int]) -> int | None:

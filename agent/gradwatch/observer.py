@@ -25,8 +25,9 @@ from gradwatch.arrivals import Arrivals, InFlight
 from gradwatch.budget import Budget
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
-from gradwatch.compiling import stay_untraced
+from gradwatch.compiling import CompileWatch, stay_untraced
 from gradwatch.device_ring import is_capturing
+from gradwatch.forward_witness import ForwardWitness
 from gradwatch.gradients import Reading
 from gradwatch.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.local_norms import LocalNorms
@@ -104,7 +105,10 @@ class StepObserver:
         self._epoch = 0
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
-        self._suspects = Suspects(sink, self._watched)
+        self._forward = ForwardWitness()
+        self.compile_watch = CompileWatch()
+        self.compile_watch.tell(self._forward.compiles)
+        self._suspects = Suspects(sink, self._watched, self._models, self._forward)
         self._arrivals = Arrivals(sink, self._suspects)
         self.measures = Measures(
             self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
@@ -129,6 +133,9 @@ class StepObserver:
         self._loss_capture.install()
         self.clip_capture.install()
         self.measures.install(self.step)
+        self.compile_watch.install()
+        self._forward.arm(True)
+        self._tend_busy()
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
@@ -139,6 +146,8 @@ class StepObserver:
         self._loss_capture.remove()
         self.clip_capture.remove()
         self.measures.remove()
+        self._forward.remove()
+        self.compile_watch.remove()
         self._settle_manual(ended=True)
         for watched in self._watched.values():
             watched.order.settle()
@@ -164,6 +173,7 @@ class StepObserver:
             unique = f"{name}_{number}"
         self._models.append(Model(unique, model))
         self.measures.add_model(model, unique)
+        self._forward.add(model)
         self._local_norms.add(model)
         self._choose_what_to_hear()
         for watched in self._watched.values():
@@ -279,6 +289,11 @@ class StepObserver:
         """Index of the step in progress."""
         count = 0 if self._leader is None else self._leader.count
         return self._start_step + self._steps_before + count
+
+    @property
+    def _steps_ended(self) -> int:
+        """Steps of all optimizers."""
+        return self._steps_before + sum(watched.count for watched in self._all_watched())
 
     def _last_step_of(self, watched: WatchedOptimizer) -> int:
         return self.step - 1 if watched.leads else watched.last_step
@@ -429,32 +444,34 @@ class StepObserver:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
 
-    def host_loss(self, value: float) -> None:
+    def host_loss(self, value: float, root: Tensor) -> None:
         """See ``LossSink``. Of most steps this is all: 0.1 us."""
         if self._loss is None and value - value == 0.0 and not self._busy:
             self._epoch += 1
             self._loss = value
         elif not self._pauses:
-            self._epoch += 1
-            self._begin_backward()
-            self._add_loss(value)
+            self.loss_seen([root], [root])
 
-    def loss_seen(self, losses: list[Tensor]) -> None:
+    def loss_seen(self, losses: list[Tensor], roots: list[Tensor]) -> None:
         """See ``LossSink``."""
         if self._pauses:
             return
         start = perf_counter_ns()
+        self._forward.epoch = self._epoch
         self._epoch += 1
         self._begin_backward()
-        for loss in losses:
+        for loss, root in zip(losses, roots, strict=True):
             if loss.is_cpu:
-                self._add_loss(float(loss.item()))
+                self._add_loss(float(loss.item()), root)
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
                 self._tend_busy()
+        self._forward.epoch = self._epoch
         self._spent_outside += perf_counter_ns() - start
 
     def _begin_backward(self) -> None:
+        if self._suspects.evidence is not None:
+            self._suspects.loss_seen(self._steps_ended)
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
         elif self._loss is not None or self._device_losses:
@@ -466,14 +483,18 @@ class StepObserver:
             del self._device_losses[base[1] :]
 
     def _tend_busy(self) -> None:
-        """A closure evaluates, other losses are on a device, nothing tells of steps, or it is not training."""
-        self._busy = bool(self._pauses or self._device_losses or self._closure_base or self._manual)
+        """An observed step, a closure, losses on a device, steps that no hook tells of, or a pause."""
+        self._busy = bool(
+            self._forward.armed or self._pauses or self._device_losses or self._closure_base or self._manual
+        )
 
-    def _add_loss(self, value: float) -> None:
+    def _add_loss(self, value: float, root: Tensor) -> None:
         self._loss = value if self._loss is None else self._loss + value
         if not math.isfinite(value):
             self._suspicious = True
             self._raise_alert()
+            self._note_last_steps()
+            self._suspects.loss_is_bad(root, self._steps_ended)
 
     def _drop_discarded(self) -> None:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
@@ -483,6 +504,7 @@ class StepObserver:
         self._loss = None
         self._device_losses.clear()
         self._suspicious = False
+        self._suspects.discard()
         for watched in self._watched.values():
             watched.reading = watched.clip_total = watched.clip_ratio = None
 
@@ -668,16 +690,25 @@ class StepObserver:
         if reading is None or watched.reading_epoch != self._epoch:
             self._take_stock(watched)
             reading = watched.reading = watched.reader.read()
+        if before and watched.reader.devices:
+            watched.witness = self._suspects.witness(watched, watched.reader.parameter_norms())
         if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
-            if self._leader is not None:
-                self._leader.last_step = self.step - 1
+            self._note_last_steps()
             self._suspects.on_host(self.step, watched, reading, loss, before=before)
 
-    def _judge_skipped(self, loss: float | None) -> bool:
+    def _note_last_steps(self) -> None:
+        """What a thin step leaves out, for a closer look at what it left behind."""
+        if self._leader is not None:
+            self._leader.last_step = self.step - 1
+        for watched in self._watched.values():
+            if not watched.previous_observed:
+                watched.settled = False
+
+    def _judge_skipped(self, watched: WatchedOptimizer, loss: float | None) -> bool:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
-        if is_finite(loss):
+        if loss is None or math.isfinite(loss):
             return False
-        self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
+        self._suspects.skipped(self.step, watched, loss)
         return True
 
     def _take_stock(self, watched: WatchedOptimizer) -> None:
@@ -708,7 +739,7 @@ class StepObserver:
                 reading = None
         total, ratio = watched.clip_total, watched.clip_ratio
         watched.clip_total = watched.clip_ratio = None
-        nonfinite = self._judge_skipped(loss) if skipped else watched.nonfinite
+        nonfinite = self._judge_skipped(watched, loss) if skipped else watched.nonfinite
         watched.nonfinite = False
         indices: Sequence[int] | None = None
         norms: Sequence[float] | None = None
@@ -720,6 +751,11 @@ class StepObserver:
         step = self.step
         self._note_rates(watched, now, optimizer)
         watched.last_step = step
+        watched.last_epoch = self._epoch
+        if reading is not None or nonfinite or skipped:
+            nonfinite = self._suspects.step_ended(step, optimizer, watched, total, nonfinite, skipped)
+        else:
+            watched.settled = False
         watched.last_nonfinite = nonfinite
         watched.last_known = now if reading is not None or skipped else watched.last_known
         spent = watched.spent + self._spent_outside + perf_counter_ns() - start
@@ -760,6 +796,11 @@ class StepObserver:
 
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
         """Tell the measurements that a step ended, of which or of whose successor they want to know."""
+        if watched.observe or self._forward.armed:
+            # Without an optimizer the step is known to have ended only when the next backward begins.
+            self._forward.epoch = self._epoch - (self._manual is not None)
+            self._forward.next_step(self._steps_ended, self._all_watched())
+            self._tend_busy()
         self._spent_outside += self.measures.step_ended(
             watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
         )
@@ -806,7 +847,9 @@ class StepObserver:
         if watched.local is not None and watched.local.on_device:
             scalars["local_norm"] = watched.local.total_on_device()
         on_device = reading.on_device if reading is not None else ()
-        in_flight = self._arrivals.send(on_device, losses, scalars) if on_device or losses or scalars else None
+        witness, watched.witness = watched.witness, None
+        anything = on_device or losses or scalars
+        in_flight = self._arrivals.send(on_device, losses, scalars, witness) if anything else None
         return loss, scale, skipped, in_flight
 
     def _is_reportable(self, watched: WatchedOptimizer, reading: Reading, in_flight: InFlight | None) -> bool:
@@ -907,6 +950,8 @@ class StepObserver:
         self._loss_capture.remove()
         self.clip_capture.remove()
         self.measures.remove_in_child()
+        self._forward.remove()
+        self.compile_watch.remove()
         self._watched.clear()
         self._adopts = None
 

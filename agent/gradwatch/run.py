@@ -115,6 +115,7 @@ class Run:
                 self.identity,
                 settings.replay,
             )
+            self.observer.compile_watch.tell(self._capture.compiles)
         self._endings = EndingWatch(self.end)
         self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from gradwatch.gradients import Reading
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from gradwatch.forward_plan import NOWHERE, Map, Site, site
+from gradwatch.forward_witness import ForwardReading, ForwardVerdict, ForwardWitness, verdict
+from gradwatch.gradients import DeviceNorms, Reading, nonfinite_among
+from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
-from gradwatch.watched import WatchedOptimizer
+from gradwatch.update_check import is_trusted
+from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def is_finite(value: float | None) -> bool:
@@ -16,12 +28,98 @@ def is_finite(value: float | None) -> bool:
     return value is None or math.isfinite(value)
 
 
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """Parameters that were bad before the step.
+
+    Attributes:
+        bad: By the index of their optimizer.
+        loose: Whether any that no watched optimizer steps are.
+        only: Name of the bad one, if there is but one.
+        by: What made them bad; None when not known.
+    """
+
+    bad: Mapping[int, Sequence[int]]
+    loose: bool
+    only: str | None
+    by: Literal["optimizer", "parameters"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen before a backward pass from a bad loss; ``steps`` had begun by then."""
+
+    steps: int
+    parameters: _Parameters
+    forward: ForwardVerdict | None
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWitness:
+    """What travels with a step's gradients from a device.
+
+    Attributes:
+        readings: Its forward passes, whose norms may be on the device.
+        parameters: Norms of the parameters before the step.
+        epoch: Backward passes before that of the loss.
+        settled: Whether the step before was observed and cannot have spoilt parameters with good gradients.
+    """
+
+    readings: Sequence[ForwardReading]
+    parameters: Sequence[DeviceNorms]
+    epoch: int
+    settled: bool
+
+
 class Suspects:
     """Finds out about suspicious steps of the watched optimizers, and reports those that are guilty."""
 
-    def __init__(self, sink: StepSink, watched: Mapping[int, WatchedOptimizer]) -> None:
+    def __init__(
+        self,
+        sink: StepSink,
+        watched: Mapping[int, WatchedOptimizer],
+        models: Sequence[Model],
+        forward: ForwardWitness,
+    ) -> None:
         self._sink = sink
         self._watched = watched
+        self._models = models
+        self._forward = forward
+        self.evidence: Evidence | None = None
+        # Optimizers whose last step from a device was bad.
+        self._arrived_bad: set[int] = set()
+
+    # --- Before backward ---------------------------------------------------------------------------------
+
+    def loss_seen(self, steps: int) -> None:
+        """A backward pass begins after so many steps: what was found about an earlier one's loss is over."""
+        if self.evidence is not None and self.evidence.steps != steps:
+            self.evidence = None
+
+    def loss_is_bad(self, root: Tensor, steps: int) -> None:
+        """Backward is about to run from a bad loss on the CPU: parameters and graph are still as they were."""
+        if self.evidence is not None or not self._sink.wants_nonfinite_detail():
+            return
+        self.evidence = self._gather(steps, suspects_behind(root), self._forward.epoch)
+
+    def _gather(self, steps: int, graph: Graph | None, epoch: int) -> Evidence:
+        parameters = self._poisoned()
+        forward, graph = verdict(self._forward.readings, graph, epoch)
+        if forward in ("good", None) and self._forward.has_habits:
+            graph = None
+        return Evidence(steps, parameters, forward, NOWHERE if graph is None else site(graph, self._maps()))
+
+    def discard(self) -> None:
+        """The batch was thrown away."""
+        self.evidence = None
+        self._forward.readings.clear()
+
+    # --- The step ----------------------------------------------------------------------------------------
 
     def on_host(
         self, step: int, watched: WatchedOptimizer, reading: Reading, loss: float | None, *, before: bool
@@ -41,14 +139,11 @@ class Suspects:
         if not bad and is_finite(loss):
             return
         watched.nonfinite = True
-        poisoned, elsewhere = self._poisoned(watched) if before else (None, False)
-        found = origin(Witnesses(loss, reading.indices, bad, poisoned, watched.order.indices()))
-        if elsewhere and not poisoned:
-            found = Origin("parameters", None)
+        found, layer = self._origin(watched, reading.indices, bad, loss, before=before)
         self._sink.nonfinite(
             NonfiniteStep(
                 step,
-                layer=None if found.layer is None else watched.layers[found.layer],
+                layer=layer,
                 born_in=found.born_in,
                 layers=len(bad),
                 elements=watched.reader.nonfinite_elements(bad),
@@ -61,57 +156,218 @@ class Suspects:
         bad = [i for i, norm in zip(reading.indices, reading.norms, strict=False) if not math.isfinite(norm)]
         if not bad and is_finite(loss):
             return False
-        found = origin(Witnesses(loss, reading.indices, bad, None, reading.indices))
-        layer = None if found.layer is None else watched.layers[found.layer]
+        # The parameters have been stepped already, and say nothing about what they were before.
+        forward, _ = verdict(self._forward.readings, None, self._forward.epoch - 1)
+        found = origin(Witnesses(loss, reading.indices, bad, None, reading.indices, forward=forward))
+        layer = found.module if found.layer is None else watched.layers[found.layer]
         self._sink.nonfinite(NonfiniteStep(step, layer, found.born_in, len(bad), None, loss))
         return True
 
+    def skipped(self, step: int, watched: WatchedOptimizer, loss: float) -> None:
+        """A step that the scaler skipped, whose loss was bad before it was scaled."""
+        found, layer = self._origin(watched, (), (), loss, before=False)
+        self._sink.nonfinite(NonfiniteStep(step, layer, found.born_in, loss=loss))
+
+    def _origin(
+        self,
+        watched: WatchedOptimizer,
+        read: Sequence[int],
+        bad: Sequence[int],
+        loss: float | None,
+        *,
+        before: bool,
+    ) -> tuple[Origin, str | None]:
+        """Where the value was born, and the name of the layer."""
+        order = watched.order.indices()
+        evidence = self.evidence
+        if loss is None:
+            loss = self._shared_loss()
+        if evidence is None and not before:
+            found = origin(Witnesses(loss, read, bad, None, order))
+        else:
+            if evidence is None:
+                evidence = self._gather(0, None, self._forward.epoch - 1)
+            parameters = evidence.parameters
+            mine = parameters.bad.get(watched.index, ())
+            elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
+            seen = Witnesses(
+                loss, read, bad, mine, order, elsewhere, parameters.by, evidence.forward, evidence.site,
+                _has_peers(),
+            )  # fmt: skip
+            found = origin(seen)
+            if mine or elsewhere:
+                return found, parameters.only
+        return found, found.module if found.layer is None else watched.layers[found.layer]
+
+    def _shared_loss(self) -> float | None:
+        """The loss of this backward pass, where another optimizer has stepped after it already."""
+        if self.evidence is not None:
+            return math.nan
+        losses = [
+            each.last_loss for each in self._watched.values() if each.last_epoch == self._forward.epoch
+        ]  # fmt: skip
+        return next((loss for loss in losses if loss is not None), None)
+
+    # --- After the step ----------------------------------------------------------------------------------
+
+    def step_ended(
+        self,
+        step: int,
+        optimizer: Steps,
+        watched: WatchedOptimizer,
+        gradient_norm: float | None,
+        nonfinite: bool,
+        skipped: bool,
+    ) -> bool:
+        """A step that was observed, non-finite or skipped has ended; whether it was, or left, anything bad.
+
+        After good gradients, parameters are looked at where the update itself may have spoilt them.
+        """
+        watched.settled = True
+        if nonfinite or skipped:
+            return nonfinite
+        if not (isinstance(optimizer, Optimizer) and is_trusted(optimizer, gradient_norm)):
+            bad = watched.reader.nonfinite_parameters()
+            if bad:
+                if not watched.poisoned:
+                    self._report_update(step, watched, bad, "optimizer")
+                watched.poisoned = True
+                return True
+            watched.settled = not watched.reader.devices
+        watched.poisoned = False
+        self._forward.note_habits(self._forward.readings)
+        return False
+
+    def _report_update(
+        self, step: int, watched: WatchedOptimizer, bad: Sequence[int], born_in: Literal["optimizer"] | None
+    ) -> None:
+        if born_in is None:
+            layer = first_in_backward(bad, range(len(watched.reader.parameters)), watched.order.indices())
+        else:
+            layer = bad[0] if len(bad) == 1 else None
+        self._sink.nonfinite(
+            NonfiniteStep(
+                step,
+                layer=None if layer is None else watched.layers[layer],
+                born_in=born_in,
+                layers=len(bad),
+                loss=watched.last_loss,
+            )
+        )
+
+    # --- Values from a device ----------------------------------------------------------------------------
+
+    def witness(self, watched: WatchedOptimizer, parameters: Sequence[DeviceNorms]) -> DeviceWitness:
+        """What is to travel with the gradients of a step that is observed."""
+        readings = tuple(self._forward.readings)
+        return DeviceWitness(readings, parameters, self._forward.epoch - 1, watched.settled)
+
     def arrived(
-        self, record: StepRecord, indices: Sequence[int], norms: Iterable[float], loss: float | None
+        self,
+        record: StepRecord,
+        indices: Sequence[int],
+        norms: Iterable[float],
+        loss: float | None,
+        witness: DeviceWitness | None = None,
+        poisoned: Sequence[int] = (),
     ) -> bool:
         """A step whose values came from a device, long after its gradients went; whether it was non-finite.
 
         Nobody can be asked about overflow any more: an infinite norm counts.
         """
         bad = [index for index, norm in zip(indices, norms, strict=True) if not math.isfinite(norm)]
+        readings = witness.readings if witness is not None else ()
         if not bad and is_finite(loss):
+            self._forward.note_habits([reading for reading in readings if reading.on_device])
+            self._arrived_bad.discard(record.optimizer)
             return False
+        for reading in readings:
+            self._forward.pardon(reading)
         order: Sequence[int] = ()
         for watched in self._watched.values():
             if watched.index == record.optimizer:
                 order = watched.order.indices()
                 watched.observe = True
-        found = origin(Witnesses(loss, indices, bad, None, order))
+        known = witness is not None and bool(witness.parameters)
+        blamed = record.optimizer in self._arrived_bad or (witness is not None and witness.settled)
+        self._arrived_bad.add(record.optimizer)
+        seen = Witnesses(
+            loss, indices, bad, poisoned if known else None, order,
+            parameters_by="parameters" if blamed else None,
+            forward=verdict(readings, None, witness.epoch)[0] if witness is not None else None,
+            averaged=_has_peers(),
+        )  # fmt: skip
+        found = origin(seen)
         layer = None if found.layer is None else record.layers[found.layer]
         self._sink.nonfinite(NonfiniteStep(record.step, layer, found.born_in, len(bad), None, loss))
         return True
 
-    def _poisoned(self, watched: WatchedOptimizer) -> tuple[Sequence[int], bool]:
-        """Parameters of this optimizer that are bad before its step, and whether another one's are.
+    # --- Parameters --------------------------------------------------------------------------------------
+
+    def _poisoned(self) -> _Parameters:
+        """Parameters that are bad now, before the step, and what made them so.
 
         Those that turned bad during a step nobody observed get their own report: the gradients are gone, but
         the update left their mask in the parameters.
         """
-        mine: Sequence[int] = ()
-        elsewhere = False
-        for other in self._watched.values():
-            bad = other.reader.nonfinite_parameters()
-            if bad and not (other.poisoned or other.previous_observed) and other.last_loss is not None:
-                everything = range(len(other.reader.parameters))
-                layer = first_in_backward(bad, everything, other.order.indices())
-                self._sink.nonfinite(
-                    NonfiniteStep(
-                        other.last_step,
-                        layer=None if layer is None else other.layers[layer],
-                        # The gradients, the update or the user may have done it: nobody looked.
-                        born_in=None,
-                        layers=len(bad),
-                        loss=other.last_loss,
-                    )
-                )
-            other.poisoned = bool(bad)
-            if other is watched:
-                mine = bad
-            else:
-                elsewhere = elsewhere or bool(bad)
-        return mine, elsewhere
+        bad: dict[int, Sequence[int]] = {}
+        names: list[str] = []
+        by: Literal["optimizer", "parameters"] | None = "parameters"
+        owned: set[int] = set()
+        for watched in self._watched.values():
+            owned.update(map(id, watched.reader.parameters))
+            found = watched.reader.nonfinite_parameters()
+            if found:
+                bad[watched.index] = found
+                names += [watched.layers[index] for index in found]
+                if not watched.poisoned and not self._settle(watched, found):
+                    by = None
+            watched.poisoned = bool(found)
+        loose = False
+        for model in self._models:
+            module = model.reference()
+            for name, parameter in module.named_parameters() if module is not None else ():
+                if id(parameter) not in owned and nonfinite_among([parameter.detach()])[0]:
+                    loose = True
+                    names.append(model.qualified(name, prefixed=len(self._models) > 1))
+                    if parameter.requires_grad:  # an optimizer that is not watched may have stepped it
+                        by = None
+        return _Parameters(bad, loose, names[0] if len(names) == 1 else None, by)
+
+    def _settle(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
+        """Report the last step if it may have left these parameters bad; whether that settles the question."""
+        if watched.settled:
+            if not self._has_bad_state(watched, bad):
+                return True  # it left them good: somebody else has changed them since
+            self._report_update(watched.last_step, watched, bad, "optimizer")
+            return True
+        if watched.last_loss is None:
+            return False
+        # The gradients, the update or the user may have done it: nobody looked.
+        self._report_update(watched.last_step, watched, bad, None)
+        return True
+
+    def _has_bad_state(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
+        """Whether the optimizer's own memory of these parameters is bad; its gradients were good."""
+        optimizer = watched.reference()
+        if not isinstance(optimizer, Optimizer) or not watched.previous_observed:
+            return False
+        parameters = parameters_of(optimizer)
+        tensors = [
+            value
+            for index in bad
+            for value in optimizer.state.get(parameters[index], {}).values()
+            if hasattr(value, "is_floating_point") and value.is_floating_point() and value.device.type == "cpu"
+        ]
+        return any(nonfinite_among(tensors))
+
+    def _maps(self) -> list[Map]:
+        several = len(self._models) > 1
+        return [
+            Map(
+                {key: name.rpartition(".")[0] for key, name in model.layer_names(prefixed=False).items()},
+                self._forward.plans.get(index),
+                model.name if several else "",
+            )
+            for index, model in enumerate(self._models)
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -13,7 +14,7 @@ import torch
 
 from gradwatch import conventions
 from gradwatch.budget import Budget
-from gradwatch.gradients import GradientReader, Reading, named_parameters
+from gradwatch.gradients import GradientReader, Reading, layer_name, named_parameters
 from gradwatch.in_backward import StepsInBackward
 from gradwatch.sharding import common_stride, is_distributed_tensor
 from gradwatch.step_log import StepLog
@@ -21,6 +22,8 @@ from gradwatch.step_log import StepLog
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+
+    from gradwatch.suspects import DeviceWitness
 
 
 _UNKNOWN: Final = object()
@@ -52,6 +55,10 @@ class Model:
             return {}
         names = named_parameters(module)
         return {key: f"{self.name}.{name}" for key, name in names.items()} if prefixed else names
+
+    def qualified(self, name: str, *, prefixed: bool) -> str:
+        """Layer name of one parameter."""
+        return f"{self.name}.{layer_name(name)}" if prefixed else layer_name(name)
 
     def is_compiled(self) -> bool:
         """Whether its backward is one compiled graph, which hands gradients out in no telling order."""
@@ -103,10 +110,10 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
-        "index", "is_aligned", "is_late", "is_never_thin", "last_known", "last_nonfinite", "last_observed",
-        "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin", "nonfinite", "observe",
-        "order", "planned", "poisoned", "rate", "rates", "reader", "reading", "reading_epoch", "reference",
-        "scale", "spent", "stock", "together", "unseen",
+        "index", "is_aligned", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
+        "last_observed", "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin",
+        "nonfinite", "observe", "order", "planned", "poisoned", "rate", "rates", "reader", "reading",
+        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +140,7 @@ class WatchedOptimizer:
         self.clip_ratio: float | None = None
         self.clip_epoch = -1
         self.last_step = 0
+        self.last_epoch = -1
         self.last_nonfinite = False
         self.last_observed = 0
         self.planned = self.left = 1
@@ -148,6 +156,9 @@ class WatchedOptimizer:
         self.unseen: bool | None = None
         self.nonfinite = False
         self.poisoned = False
+        # Whether the parameters were good when this optimizer last let go of them.
+        self.settled = True
+        self.witness: DeviceWitness | None = None
         self.spent = 0
         self.order = BackwardOrder((), learn=False)
         self.rebuild(optimizer, models)
@@ -191,9 +202,9 @@ class WatchedOptimizer:
 
     @property
     def last_loss(self) -> float | None:
-        """Loss of the last step, if it was read."""
-        losses = self.losses
-        return losses[-1] if losses else None
+        """Loss of the last step, if it was read and finite."""
+        loss = self.losses[-1] if self.losses else None
+        return loss if loss is not None and math.isfinite(loss) else None
 
     @property
     def previous_observed(self) -> bool:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, insert, select
 
 from gradwatch import conventions as c
+from gradwatch.cli import main
 from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
 from gradwatch_collector.findings.nonfinite import is_repeated
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.records import ProcessKey
-from gradwatch_collector.runs import RunRow
+from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs import RunRow, load_runs
 from gradwatch_slo.runs import Status
-from tests.batches import at, batch, frame, source
+from tests.batches import at, batch, event, frame, source
 
 RUN = RunRow(
     run_id="run", job="digits", model=None, dataset=None, team=None, tier="production", status=Status.RUNNING,
@@ -35,14 +39,16 @@ def detect(database: Engine, runs: Sequence[RunRow], live: LiveRuns | None = Non
         return [found for detector in DETECTORS for found in detector(scene)]
 
 
-def note_nonfinite(database: Engine, *reports: tuple[int, int], rank: int = 0) -> None:
+def note_nonfinite(
+    database: Engine, *reports: tuple[int, int], rank: int = 0, born_in: str | None = "backward"
+) -> None:
     with transaction(database) as connection:
         for step, count in reports:
             attributes = {
                 c.STEP: step,
                 c.NONFINITE_STEPS: count,
                 c.LAYER_NAME: f"layer{count}.weight",
-                c.BORN_IN: "backward",
+                **({c.BORN_IN: born_in} if born_in else {}),
             }
             connection.execute(
                 insert(schema.event).values(
@@ -79,6 +85,42 @@ def test_a_single_nan_is_a_ticket_at_its_step_and_layer(database: Engine) -> Non
     (found,) = detect(database, [RUN])
     assert (found.rule, found.severity) == ("nonfinite", Severity.TICKET)
     assert (found.step, found.layer, found.born_in, found.rank) == (40, "layer1.weight", "backward", 0)
+
+
+@pytest.mark.parametrize("born_in", c.BIRTHPLACES)
+def test_the_birthplace_of_a_nan_is_shown_with_its_step_layer_and_rank(
+    database: Engine, database_url: str, born_in: str
+) -> None:
+    layer = None if born_in in ("input", "loss") else "blocks.1.fc1"
+    told = {c.STEP: 40, c.NONFINITE_STEPS: 1, c.BORN_IN: born_in} | ({c.LAYER_NAME: layer} if layer else {})
+    started = batch(source("run", rank=3), event(c.RUN_STARTED, 0))
+    registry = Registry()
+    with transaction(database) as connection:
+        key = registry.resolve(connection, started.source, at(0))
+        registry.apply(connection, key, started, at(0))
+        connection.execute(
+            insert(schema.event).values(
+                run_id="run", attempt=1, rank=3, instance="one", sequence=1, severity=17, body=None,
+                name=c.NONFINITE_STEP.name, time=at(1), received_at=at(1), attributes=told,
+            )
+        )  # fmt: skip
+        runs = list(load_runs(connection))
+    observations = detect(database, runs)
+    with transaction(database) as connection:
+        reconcile(connection, observations, at(2))
+    shown = CliRunner().invoke(main, ["runs", "show", "run", "--format", "json", "--db", database_url])
+    assert shown.exit_code == 0, shown.output
+    (finding,) = [one for one in json.loads(shown.output)["findings"] if one["rule"] == "nonfinite"]
+    assert {name: finding[name] for name in ("step", "layer", "rank", "born_in")} == {
+        "step": 40, "layer": layer, "rank": 3, "born_in": born_in,
+    }  # fmt: skip
+
+
+def test_of_several_ranks_the_one_that_saw_more_than_the_mean_gradient_is_blamed(database: Engine) -> None:
+    note_nonfinite(database, (40, 1), rank=0, born_in=None)
+    note_nonfinite(database, (40, 1), rank=1, born_in="input")
+    (found,) = detect(database, [RUN])
+    assert (found.step, found.rank, found.born_in) == (40, 1, "input")
 
 
 def test_repeated_nans_page_and_keep_the_first_step(database: Engine) -> None:

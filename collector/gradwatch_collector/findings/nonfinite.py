@@ -28,7 +28,7 @@ def detect(scene: Scene) -> Iterable[Observation]:
     ).mappings()
     for (run_id, attempt), group in groupby(rows, key=lambda row: (row["run_id"], row["attempt"])):
         events = list(group)
-        first = min(events, key=lambda row: (_step(row), row["time"]))
+        first = min(events, key=lambda row: (_step(row), not _is_local(row), row["time"]))
         attributes = first["attributes"]
         repeated = is_repeated(events)
         yield Observation(
@@ -70,6 +70,11 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
                 ):
                     return True
     return False
+
+
+def _is_local(row: RowMapping) -> bool:
+    """Whether the rank itself saw where it began. Mean gradients make one rank's NaN every rank's."""
+    return row["attributes"].get(c.BORN_IN) in set(c.BIRTHPLACES) - {"backward"}
 
 
 def _step(row: RowMapping) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setenv("GRADWATCH_TESTING", "1")
     monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     torch.manual_seed(0)
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is not None and any(frames.cached_backends.values()):
+        torch._dynamo.reset()  # another test's use of torch.compile must not be seen by this one
     yield
     left = runs.current()
     if left is not None:

@@ -19,6 +19,7 @@ import gradwatch
 from gradwatch import conventions as names
 from gradwatch.arrivals import Arrivals
 from gradwatch.cadence import Cadence
+from gradwatch.forward_witness import ForwardWitness
 from gradwatch.measures import Measures
 from gradwatch.settings import Settings, SettingsError
 from gradwatch.suspects import Suspects
@@ -124,7 +125,7 @@ class Later(Arrivals):
     """A ring whose vectors arrive when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__(None, Suspects(None, {}))  # type: ignore[arg-type]
+        super().__init__(None, Suspects(None, {}, (), ForwardWitness()))  # type: ignore[arg-type]
         self.sent: list[tuple[Tensor, Callable[[list[float]], None]]] = []
 
     def send_vector(self, vector: Tensor, take: Callable[[list[float]], None]) -> None:

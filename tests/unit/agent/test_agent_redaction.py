@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -67,6 +67,7 @@ words = st.lists(some(string.ascii_letters + string.digits + ".,()[]'/", 1, 12),
 @given(words, planted(), words)
 def test_a_secret_planted_anywhere_in_a_text_is_gone(before: str, plant: tuple[str, str], after: str) -> None:
     text, secret = plant
+    assume(secret not in before + after)
     cleaned = redact_text(f"{before} {text} {after}")
     assert secret not in cleaned
     assert REDACTED in cleaned

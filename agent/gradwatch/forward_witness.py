@@ -1,0 +1,339 @@
+"""What went into a watched model and came out of it: two of the witnesses of a non-finite step.
+
+One plain hook on the outermost module, and only while a step is observed: a hook costs every forward 1.1
+microseconds (torch leaves its fast path), half of what an unobserved step may cost; putting it on and taking
+it off costs 2. It reads one fused norm per type and keeps no tensor of the user's: CPU norms are judged at
+once, and norms on a device wait for the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from gradwatch.device_ring import is_capturing
+from gradwatch.forward_plan import ForwardPlan, PlanRecorder
+from gradwatch.gradients import nonfinite_among
+from gradwatch.graph_walk import Graph, suspects_behind
+from gradwatch.safety import internal_error
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gradwatch.watched import WatchedOptimizer
+
+ForwardVerdict = Literal["good", "input", "forward"]
+
+_MAX_DEPTH: Final = 4
+_MAX_TENSORS: Final = 64
+# Forward passes kept for one step: micro-batches of an accumulation; the oldest go first.
+_MAX_READINGS: Final = 64
+_NONE: Final[frozenset[int]] = frozenset()
+_HALF: Final = frozenset({torch.float16, torch.bfloat16})
+
+
+@dataclass(slots=True, eq=False)
+class ForwardReading:
+    """One forward pass of a watched model.
+
+    Attributes:
+        model: Index of the model.
+        epoch: Backward passes seen before it.
+        steps: Optimizer steps begun before it.
+        inputs: Whether each floating input is bad; the same place means the same input in every pass.
+        outputs: The same for the outputs.
+        numbers: What autograd calls the operations that made the outputs; none without a graph.
+        graph: The live graph behind a bad output on the CPU, as it was read at once.
+        on_device: Norms still on a device: of the inputs, then of the outputs.
+    """
+
+    model: int
+    epoch: int
+    steps: int
+    inputs: list[bool]
+    outputs: list[bool]
+    numbers: frozenset[int]
+    graph: Graph | None = None
+    on_device: tuple[Tensor, ...] = ()
+
+    def settle(self, place: int, is_finite: bool) -> None:
+        """A norm has arrived from the device: of an input, or behind those of an output."""
+        count = len(self.inputs)
+        if place < count:
+            self.inputs[place] = not is_finite
+        else:
+            self.outputs[place - count] = not is_finite
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether anything in it is bad."""
+        return True in self.inputs or True in self.outputs
+
+
+class ForwardWitness:
+    """Hooks on the watched models while a step is observed. Training thread only."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.steps = 0
+        self.readings: list[ForwardReading] = []
+        self.plans: dict[int, ForwardPlan] = {}
+        self._models: list[weakref.ref[nn.Module]] = []
+        self._handles: dict[int, list[Any]] = {}
+        self._recorders: dict[int, PlanRecorder] = {}
+        # Masks of -inf and the like: bad in steps that turned out good, and so no evidence.
+        self._habits: set[tuple[int, str, int]] = set()
+        self.armed = False
+        self._compiles = False
+
+    def add(self, model: nn.Module) -> None:
+        """Watch this model too."""
+        self._models.append(weakref.ref(model))
+        if self.armed:
+            self._attach(len(self._models) - 1, model)
+
+    def arm(self, observe: bool) -> None:
+        """Put the hooks on for a step that is observed, or take them off."""
+        if observe == self.armed:
+            return
+        self.armed = observe
+        if observe:
+            for index, reference in enumerate(self._models):
+                model = reference()
+                if model is not None:
+                    self._attach(index, model)
+        else:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take everything off."""
+        self.armed = False
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
+        self._handles.clear()
+        for recorder in self._recorders.values():
+            recorder.abandon()
+        self._recorders.clear()
+
+    def next_step(self, begun: int, optimizers: Collection[WatchedOptimizer]) -> None:
+        """A step has ended, ``begun`` ones in all: get ready for the next.
+
+        What a generator did counts for the step of its critic and for its own: readings live for as many steps
+        as there are optimizers.
+        """
+        self.steps = begun
+        oldest = begun - len(optimizers)
+        if self.readings and self.readings[0].steps <= oldest:
+            # A forward since the last backward is the next step's, even where steps are known late.
+            self.readings = [
+                reading for reading in self.readings if reading.steps > oldest or reading.epoch == self.epoch
+            ]
+        self.arm(any(each.observe for each in optimizers))
+
+    def note_habits(self, readings: Sequence[ForwardReading]) -> None:
+        """The step was good, so whatever looks bad in its forward passes is meant to be."""
+        for reading in readings:
+            if reading.is_bad:
+                self._habits.update((reading.model, "input", i) for i, bad in enumerate(reading.inputs) if bad)
+                self._habits.update(
+                    (reading.model, "output", i) for i, bad in enumerate(reading.outputs) if bad
+                )
+
+    @property
+    def has_habits(self) -> bool:
+        """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
+        return any(kind == "output" for _, kind, _ in self._habits)
+
+    def compiles(self) -> None:
+        """``torch.compile`` is in use: a hook could be traced, break a graph, and make it anew when it changes.
+
+        Hooks outside of ``torch.compile``'s own wrapper of a model are not traced, and stay.
+        """
+        self._compiles = True
+        if self.armed:
+            self.arm(False)
+            self.arm(True)
+
+    def _attach(self, index: int, model: nn.Module) -> None:
+        if self._compiles and not hasattr(model, "_orig_mod"):
+            return
+        hook = _Hook(self, index, is_before=False)
+        handles = [model.register_forward_hook(hook, with_kwargs=True)]
+        if index not in self.plans and not _is_compiled(model):
+            before = _Hook(self, index, is_before=True)
+            handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles[index] = handles
+
+    def before(self, index: int, model: nn.Module) -> None:
+        """A watched model is about to run; learn its plan if that is still to do."""
+        stale = self._recorders.pop(index, None)  # its forward raised
+        if stale is not None:
+            stale.abandon()
+        if index not in self.plans and torch.is_grad_enabled() and not _is_tracing():
+            self._recorders[index] = PlanRecorder(model)
+
+    def after(
+        self, index: int, _model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """A watched model has run."""
+        outputs = list(_tensors(output))
+        recorder = self._recorders.pop(index, None)
+        if recorder is not None:
+            self.plans[index] = recorder.plan(outputs)
+        if torch._C._are_functorch_transforms_active() or _is_tracing():  # noqa: SLF001 - no public test
+            return
+        reading = self._read(index, list(_tensors((args, kwargs))), outputs)
+        if reading is not None:
+            if len(self.readings) >= _MAX_READINGS:
+                del self.readings[0]
+            self.readings.append(reading)
+
+    def _read(self, index: int, inputs: list[Tensor], outputs: list[Tensor]) -> ForwardReading | None:
+        both = inputs + outputs
+        if any(tensor.is_cuda for tensor in both):
+            if is_capturing():
+                return None
+            return self._read_on_device(index, inputs, outputs)
+        bad = nonfinite_among(both)
+        split = len(inputs)
+        reading = ForwardReading(
+            index, self.epoch, self.steps, bad[:split], bad[split:], _numbers(outputs) if True in bad else _NONE
+        )  # fmt: skip
+        self.pardon(reading)
+        first = next((o for o, is_bad in zip(outputs, reading.outputs, strict=True) if is_bad), None)
+        if first is not None:
+            # Now the graph is there; behind a finite loss it would be gone by the time the gradients are read.
+            reading.graph = suspects_behind(first)
+        return reading
+
+    def pardon(self, reading: ForwardReading) -> None:
+        """Take back what is habitually bad."""
+        for kind, bad in (("input", reading.inputs), ("output", reading.outputs)):
+            if True in bad:
+                bad[:] = [
+                    each and (reading.model, kind, place) not in self._habits for place, each in enumerate(bad)
+                ]
+
+    def _read_on_device(self, index: int, inputs: list[Tensor], outputs: list[Tensor]) -> ForwardReading:
+        norms = tuple(
+            torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.dtype in _HALF else None)
+            for tensor in (*inputs, *outputs)
+        )
+        return ForwardReading(
+            index, self.epoch, self.steps, [False] * len(inputs), [False] * len(outputs), _numbers(outputs),
+            on_device=norms,
+        )  # fmt: skip
+
+
+def verdict(
+    readings: Sequence[ForwardReading], graph: Graph | None, epoch: int
+) -> tuple[ForwardVerdict | None, Graph | None]:
+    """What the forward passes of a step say.
+
+    ``graph`` is the one behind a bad loss, where it is alive; ``epoch`` counts the backward passes before that
+    of the loss. Only passes since then can speak for a loss that nobody else speaks for.
+
+    The first bad pass decides, if it is certain that the loss came from it: its operations are in the graph, or
+    backward followed before the model ran again. A batch that was looked at and thrown away is neither. Also
+    the graph that tells best where: the one behind its output, or else the loss's.
+    """
+    if not any(reading.epoch == epoch for reading in readings):
+        return None, graph
+    first = next((reading for reading in readings if reading.is_bad), None)
+    if first is None:
+        return "good", graph
+    alive = frozenset(operation.number for operation in graph.operations) if graph is not None else _NONE
+    is_last = not any(
+        other.model == first.model and other.epoch == first.epoch
+        for other in readings[readings.index(first) + 1 :]
+    )
+    if not first.numbers or not (first.numbers & alive or is_last):
+        return None, graph
+    return "input" if True in first.inputs else "forward", first.graph or graph
+
+
+def _numbers(outputs: Sequence[Tensor]) -> frozenset[int]:
+    return frozenset(o.grad_fn._sequence_nr() for o in outputs if o.grad_fn is not None)  # noqa: SLF001 - no other
+
+
+class _Hook:
+    """The hook itself: alive while its witness is, and nothing at all in a copy or a pickle of the model."""
+
+    __slots__ = ("_index", "_is_before", "_witness")
+
+    def __init__(self, witness: ForwardWitness, index: int, *, is_before: bool) -> None:
+        self._witness = weakref.ref(witness)
+        self._index = index
+        self._is_before = is_before
+
+    def __call__(self, module: nn.Module, *passed: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        witness = self._witness()
+        if witness is None or not witness.armed:
+            return
+        try:
+            if self._is_before:
+                witness.before(self._index, module)
+            else:
+                witness.after(self._index, module, *passed)
+        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+            internal_error(error, "forward hook")
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # A function of the standard library that takes anything and does nothing, so that a saved model loads
+        # where gradwatch is not installed.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Plain floating tensors in nested tuples, lists, dictionaries and dataclasses, in a fixed order."""
+    found = 0
+    stack = [(value, 0)]
+    while stack and found < _MAX_TENSORS:
+        one, depth = stack.pop()
+        # Subclasses (shards, fake tensors) have norms of their own meaning.
+        if type(one) is Tensor or type(one) is torch.nn.Parameter:
+            if _is_readable(one):
+                found += 1
+                yield one
+        elif depth < _MAX_DEPTH:
+            stack.extend((inner, depth + 1) for inner in reversed(_parts(one)))
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (tuple, list)):
+        return list(value[:_MAX_TENSORS])
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return []
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return (
+        (tensor.is_floating_point() or tensor.is_complex())
+        and tensor.layout is torch.strided
+        and tensor.device.type in {"cpu", "cuda"}
+        and tensor.numel() > 0
+    )
+
+
+def _is_tracing() -> bool:
+    # What `torch.jit.is_tracing` asks; a traced `.item()` would become a constant of the trace.
+    return torch._C._is_tracing()  # noqa: SLF001
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
