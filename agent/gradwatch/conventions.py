@@ -221,7 +221,8 @@ DATA_WAIT: Final = Metric(
 )
 PHASE_DURATION: Final = Metric(
     "training.phase.duration", "s", "gauge",
-    "Time of a part of the step; on a device from its own events. Observed steps.", (PHASE,),
+    "Time of a part of the step; on a device from its own events. Observed steps, at most ten a second.",
+    (PHASE,),
 )
 COLLECTIVE_DURATION: Final = Metric(
     "training.collective.duration", "s", "exponential_histogram",

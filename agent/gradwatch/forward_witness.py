@@ -183,13 +183,13 @@ class ForwardWitness:
         self, index: int, _model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """A watched model has run."""
-        outputs = list(_tensors(output))
+        outputs = _tensors(output)
         recorder = self._recorders.pop(index, None)
         if recorder is not None:
             self.plans[index] = recorder.plan(outputs)
         if torch._C._are_functorch_transforms_active() or _is_tracing():  # noqa: SLF001 - no public test
             return
-        reading = self._read(index, list(_tensors((args, kwargs))), outputs)
+        reading = self._read(index, _tensors((args, kwargs) if kwargs else args), outputs)
         if reading is not None:
             if len(self.readings) >= _MAX_READINGS:
                 del self.readings[0]
@@ -293,8 +293,16 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     """Plain floating tensors in nested tuples, lists, dictionaries and dataclasses, in a fixed order."""
+    if type(value) is tuple and len(value) == 1:
+        value = value[0]
+    if type(value) is Tensor:  # nearly always; the walk takes ten times longer
+        return [value] if _is_readable(value) else []
+    return list(_nested(value))
+
+
+def _nested(value: Any) -> Iterator[Tensor]:
     found = 0
     stack = [(value, 0)]
     while stack and found < _MAX_TENSORS:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _WAITING: Final = 100_000
 # DDP's figures change every hundred iterations, and reading them costs 50 microseconds.
 _DDP_SECONDS: Final = 5.0
+# Ten times a second is as often as anybody looks, and six clocks a step are too dear for a step of 1 ms.
+_PHASE_NANOSECONDS: Final = 100_000_000
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ class Measures:
         self.waits = DataWait(self.phases)
         self._started = False
         self._spent = 0
+        self._phased = 0
         self._weights: dict[int, _Weights] = {}
         self._inputs = Cadence(monotonic=monotonic) if inputs else None
         self._probes: list[InputProbe] = []
@@ -214,8 +217,10 @@ class Measures:
             self._ddp.read(self._modules())
         if self._inputs is not None and self._inputs.due():
             self._arm()
-        self.phases.drain()
-        self.phases.begin()
+        if now - self._phased >= _PHASE_NANOSECONDS:
+            self._phased = now
+            self.phases.drain()
+            self.phases.begin()
 
     # --- What was found --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ not so: an infinite or huge rate, no epsilon, or an optimizer whose arithmetic i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -36,13 +37,20 @@ def _is_moderate(group: dict[str, Any], gradient_norm: float) -> bool:
     parameters = group["params"]
     if rate is None or not parameters:
         return not parameters
-    numbers = [torch.finfo(dtype) for dtype in {parameter.dtype for parameter in parameters}]
+    largest, smallest = _range(frozenset(parameter.dtype for parameter in parameters))
     return bool(
         # NaN fails every comparison.
-        abs(rate) * max(1.0, gradient_norm) < _SHARE * min(number.max for number in numbers)
+        abs(rate) * max(1.0, gradient_norm) < _SHARE * largest
         and abs(rate * decay) < 1.0
         # The usual 1e-8 is zero in float16.
-        and group.get("eps", 1.0) >= max(number.tiny for number in numbers)
+        and group.get("eps", 1.0) >= smallest
         and group.get("momentum", 0.0) < 1.0
         and not group.get("centered", False)
     )
+
+
+@lru_cache(maxsize=64)
+def _range(dtypes: frozenset[torch.dtype]) -> tuple[float, float]:
+    """Largest number that all of these types hold, and the smallest normal one."""
+    numbers = [torch.finfo(dtype) for dtype in dtypes]
+    return min(number.max for number in numbers), max(number.tiny for number in numbers)

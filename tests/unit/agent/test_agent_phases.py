@@ -19,6 +19,25 @@ from gradwatch.testing import InMemoryExporter
 Watching = Callable[..., gradwatch.Watch]
 
 
+@pytest.fixture(autouse=True)
+def phases_of_every_observed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "_PHASE_NANOSECONDS", 0)
+
+
+def test_phases_are_timed_a_few_times_a_second_however_short_the_steps(
+    watching: Watching, exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "_PHASE_NANOSECONDS", 10**15)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer):
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert len({point.time for point in exporter.points(names.PHASE_DURATION)}) == 1
+
+
 class Device:
     """A stopwatch in seconds whose marks pass when the test says so."""
 
