@@ -74,7 +74,8 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
 
 def _is_local(row: RowMapping) -> bool:
     """Whether the rank itself saw where it began. Mean gradients make one rank's NaN every rank's."""
-    return row["attributes"].get(c.BORN_IN) in set(c.BIRTHPLACES) - {"backward"}
+    born_in = text(row["attributes"].get(c.BORN_IN))
+    return born_in in c.BIRTHPLACES and born_in != "backward"
 
 
 def _step(row: RowMapping) -> int:
