@@ -1,0 +1,189 @@
+"""Clipping is torch's own, bit for bit, whoever does it; and what it did is reported."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch.testing import InMemoryExporter
+
+Watching = Callable[..., gradwatch.Watch]
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Linear(3, 3)).to(dtype)
+
+
+def plain(model: nn.Module) -> None:
+    for index, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.randn_like(parameter) * 10.0**index
+
+
+def with_holes(model: nn.Module) -> None:
+    plain(model)
+    first, *_ = model.parameters()
+    first.grad = None
+
+
+def frozen(model: nn.Module) -> None:
+    next(model.parameters()).requires_grad_(False)
+    with_holes(model)
+
+
+def poisoned(value: float) -> Callable[[nn.Module], None]:
+    def fill(model: nn.Module) -> None:
+        plain(model)
+        grad = next(model.parameters()).grad
+        assert grad is not None
+        grad[0, 0] = value
+
+    return fill
+
+
+def mixed(model: nn.Module) -> None:
+    next(iter(model.children())).double()
+    plain(model)
+
+
+def empty(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+FILLS = {
+    "plain": plain, "some None": with_holes, "frozen": frozen, "nan": poisoned(math.nan),
+    "inf": poisoned(math.inf), "mixed types": mixed, "no gradient": empty,
+}  # fmt: skip
+
+
+def gradients(model: nn.Module) -> list[bytes | None]:
+    # Bytes, since NaN is no NaN's equal.
+    return [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
+
+
+def clipped(model: nn.Module, fill: Callable[[nn.Module], None], clip: Callable[[], Any]) -> Any:
+    torch.manual_seed(5)
+    fill(model)
+    total = clip()
+    return total.numpy().tobytes(), total.dtype, gradients(model)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e9, 0.0])
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
+@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
+def test_clipping_through_us_is_torchs_bit_for_bit(
+    watching: Watching, fill: Callable[[nn.Module], None], norm_type: float, max_norm: float
+) -> None:
+    bare = network()
+    expected = clipped(bare, fill, lambda: clip_grad_norm_(bare.parameters(), max_norm, norm_type))
+    for every in (1, 100):
+        for ours in (True, False):
+            model = network()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            with watching(model, optimizer, every=every) as watch:
+                told = clipped(
+                    model,
+                    fill,
+                    lambda: (
+                        watch.clip_grad_norm_(max_norm, norm_type)
+                        if ours  # noqa: B023
+                        else clip_grad_norm_(model.parameters(), max_norm, norm_type)  # noqa: B023
+                    ),
+                )
+            assert told == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_half_and_double_gradients_are_clipped_as_torch_does(watching: Watching, dtype: torch.dtype) -> None:
+    bare, model = network(dtype), network(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer) as watch:
+        for each in (bare, model):
+            torch.manual_seed(1)
+            plain(each)
+        expected = clip_grad_norm_(bare.parameters(), 0.5)
+        assert torch.equal(watch.clip_grad_norm_(0.5), expected)
+        for one, other in zip(bare.parameters(), model.parameters(), strict=True):
+            assert one.grad is not None
+            assert other.grad is not None
+            assert torch.equal(one.grad.view(torch.uint8), other.grad.view(torch.uint8))
+
+
+def test_a_non_finite_norm_raises_where_torch_raises(watching: Watching) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer) as watch:
+        poisoned(math.nan)(model)
+        before = gradients(model)
+        with pytest.raises(RuntimeError, match="non-finite"):
+            watch.clip_grad_norm_(1.0, error_if_nonfinite=True)
+        with pytest.raises(RuntimeError, match="non-finite"):
+            clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        assert gradients(model) == before
+
+
+def test_a_total_of_other_gradients_is_not_taken_for_these(watching: Watching) -> None:
+    first, second = network(), network()
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.0)
+    with watching([first, second], optimizer):
+        plain(first)
+        plain(second)
+        expected = copy.deepcopy([p.grad for p in second.parameters()])
+        total = torch.nn.utils.get_total_norm([p.grad for p in first.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(second.parameters(), 1.0, total)
+    for parameter, grad in zip(second.parameters(), expected, strict=True):
+        assert grad is not None
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, grad * torch.clamp(1.0 / (total + 1e-6), max=1.0))
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_a_closed_or_disabled_watch_still_clips(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    if disabled:
+        monkeypatch.setenv("GRADWATCH_DISABLED", "1")
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watch = watching(model, optimizer)
+    watch.close()
+    plain(model)
+    watch.clip_grad_norm_(0.25)
+    total = math.hypot(*(float(p.grad.norm()) for p in model.parameters() if p.grad is not None))
+    assert total == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("ours", [True, False])
+def test_norm_before_and_ratio_are_reported_of_every_step_that_clips(
+    watching: Watching, exporter: InMemoryExporter, ours: bool, every: int
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    totals, ratios = [], []
+    with watching(model, optimizer, every=every) as watch:
+        for step in range(9):
+            optimizer.zero_grad()
+            (model(torch.randn(4, 5)).square().mean() * 10.0 ** (step % 3)).backward()
+            total = math.sqrt(
+                sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
+            )
+            totals.append(total)
+            ratios.append(min(1.0, 0.5 / (total + 1e-6)))
+            if ours:
+                watch.clip_grad_norm_(0.5)
+            else:
+                clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(totals, rel=1e-5)
+    assert exporter.values(names.CLIP_RATIO) == pytest.approx(ratios, rel=1e-5)
