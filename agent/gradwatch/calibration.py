@@ -43,6 +43,8 @@ class _Nowhere:
 
     def missing(self, step: int, reason: str) -> None: ...
 
+    nonfinite_seen = False
+
     def wants_nonfinite_detail(self) -> bool:
         return False
 

@@ -10,7 +10,6 @@ torch's sorting of tensors into groups. The result is the same bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import is_
 from typing import Any, Final, Protocol
 
 import torch
@@ -48,8 +47,8 @@ class ClipCapture:
     def __init__(self, sink: ClipSink) -> None:
         self._sink = sink
         self._replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
-        # The gradients whose total norm was computed last: what is scaled next, usually.
-        self._grads: list[torch.Tensor] = []
+        # The gradients whose total norm was computed last: what is scaled next, usually. Not held, only named.
+        self._named: tuple[int, ...] = ()
         self._total: torch.Tensor | None = None
 
     def install(self) -> None:
@@ -71,7 +70,7 @@ class ClipCapture:
         self._forget()
 
     def _forget(self) -> None:
-        self._grads, self._total = [], None
+        self._named, self._total = (), None
 
     def _wrap_total_norm(self, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         sink = self._sink
@@ -87,7 +86,7 @@ class ClipCapture:
             try:
                 if norm_type == 2.0 and foreach is not False and not error_if_nonfinite and _are_alike(grads):
                     norms, total = _norms(grads)
-                    self._grads, self._total = grads, total
+                    self._named, self._total = tuple(map(id, grads)), total
                 else:
                     total = original(grads, norm_type, error_if_nonfinite, foreach)
                 return total
@@ -109,7 +108,7 @@ class ClipCapture:
                 return original(parameters, max_norm, total_norm, foreach)
             parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             grads = [grad for p in parameters if (grad := p.grad) is not None]
-            if total_norm is self._total and foreach is not False and _are_same(grads, self._grads):
+            if total_norm is self._total and foreach is not False and tuple(map(id, grads)) == self._named:
                 ratio = _scale(grads, max_norm, total_norm)
             else:
                 original(parameters, max_norm, total_norm, foreach)
@@ -183,7 +182,3 @@ def _are_alike(grads: Sequence[torch.Tensor]) -> bool:
         and grad.device == device
         for grad in grads
     )
-
-
-def _are_same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(map(is_, one, other))

@@ -72,8 +72,11 @@ class _Case:
         return row * weights.to(row.device)
 
     def gradients(self) -> dict[str, Tensor]:
-        """What the module's own backward says about the sum of the outputs."""
-        found = torch.autograd.grad(self.outputs().sum(), list(self.variables.values()), allow_unused=True)
+        """What the module's own backward says about the sum of the finite outputs."""
+        outputs = self.outputs()
+        # Of the finite ones, as the differences are: beside a NaN the others can still be compared.
+        whole = outputs[torch.isfinite(outputs)].sum()
+        found = torch.autograd.grad(whole, list(self.variables.values()), allow_unused=True)
         return {
             name: torch.zeros_like(variable) if grad is None else grad
             for (name, variable), grad in zip(self.variables.items(), found, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -133,6 +134,22 @@ class GradientReader:
         return len(grads) == len(self.parameters) and all(
             p.grad is grad for p, grad in zip(self.parameters, grads, strict=True)
         )
+
+    def share_of(self, grads: Sequence[Tensor], total: float, norms: Sequence[Tensor] | None) -> float | None:
+        """L2 norm over these parameters' gradients, where somebody has just computed it or its summands.
+
+        ``total`` is the norm over ``grads``, ``norms`` those of each. None where it is not among them.
+        """
+        present = [grad for p in self.parameters if (grad := p.grad) is not None]
+        if len(present) == len(grads) and all(map(is_, present, grads)):
+            return total
+        places = {id(grad): place for place, grad in enumerate(grads)}
+        mine = [places.get(id(grad)) for grad in present]
+        if not mine or None in mine:
+            return None
+        if len(mine) == len(grads):
+            return total
+        return None if norms is None else math.hypot(*(norms[i].item() for i in mine if i is not None))
 
     def _read_groups(self) -> Reading:
         indices: list[int] = []

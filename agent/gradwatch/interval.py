@@ -49,7 +49,8 @@ class Interval:
         """Training thread: a log of this optimizer from now on, instead of any earlier one."""
         log = StepLog(optimizer, first_step)
         if optimizer < len(self.logs):
-            log.rates_now, log.keep = self.logs[optimizer].rates_now, self.logs[optimizer].keep
+            before = self.logs[optimizer]
+            log.rates_now, log.keep, log.leads = before.rates_now, before.keep, before.leads
             self._given_up += len(self.logs[optimizer].ends)
             self.logs[optimizer] = log
         else:
@@ -83,7 +84,7 @@ class Interval:
             cost += spent + (len(ends) - observed) * self.thin_cost
             skipped += log.skipped
             log.skipped = 0
-            if log.index == 0 and ends:
+            if log.leads and ends:
                 steps, lasted = self._steps(log, ends)
                 found += steps
             if ends:

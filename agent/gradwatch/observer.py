@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from gradwatch.step_log import StepLog
 
 
+# Reading all parameters costs as much as reading all gradients.
+_CHECK_NANOSECONDS: Final = 5_000_000_000
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
 # Steps of optimizers that train nothing watched, after which a run without any other is told to be unseen.
@@ -89,6 +91,7 @@ class StepObserver:
         self._pauses = 0
         self._paused_at = 0
         self._paused = 0
+        self._checked = perf_counter_ns()
         self.thin_cost = 0.0
         self._models: list[Model] = []
         self._watched: dict[int, WatchedOptimizer] = {}
@@ -152,9 +155,12 @@ class StepObserver:
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
+        self._check_parameters()
         self._local_norms.clear()
-        for key in list(self._watched):
-            self._drop(key)
+        for watched in self._watched.values():
+            watched.log.closed = True
+        self._steps_before, self._leader = self.step - self._start_step, None
+        self._watched.clear()
         self._together = None
         self._adopts = None
         self._models.clear()
@@ -203,8 +209,8 @@ class StepObserver:
         self._created += 1
         self._watched[key] = watched
         watched.is_never_thin = self.measures.nvtx is not None
-        if watched.leads:
-            self._leader = watched
+        if self._leader is None:
+            self._lead(watched)
         self._choose_what_to_hear()
         if self._post_hook is not None:
             self._tend_pre_hook()
@@ -235,7 +241,17 @@ class StepObserver:
             if watched is self._leader:
                 self._steps_before += watched.count
                 self._leader = None
+                if self._watched:
+                    self._lead(min(self._watched.values(), key=lambda each: each.index))
         return watched
+
+    def _lead(self, watched: WatchedOptimizer) -> None:
+        """This optimizer's steps are the run's from now on; they go on where the last leader's ended."""
+        step = self.step
+        self._leader = watched
+        self._steps_before -= watched.count
+        watched.leads = watched.log.leads = True
+        watched.log.first_step = step - len(watched.ends)
 
     def adopt_optimizers(self) -> None:
         """Also watch optimizers nobody named, once they step a watched model (any model, without one)."""
@@ -407,7 +423,7 @@ class StepObserver:
             watched.depth += 1
             watched.is_never_thin = True
             return
-        watched.frame = frame
+        watched.enter(frame)
         watched.depth = 0
         if watched.reader.devices and is_capturing():
             watched.capturing = True
@@ -527,8 +543,8 @@ class StepObserver:
                     watched.observe = True
                     watched.may_be_thin = False
                     self._tend_pre_hook()
-                elif len(grads) == len(watched.reader.parameters) and watched.clip_epoch != self._epoch:
-                    watched.clip_total = total  # the first after a backward: a second sees clipped gradients
+                elif watched.clip_epoch != self._epoch:  # a second one after a backward sees clipped gradients
+                    watched.clip_total = watched.reader.share_of(grads, total, norms)
                     watched.clip_epoch = self._epoch
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
                 start = perf_counter_ns()
@@ -567,9 +583,10 @@ class StepObserver:
             made = ManualSteps([p for module in models for p in module.parameters()])
             budget = Budget(self._overhead_budget, self._every, self.thin_cost)
             log = self._sink.open_log(0, self.step)
-            self._leader = WatchedOptimizer(made, self._models, budget, log, lambda _: None)
-            self._leader.is_never_thin = True
-            self._manual = made, self._leader
+            manual = WatchedOptimizer(made, self._models, budget, log, lambda _: None)
+            manual.is_never_thin = True
+            self._lead(manual)
+            self._manual = made, manual
             self._tend_busy()
         steps, watched = self._manual
         steps.backward_ended()
@@ -623,8 +640,9 @@ class StepObserver:
             if watched.index < joined.index:
                 joined.use(watched.log)
             self._absorbed += 1
-        if joined.leads:
-            self._leader = joined
+        if self._leader is watched and joined is not watched:
+            self._leader = None
+            self._lead(joined)
         self._together.add(optimizer, watched.reader.parameters)
         for each in self._watched.values():
             each.budget.share = self._overhead_budget / len(self._watched)
@@ -704,6 +722,13 @@ class StepObserver:
             if not watched.previous_observed:
                 watched.settled = False
 
+    def _check_parameters(self) -> None:
+        """Find a NaN that came in a step nobody observed, and that no loss has met since."""
+        self._checked = perf_counter_ns()
+        for watched in self._watched.values():
+            if watched.count and not self._sink.nonfinite_seen:
+                self._suspects.check(self.step - 1, watched)
+
     def _judge_skipped(self, watched: WatchedOptimizer, loss: float | None) -> bool:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
         if loss is None or math.isfinite(loss):
@@ -779,8 +804,16 @@ class StepObserver:
         self._tend_pre_hook()
         if watched.log.is_full():
             watched.use(self._sink.open_log(watched.index, self.step))
+        self._after_counting(watched, now, was_observed=was_observed, skipped=skipped)
+
+    def _after_counting(
+        self, watched: WatchedOptimizer, now: int, *, was_observed: bool, skipped: bool
+    ) -> None:
+        """What a full step has time for besides its gradients."""
         if self._waits.seen and watched.leads:
             watched.record_wait(now, self._waits.take())
+        if was_observed and perf_counter_ns() - self._checked > _CHECK_NANOSECONDS:
+            self._check_parameters()
         if was_observed or watched.observe or self.measures.nvtx is not None:
             self._measure(watched, now, skipped=skipped)
 

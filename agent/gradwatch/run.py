@@ -184,6 +184,11 @@ class Run:
         if target is not None and not self._target_reached and target.metric == value.name:
             self._check_target(value.value, self.observer.last_step)
 
+    @property
+    def nonfinite_seen(self) -> bool:
+        """See ``StepSink``."""
+        return self._nonfinite > 0
+
     def wants_nonfinite_detail(self) -> bool:
         """See ``StepSink``."""
         return is_reported(self._nonfinite + 1)
@@ -253,6 +258,15 @@ class Run:
                     self._check_target(loss, steps.get(time), time)
                     return
 
+    def _check_waiting(self, waiting: StepLog) -> None:
+        """The same of losses that were not drained yet, so that the target comes before the ending."""
+        target = self.settings.target
+        if target is None or self._target_reached or target.metric != "loss":
+            return
+        for step in waiting.last_steps(len(waiting.ends)):
+            if step.loss is not None and not self._target_reached:
+                self._check_target(step.loss, step.step, step.time)
+
     # --- Events ------------------------------------------------------------------------------------------
 
     def _emit(
@@ -273,6 +287,9 @@ class Run:
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
+        if not self._ended:
+            for waiting in self._interval.logs:
+                self._check_waiting(waiting)
         with self._lock:
             if self._ended:
                 return

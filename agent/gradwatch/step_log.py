@@ -89,6 +89,7 @@ class StepLog:
         rates_now: The rates of the step drained last.
         marks: Ends of steps that were non-finite or skipped, and which of both.
         keep: Steps not drained yet: the last one's loss may be replaced, a device's values arrive late.
+        leads: Whether its steps are the run's.
         drained_until: End of the step drained last, None before.
         columns: Everything else that is known of some steps only.
         rows: Per-layer norms; a change of layout begins a new entry.
@@ -98,7 +99,7 @@ class StepLog:
     """
 
     __slots__ = (
-        "closed", "columns", "drained_until", "ends", "first_step", "index", "keep", "losses", "marks",
+        "closed", "columns", "drained_until", "ends", "first_step", "index", "keep", "leads", "losses", "marks",
         "observed", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
     )  # fmt: skip
 
@@ -113,6 +114,7 @@ class StepLog:
         self.rates_now: tuple[float | None, ...] = ()
         self.marks: list[tuple[int, bool, bool]] = []
         self.keep = 1
+        self.leads = False
         self.drained_until: int | None = None
         self.columns: dict[Metric, Column] = {}
         self.rows: list[Rows] = []

@@ -238,6 +238,13 @@ class Suspects:
         self._forward.note_habits(self._forward.readings)
         return False
 
+    def check(self, step: int, watched: WatchedOptimizer) -> None:
+        """Look for parameters on the host that turned bad without anybody having seen it; report them once."""
+        bad = watched.reader.nonfinite_parameters()
+        if bad and not watched.poisoned:
+            self._report_update(step, watched, bad, None)
+        watched.poisoned = bool(bad)
+
     def _report_update(
         self, step: int, watched: WatchedOptimizer, bad: Sequence[int], born_in: Literal["optimizer"] | None
     ) -> None:

@@ -161,6 +161,10 @@ class StepSink(Protocol):
     def missing(self, step: int, reason: str) -> None:
         """The loop cannot be seen properly; ``reason`` in one line."""
 
+    @property
+    def nonfinite_seen(self) -> bool:
+        """Whether any step was non-finite so far."""
+
     def wants_nonfinite_detail(self) -> bool:
         """Whether the next non-finite step becomes an event; only then it is worth a closer look."""
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_not
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
@@ -128,7 +128,7 @@ class WatchedOptimizer:
         self.budget = budget
         self.is_aligned = False
         self.use(log)
-        self.frame: FrameType | None = None
+        self.frame: tuple[int, CodeType] | None = None
         self.depth = 0
         self.is_late = False
         self.capturing = False
@@ -228,7 +228,7 @@ class WatchedOptimizer:
         """Write to this log from now on."""
         self.log = log
         self.index = log.index
-        self.leads = log.index == 0
+        self.leads = log.leads
         self.ends = log.ends
         self.losses = log.losses
 
@@ -268,9 +268,19 @@ class WatchedOptimizer:
         )
 
     def owns(self, grads: Sequence[Tensor]) -> bool:
-        """Whether these gradients are (some of) this optimizer's."""
+        """Whether some of these gradients are this optimizer's."""
         first = grads[0] if grads else None
-        return first is not None and any(p.grad is first for p in self.reader.parameters)
+        parameters = self.reader.parameters
+        if first is None or not parameters:
+            return False
+        if parameters[0].grad is first:
+            return True
+        given = set(map(id, grads))
+        return any(p.grad is not None and id(p.grad) in given for p in parameters)
+
+    def enter(self, frame: FrameType) -> None:
+        """A step of this optimizer runs in this frame, which is not held: a step that raises would pin it."""
+        self.frame = (id(frame), frame.f_code)
 
     def is_nested(self, frame: FrameType) -> bool:
         """Whether a hook fires inside this optimizer's own step (a subclass that calls ``super().step()``)."""
@@ -278,7 +288,7 @@ class WatchedOptimizer:
             return False
         caller: FrameType | None = frame.f_back
         while caller is not None:
-            if caller is self.frame:
+            if (id(caller), caller.f_code) == self.frame:
                 return True
             caller = caller.f_back
         return False  # an earlier step raised before its post hook

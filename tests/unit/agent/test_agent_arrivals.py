@@ -68,6 +68,8 @@ class Sink:
     def missing(self, _step: int, _reason: str) -> None:
         raise AssertionError
 
+    nonfinite_seen = False
+
     def wants_nonfinite_detail(self) -> bool:
         return True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -178,3 +180,96 @@ def test_hyper_parameters_of_any_kind_are_hashed(watching: Watching, exporter: I
         model, torch.optim.SGD(model.parameters(), lr=0.01), config={"a": 1, 1: {2: object, "b": 3}}
     ).close()
     assert len(str(exporter.resource[names.CONFIG_HASH])) == 16
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_steps_go_on_when_the_optimizer_is_replaced(exporter: InMemoryExporter, every: int) -> None:
+    model = nn.Linear(4, 1)
+    with gradwatch.watch(model, exporter=exporter, every=every) as watch:
+        for kind in (torch.optim.SGD, torch.optim.Adam):
+            optimizer = kind(model.parameters(), lr=0.01)
+            for _ in range(20):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+            del optimizer
+        assert watch.step == 40
+    assert exporter.values(names.STEP_INDEX) == list(range(40))
+    assert exporter.find_events(names.RUN_ENDED.name)[0].attributes[names.STEP] == 39
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("ours", [True, False])
+def test_one_clip_over_several_optimizers_tells_each_ones_norm_before_it(
+    exporter: InMemoryExporter, ours: bool, every: int
+) -> None:
+    models = {"a": nn.Linear(4, 2), "b": nn.Linear(2, 1)}
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models.values()]
+    truth: dict[int, list[float]] = {0: [], 1: []}
+    with gradwatch.watch(models, optimizers, exporter=exporter, every=every) as watch:
+        for _ in range(12):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            (100 * models["b"](models["a"](torch.randn(8, 4)))).square().mean().backward()
+            for index, model in enumerate(models.values()):
+                truth[index].append(dense_norm(model))
+            if ours:
+                watch.clip_grad_norm_(0.5)
+            else:
+                clip_grad_norm_([p for model in models.values() for p in model.parameters()], 0.5)
+            for optimizer in optimizers:
+                optimizer.step()
+    for index, norms in truth.items():
+        told = [p.value for p in exporter.points(names.GRADIENT_NORM, **{names.OPTIMIZER: index})]
+        assert told == pytest.approx(norms, rel=1e-5)
+    assert len(exporter.values(names.CLIP_RATIO)) == 24
+
+
+def test_a_frozen_parameter_does_not_hide_what_clipping_tells(exporter: InMemoryExporter) -> None:
+    """As when a low-rank adapter trains over a frozen base, and the optimizer is given all parameters."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    truth = []
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=6) as watch:
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            truth.append(dense_norm(model))
+            watch.clip_grad_norm_(0.1)
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(truth, rel=1e-5)
+    assert len(exporter.values(names.CLIP_RATIO)) == 12
+
+
+def test_a_step_that_raises_keeps_nothing_of_its_caller_alive(watching: Watching) -> None:
+    class Raises(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            raise MemoryError
+
+    model = nn.Linear(4, 1)
+    optimizer = Raises(model.parameters(), lr=0.01)
+
+    def attempt() -> weakref.ref[torch.Tensor]:
+        large = torch.zeros(10)
+        model(torch.randn(8, 4)).mean().backward()
+        with pytest.raises(MemoryError):
+            optimizer.step()
+        return weakref.ref(large)
+
+    with watching(model, optimizer):
+        reference = attempt()
+        gc.collect()
+        assert reference() is None
+
+
+def test_a_norm_that_is_only_looked_at_keeps_no_gradient_alive(watching: Watching) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer):
+        model(torch.randn(8, 4)).mean().backward()
+        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        reference = weakref.ref(model.weight.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert reference() is None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+import gradwatch
 from gradwatch import conventions as names
 from gradwatch.forward_plan import NOWHERE, Site
 from gradwatch.nonfinite import Origin, Witnesses, is_reported, origin
@@ -236,3 +237,23 @@ def test_backward_is_what_is_left_and_its_layer_comes_after_a_good_one(seen: Wit
 def test_without_its_witnesses_nothing_is_said_for_sure(seen: Witnesses) -> None:
     blind = replace(seen, bad_parameters=None, bad_elsewhere=False, forward=None, site=NOWHERE)
     assert origin(blind).born_in is None
+
+
+def test_a_nan_that_no_loss_ever_meets_is_found_at_the_end_of_the_run(exporter: InMemoryExporter) -> None:
+    table, head = nn.Embedding(10, 4), nn.Linear(4, 1)
+    model = nn.ModuleDict({"table": table, "head": head})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    with gradwatch.watch(model, optimizer, every=1000, exporter=exporter):
+        for step in range(60):
+            optimizer.zero_grad()
+            loss = head(table(torch.randint(0, 8, (4,)))).square().mean()
+            if (
+                step == 40
+            ):  # the root of zero: a finite loss and a NaN gradient, of a row that is never read again
+                loss = loss + (table(torch.tensor([9])) * 0).square().sum().sqrt()
+            loss.backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 59
+    assert names.BORN_IN not in event.attributes
+    assert event.attributes[names.NONFINITE_LAYERS] == 1

@@ -147,6 +147,7 @@ def test_every_step_arrives_once_with_its_own_numbers_while_exports_run_beside_i
 def test_steps_nobody_takes_are_given_up_and_counted() -> None:
     interval = Interval(0)
     log = interval.open_log(0, 0)
+    log.leads = True
     for end in range(MOST_WAITING + 1):
         log.losses.append(1.0)
         log.ends.append(end + 1)
@@ -191,6 +192,7 @@ def test_overhead_counts_thin_steps_observed_steps_and_our_own_threads() -> None
     interval = Interval(0)
     interval.thin_cost = 5_000.0
     log = interval.open_log(0, 0)
+    log.leads = True
     log.closed = True
     for end in range(1, 12):
         log.losses.append(None)
