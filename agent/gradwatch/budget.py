@@ -21,13 +21,18 @@ class Budget:
         share: Share of step time the training thread may spend in the agent.
         every: Observe every n-th step whatever it costs; None lets the share decide.
         thin_cost: Nanoseconds that a step costs which is not observed.
+
+    Attributes:
+        background: Nanoseconds of processor time that our own threads take a step: they share Python's lock
+            with training, so it is training's too.
     """
 
-    __slots__ = ("_observed", "_seen", "_step", "every", "share", "thin_cost")
+    __slots__ = ("_observed", "_seen", "_step", "background", "every", "share", "thin_cost")
 
     def __init__(self, share: float, every: int | None = None, thin_cost: float = 0.0) -> None:
         self.share = share
         self.thin_cost = thin_cost
+        self.background = 0.0
         self.every = every
         self._observed = 0.0
         self._step = 0.0
@@ -56,7 +61,7 @@ class Budget:
         if self._seen < _READS_TO_LEARN:
             return 1
         extra = self._observed - self.thin_cost
-        allowed = self.share * self._step - self.thin_cost
+        allowed = self.share * self._step - self.thin_cost - self.background
         if extra <= 0:
             return 1
         if allowed <= 0:

@@ -37,6 +37,9 @@ class ClipSink(Protocol):
         ``norms``: of each of them, where they are known.
         """
 
+    def knows_alike(self, grads: Sequence[torch.Tensor]) -> bool:
+        """Whether these are known to be plain gradients of one type on one device, without a look at each."""
+
     def clipped(self, grads: Sequence[torch.Tensor], ratio: torch.Tensor) -> None:
         """These gradients were multiplied with ``ratio``, at most 1."""
 
@@ -84,7 +87,8 @@ class ClipCapture:
             total: torch.Tensor | None = None
             norms: Sequence[torch.Tensor] | None = None
             try:
-                if norm_type == 2.0 and foreach is not False and not error_if_nonfinite and _are_alike(grads):
+                plain = norm_type == 2.0 and foreach is not False and not error_if_nonfinite
+                if plain and grads and (sink.knows_alike(grads) or _are_alike(grads)):
                     norms, total = _norms(grads)
                     self._named, self._total = tuple(map(id, grads)), total
                 else:
@@ -122,11 +126,17 @@ class ClipCapture:
 
         return scale
 
-    def clip(self, grads: list[torch.Tensor], max_norm: float) -> torch.Tensor | None:
-        """Clip in one go, the L2 norm; None, and nothing done, where torch itself has to."""
-        if not _are_alike(grads):
+    def clip(self, grads: list[torch.Tensor], max_norm: float, *, alike: bool) -> torch.Tensor | None:
+        """Clip in one go, the L2 norm; None, and nothing done, where torch itself has to.
+
+        ``alike``: they are known to be of one type on one device.
+        """
+        if not grads or not (alike or _are_alike(grads)):
             return None
-        norms, total = _norms(grads)
+        try:
+            norms, total = _norms(grads)
+        except (RuntimeError, NotImplementedError):  # sparse ones among them
+            return None
         try:
             self._sink.before_clipping(grads, total, norms)
         except Exception as error:  # noqa: BLE001
@@ -142,15 +152,19 @@ class ClipCapture:
 def clip_grad_norm_(
     capture: ClipCapture | None,
     parameters: Iterable[torch.Tensor],
+    alike: bool,
     max_norm: float,
     norm_type: float,
     error_if_nonfinite: bool,
     foreach: bool | None,
 ) -> torch.Tensor:
-    """Do what ``torch.nn.utils.clip_grad_norm_`` does to these parameters, for less where that is possible."""
+    """Do what ``torch.nn.utils.clip_grad_norm_`` does to these parameters, for less where that is possible.
+
+    ``alike``: the parameters are known to be plain tensors of one type on one device.
+    """
     parameters = list(parameters)
     if capture is not None and norm_type == 2.0 and foreach is None and not error_if_nonfinite:
-        total = capture.clip([grad for p in parameters if (grad := p.grad) is not None], max_norm)
+        total = capture.clip([grad for p in parameters if (grad := p.grad) is not None], max_norm, alike=alike)
         if total is not None:
             return total
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)

@@ -121,7 +121,7 @@ class GradientReader:
         """
         group = self._only
         if group is not None and group.device.type == "cpu":
-            if known_norms is not None and group.accumulate is None and self._are_all(known_grads):
+            if known_norms is not None and group.accumulate is None and self.are_all(known_grads):
                 return Reading(group.indices, [norm.item() for norm in known_norms])
             grads = [grad for p in group.parameters if (grad := p.grad) is not None]
             indices = group.indices
@@ -130,7 +130,13 @@ class GradientReader:
             return Reading(indices, _host_norms(grads, group.accumulate))
         return self._read_groups()
 
-    def _are_all(self, grads: Sequence[Tensor]) -> bool:
+    @property
+    def alike(self) -> bool:
+        """Whether all parameters are plain tensors of one type on one device."""
+        return self._only is not None
+
+    def are_all(self, grads: Sequence[Tensor]) -> bool:
+        """Whether these are the gradients of all parameters, in order."""
         return len(grads) == len(self.parameters) and all(
             p.grad is grad for p, grad in zip(self.parameters, grads, strict=True)
         )

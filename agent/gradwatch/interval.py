@@ -41,6 +41,7 @@ class Interval:
         self.logged: deque[LoggedValue] = deque(maxlen=MOST_WAITING)
         self.nonfinite = 0
         self.thin_cost = 0.0
+        self.background_a_step = 0.0
         self._nonfinite_sent = 0
         self._given_up = 0
         self._start = start
@@ -86,6 +87,7 @@ class Interval:
             log.skipped = 0
             if log.leads and ends:
                 steps, lasted = self._steps(log, ends)
+                self.background_a_step = background / len(ends)
                 found += steps
             if ends:
                 log.first_step += len(ends)

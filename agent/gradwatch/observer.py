@@ -218,6 +218,11 @@ class StepObserver:
             each.budget.share = self._overhead_budget / len(self._watched)
         return True
 
+    def note_background(self, cost: float) -> None:
+        """Our other threads take so many nanoseconds a step. Called by one of them."""
+        for watched in list(self._watched.values()):
+            watched.budget.background = cost
+
     def observe_thinly(self, optimizer: Optimizer) -> Callable[..., None]:
         """For calibration: watch an optimizer, observe none of its steps; the hook that ends them."""
         self.add_optimizer(optimizer)
@@ -552,6 +557,28 @@ class StepObserver:
                 watched.reading = watched.reader.read(grads, norms)
                 watched.reading_epoch = self._epoch
                 self._spent_outside += perf_counter_ns() - start
+
+    def knows_alike(self, grads: Sequence[Tensor]) -> bool:
+        """See ``ClipSink``. Sparse gradients of dense parameters are told by their layout."""
+        for watched in self._watched.values():
+            reader = watched.reader
+            if reader.alike and reader.are_all(grads):
+                return not any(grad.is_sparse for grad in grads)
+        return False
+
+    def parameters_to_clip(self, optimizers: Sequence[Optimizer]) -> tuple[list[Tensor], bool]:
+        """Parameters of these watched optimizers, and whether they are known to be of one kind."""
+        found: list[Tensor] = []
+        for optimizer in optimizers:
+            watched = self._watched.get(id(optimizer))
+            if watched is None:
+                found += parameters_of(optimizer)
+                continue
+            self._take_stock(watched)
+            if len(optimizers) == 1:
+                return list(watched.reader.parameters), watched.reader.alike
+            found += watched.reader.parameters
+        return found, False
 
     def clipped(self, grads: Sequence[Tensor], ratio: Tensor) -> None:
         """See ``ClipSink``."""

@@ -171,7 +171,7 @@ class OtlpExporter:
             [batch for batch in metrics if isinstance(batch, MetricSeries)],
         )
         try:
-            response = self._metric_session.post(self._metrics_url, data=gzip.compress(body, 6))
+            response = self._metric_session.post(self._metrics_url, data=gzip.compress(body, 1))
         except CollectorUnreachableError:
             return False
         return _delivered(response.ok, self._metric_session)

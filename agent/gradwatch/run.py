@@ -379,6 +379,7 @@ class Run:
         now = self._clock_now()
         points = self._interval.points(now, self.observer.optimizer_count, dropped, background, self._pace)
         self._check_losses(points)
+        self.observer.note_background(self._interval.background_a_step)
         self._box.write_if_due(self.observer.last_step)
         return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 

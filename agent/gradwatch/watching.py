@@ -84,8 +84,14 @@ class Watch:
         """
         from gradwatch.clipping import clip_grad_norm_
 
-        capture = self._run.observer.clip_capture if self._run is not None else None
-        return clip_grad_norm_(capture, self._parameters(), max_norm, norm_type, error_if_nonfinite, foreach)
+        observer = self._run.observer if self._run is not None else None
+        optimizers = [one for reference in self._optimizers if (one := reference()) is not None]
+        if observer is not None and optimizers:
+            parameters, alike = observer.parameters_to_clip(optimizers)
+        else:
+            parameters, alike = self._parameters(), False
+        capture = None if observer is None else observer.clip_capture
+        return clip_grad_norm_(capture, parameters, alike, max_norm, norm_type, error_if_nonfinite, foreach)
 
     def _parameters(self) -> list[torch.Tensor]:
         from gradwatch.watched import parameters_of
