@@ -106,6 +106,8 @@ class StepObserver:
         self._given_loss: float | Tensor | None = None
         self._given_rate: float | None = None
         self._epoch = 0
+        # Whose gradients, all of them, are being clipped at the watch's own request.
+        self._clipping: WatchedOptimizer | None = None
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
         self._forward = ForwardWitness()
@@ -534,6 +536,7 @@ class StepObserver:
     ) -> None:
         """See ``ClipSink``."""
         if self._pauses:
+            self._clipping = None
             return
         # Of a distributed total one rank may hold a summand only, and reading it is a collective.
         if total_norm is not None and is_distributed_tensor(total_norm):
@@ -549,7 +552,8 @@ class StepObserver:
                     watched.may_be_thin = False
                     self._tend_pre_hook()
                 elif watched.clip_epoch != self._epoch:  # a second one after a backward sees clipped gradients
-                    watched.clip_total = watched.reader.share_of(grads, total, norms)
+                    whole = watched is self._clipping
+                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
                     watched.clip_epoch = self._epoch
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
                 start = perf_counter_ns()
@@ -557,6 +561,7 @@ class StepObserver:
                 watched.reading = watched.reader.read(grads, norms)
                 watched.reading_epoch = self._epoch
                 self._spent_outside += perf_counter_ns() - start
+        self._clipping = None
 
     def knows_alike(self, grads: Sequence[Tensor]) -> bool:
         """See ``ClipSink``. Sparse gradients of dense parameters are told by their layout."""
@@ -576,6 +581,7 @@ class StepObserver:
                 continue
             self._take_stock(watched)
             if len(optimizers) == 1:
+                self._clipping = watched
                 return list(watched.reader.parameters), watched.reader.alike
             found += watched.reader.parameters
         return found, False
