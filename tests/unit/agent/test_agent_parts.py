@@ -212,6 +212,18 @@ def test_a_cheap_read_is_made_every_step() -> None:
     assert simulate(0.005, 1e-5, 1e-6, 0.03, 1000)[1] == 1000
 
 
+def test_the_time_of_our_own_threads_is_taken_from_the_budget() -> None:
+    budget = Budget(0.005)
+    for _ in range(20):
+        alone = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
+    budget.background = 140_000.0
+    shared = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
+    # Allowed are 150 us a step, of which 140 are gone.
+    assert (alone, shared) == (2, 30)
+    budget.background = 200_000.0
+    assert budget.next_interval(spent=300_000, steps=1, lasted=30_000_000) == MAX_INTERVAL
+
+
 def test_every_n_is_every_nth() -> None:
     budget = Budget(0.005, every=3)
     assert [budget.next_interval(10**9, 3, 1) for _ in range(4)] == [3, 3, 3, 3]
