@@ -32,3 +32,8 @@ class Cadence:
             return False
         self._next = now + self._seconds
         return True
+
+    @property
+    def began(self) -> bool:
+        """Whether it has been due yet."""
+        return self._asked >= _EARLY

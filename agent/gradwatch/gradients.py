@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -52,8 +52,7 @@ class DeviceNorms:
     vector: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One read of all gradients. ``norms[i]`` belongs to parameter ``indices[i]``.
 
     ``complete`` is False where a gradient could not be read without a synchronisation or a collective: then
@@ -111,24 +110,33 @@ class GradientReader:
         )
         plain = len(self._groups) == 1 and not self.unreadable and not self.sharded
         self._only = self._groups[0] if plain else None
+        self._all = tuple(range(len(self.parameters)))
         self.devices = tuple({group.device for group in self._groups if group.device.type != "cpu"})
 
-    def read(self, known_grads: Sequence[Tensor] = (), known_norms: Sequence[Tensor] | None = None) -> Reading:
-        """L2 norms of all present gradients, before anything else touches them.
-
-        ``known_norms``: those of ``known_grads``, which somebody just paid for; used where they are what would
-        be computed here.
-        """
+    def read(self) -> Reading:
+        """L2 norms of all present gradients, before anything else touches them."""
         group = self._only
         if group is not None and group.device.type == "cpu":
-            if known_norms is not None and group.accumulate is None and self.are_all(known_grads):
-                return Reading(group.indices, [norm.item() for norm in known_norms])
-            grads = [grad for p in group.parameters if (grad := p.grad) is not None]
-            indices = group.indices
-            if len(grads) != len(indices):
-                indices = tuple(i for i, p in zip(indices, group.parameters, strict=True) if p.grad is not None)
-            return Reading(indices, _host_norms(grads, group.accumulate))
+            grads = self.gradients()
+            return Reading(self._indices(len(grads)), _host_norms(grads, group.accumulate))
         return self._read_groups()
+
+    def read_from(self, norms: Sequence[Tensor] | None) -> Reading:
+        """As `read`, from the norms of all present gradients where somebody has just paid for them."""
+        group = self._only
+        if norms is None or group is None or group.device.type != "cpu" or group.accumulate is not None:
+            return self.read()
+        return Reading(self._indices(len(norms)), [norm.item() for norm in norms])
+
+    def gradients(self) -> list[Tensor]:
+        """All that there are now."""
+        return [grad for p in self.parameters if (grad := p.grad) is not None]
+
+    def _indices(self, present: int) -> tuple[int, ...]:
+        """Of the parameters that have a gradient, which are so many."""
+        if present == len(self.parameters):
+            return self._all
+        return tuple(i for i, p in enumerate(self.parameters) if p.grad is not None)
 
     @property
     def alike(self) -> bool:
@@ -138,7 +146,7 @@ class GradientReader:
     def are_all(self, grads: Sequence[Tensor]) -> bool:
         """Whether these are the gradients of all parameters, in order."""
         return len(grads) == len(self.parameters) and all(
-            p.grad is grad for p, grad in zip(self.parameters, grads, strict=True)
+            map(is_, grads, [parameter.grad for parameter in self.parameters])
         )
 
     def share_of(self, grads: Sequence[Tensor], total: float, norms: Sequence[Tensor] | None) -> float | None:
@@ -146,7 +154,7 @@ class GradientReader:
 
         ``total`` is the norm over ``grads``, ``norms`` those of each. None where it is not among them.
         """
-        present = [grad for p in self.parameters if (grad := p.grad) is not None]
+        present = self.gradients()
         if len(present) == len(grads) and all(map(is_, present, grads)):
             return total
         places = {id(grad): place for place, grad in enumerate(grads)}

@@ -97,6 +97,7 @@ class Measures:
         self._started = False
         self._spent = 0
         self._phased = 0
+        self._quiet_until = 0
         self._weights: dict[int, _Weights] = {}
         self._inputs = Cadence(monotonic=monotonic) if inputs else None
         self._probes: list[InputProbe] = []
@@ -204,7 +205,7 @@ class Measures:
             self.phases.end(now)
         if self._input_vectors:
             self._inputs_found(now)
-        if not observed:
+        if not observed or now < self._quiet_until:
             return
         # Steps may be taken by another thread than the one that called `watch()`.
         self.waits.thread = get_ident()
@@ -221,6 +222,8 @@ class Measures:
             self._phased = now
             self.phases.drain()
             self.phases.begin()
+        if self._ddp_cadence.began:
+            self._quiet_until = self._phased + _PHASE_NANOSECONDS
 
     # --- What was found --------------------------------------------------------------------------------
 

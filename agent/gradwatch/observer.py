@@ -36,7 +36,6 @@ from gradwatch.manual import ManualSteps
 from gradwatch.measures import Measures
 from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
 from gradwatch.safety import internal_error, log
-from gradwatch.sharding import is_distributed_tensor
 from gradwatch.suspects import Suspects, is_finite
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of, unwrap
@@ -106,7 +105,7 @@ class StepObserver:
         self._given_loss: float | Tensor | None = None
         self._given_rate: float | None = None
         self._epoch = 0
-        # Whose gradients, all of them, are being clipped at the watch's own request.
+        # Whose gradients, all of them, are about to be clipped.
         self._clipping: WatchedOptimizer | None = None
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
@@ -140,7 +139,6 @@ class StepObserver:
         self.measures.install(self.step)
         self.compile_watch.install()
         self._forward.arm(True)
-        self._tend_busy()
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
@@ -470,7 +468,7 @@ class StepObserver:
     def host_loss(self, value: float, root: Tensor) -> None:
         """See ``LossSink``. Of most steps this is all: 0.1 us."""
         if self._loss is None and value - value == 0.0 and not self._busy:
-            self._epoch += 1
+            self._forward.epoch = self._epoch = self._epoch + 1
             self._loss = value
         elif not self._pauses:
             self.loss_seen([root], [root])
@@ -495,6 +493,7 @@ class StepObserver:
     def _begin_backward(self) -> None:
         if self._suspects.evidence is not None:
             self._suspects.loss_seen(self._steps_ended)
+            self._tend_busy()
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
         elif self._loss is not None or self._device_losses:
@@ -506,9 +505,9 @@ class StepObserver:
             del self._device_losses[base[1] :]
 
     def _tend_busy(self) -> None:
-        """An observed step, a closure, losses on a device, steps that no hook tells of, or a pause."""
+        """A pause, losses on a device, a closure, steps that no hook tells of, or an earlier loss in doubt."""
         self._busy = bool(
-            self._forward.armed or self._pauses or self._device_losses or self._closure_base or self._manual
+            self._pauses or self._device_losses or self._closure_base or self._manual or self._suspects.evidence
         )
 
     def _add_loss(self, value: float, root: Tensor) -> None:
@@ -518,6 +517,7 @@ class StepObserver:
             self._raise_alert()
             self._note_last_steps()
             self._suspects.loss_is_bad(root, self._steps_ended)
+            self._tend_busy()
 
     def _drop_discarded(self) -> None:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
@@ -532,68 +532,60 @@ class StepObserver:
             watched.reading = watched.clip_total = watched.clip_ratio = None
 
     def before_clipping(
-        self, grads: Sequence[Tensor], total_norm: Tensor | None, norms: Sequence[Tensor] | None
+        self, grads: Sequence[Tensor], total: float | None, norms: Sequence[Tensor] | None
     ) -> None:
         """See ``ClipSink``."""
+        owner, self._clipping = self._clipping, None
         if self._pauses:
-            self._clipping = None
             return
-        # Of a distributed total one rank may hold a summand only, and reading it is a collective.
-        if total_norm is not None and is_distributed_tensor(total_norm):
-            total_norm = None
         for watched in self._watched.values():
-            if not watched.owns(grads):
+            whole = watched is owner
+            if not (whole or watched.owns(grads)):
                 continue
-            if total_norm is not None and total_norm.device.type == "cpu":
+            if total is not None:
                 # It is paid for already: every clipped step is checked, observed or not.
-                total = float(total_norm.item())
                 if not math.isfinite(total):
                     watched.observe = True
                     watched.may_be_thin = False
                     self._tend_pre_hook()
                 elif watched.clip_epoch != self._epoch:  # a second one after a backward sees clipped gradients
-                    whole = watched is self._clipping
                     watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
                     watched.clip_epoch = self._epoch
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
                 start = perf_counter_ns()
-                self._take_stock(watched)
-                watched.reading = watched.reader.read(grads, norms)
+                if whole:
+                    watched.reading = watched.reader.read_from(norms)
+                else:
+                    self._take_stock(watched)
+                    watched.reading = watched.reader.read()
                 watched.reading_epoch = self._epoch
                 self._spent_outside += perf_counter_ns() - start
-        self._clipping = None
 
     def knows_alike(self, grads: Sequence[Tensor]) -> bool:
-        """See ``ClipSink``. Sparse gradients of dense parameters are told by their layout."""
+        """See ``ClipSink``."""
         for watched in self._watched.values():
             reader = watched.reader
             if reader.alike and reader.are_all(grads):
-                return not any(grad.is_sparse for grad in grads)
+                self._clipping = watched
+                return True
         return False
 
-    def parameters_to_clip(self, optimizers: Sequence[Optimizer]) -> tuple[list[Tensor], bool]:
-        """Parameters of these watched optimizers, and whether they are known to be of one kind."""
-        found: list[Tensor] = []
-        for optimizer in optimizers:
-            watched = self._watched.get(id(optimizer))
-            if watched is None:
-                found += parameters_of(optimizer)
-                continue
-            self._take_stock(watched)
-            if len(optimizers) == 1:
-                self._clipping = watched
-                return list(watched.reader.parameters), watched.reader.alike
-            found += watched.reader.parameters
-        return found, False
-
-    def clipped(self, grads: Sequence[Tensor], ratio: Tensor) -> None:
+    def gradients_alike(self, optimizer: Optimizer) -> list[Tensor] | None:
         """See ``ClipSink``."""
-        if not ratio.is_cpu:
-            return
+        watched = self._watched.get(id(optimizer))
+        if watched is None:
+            return None
+        self._take_stock(watched)
+        if not watched.reader.alike:
+            return None
+        self._clipping = watched
+        return watched.reader.gradients()
+
+    def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
+        """See ``ClipSink``."""
         for watched in self._watched.values():
             if watched.clip_epoch == self._epoch and watched.owns(grads):
-                value = float(ratio.item())
-                watched.clip_ratio = value if watched.clip_ratio is None else watched.clip_ratio * value
+                watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -743,9 +735,13 @@ class StepObserver:
             reading = watched.reading = watched.reader.read()
         if before and watched.reader.devices:
             watched.witness = self._suspects.witness(watched, watched.reader.parameter_norms())
-        if (suspicious or not math.isfinite(math.hypot(*reading.norms))) and not _overflowed(optimizer):
-            self._note_last_steps()
-            self._suspects.on_host(self.step, watched, reading, loss, before=before)
+        total = math.hypot(*reading.norms)
+        if suspicious or not math.isfinite(total):
+            if not _overflowed(optimizer):
+                self._note_last_steps()
+                self._suspects.on_host(self.step, watched, reading, loss, before=before)
+        elif reading.indices and reading.complete and not (reading.on_device or watched.reader.sharded):
+            watched.total = total
 
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
@@ -759,6 +755,7 @@ class StepObserver:
         """Find a NaN that came in a step nobody observed, and that no loss has met since."""
         self._checked = perf_counter_ns()
         for watched in self._watched.values():
+            watched.trusted_norm = None  # options other than the rate may have changed
             if watched.count and not self._sink.nonfinite_seen:
                 self._suspects.check(self.step - 1, watched)
 
@@ -785,6 +782,19 @@ class StepObserver:
         loss, self._loss = self._loss, None
         self._suspicious = False
         reading, watched.reading = watched.reading, None
+        total, watched.total = watched.total, None
+        if reading is not None and total is not None and self._is_plain(optimizer, watched):
+            watched.log.observe(now, watched.layers, reading.indices, reading.norms, total)
+            watched.clip_total = None
+            if watched.clip_ratio is not None:
+                watched.record_clip(now)
+            if optimizer.param_groups[0].get("lr") is not watched.rate or len(optimizer.param_groups) != 1:
+                watched.note_rates(now, optimizer)
+            nonfinite = self._suspects.step_ended(self.step, optimizer, watched, total)
+            if nonfinite:
+                watched.log.marks.append((now, True, False))
+            self._count(watched, start, now, loss, observed=True, nonfinite=nonfinite)
+            return
         in_flight: InFlight | None = None
         scale = 1.0
         loss_scale = local_norm = None
@@ -808,41 +818,68 @@ class StepObserver:
             total = math.hypot(*norms) if reading.complete else None
         step = self.step
         self._note_rates(watched, now, optimizer)
-        watched.last_step = step
-        watched.last_epoch = self._epoch
-        if reading is not None or nonfinite or skipped:
-            nonfinite = self._suspects.step_ended(step, optimizer, watched, total, nonfinite, skipped)
-        else:
-            watched.settled = False
-        watched.last_nonfinite = nonfinite
-        watched.last_known = now if reading is not None or skipped else watched.last_known
-        spent = watched.spent + self._spent_outside + perf_counter_ns() - start
-        self._spent_outside = 0
-        watched.spent = 0
+        watched.settled = nonfinite or skipped
+        if reading is not None and not watched.settled:
+            nonfinite = self._suspects.step_ended(step, optimizer, watched, total)
         late = loss if in_flight is not None else None
         record = StepRecord(
             watched.index, step, now, late, watched.layers, indices, norms, total, nonfinite, skipped,
-            round(spent), ratio, watched.reader.sharded, loss_scale, local_norm,
+            ratio, watched.reader.sharded, loss_scale, local_norm,
         )  # fmt: skip
+        self._hand_over(record, in_flight)
         # A loss that is still on its way comes later, with the record.
-        watched.losses.append(None if in_flight is not None else loss)
+        loss = None if in_flight is not None else loss
+        self._count(
+            watched, start, now, loss, observed=reading is not None, nonfinite=nonfinite, skipped=skipped
+        )
+
+    def _is_plain(self, optimizer: Steps, watched: WatchedOptimizer) -> bool:
+        """Whether there is nothing to a step beyond good gradients on the host, read before its update."""
+        return not (
+            watched.unseen is not False
+            or watched.scale is not None
+            or watched.local is not None
+            or watched.nonfinite
+            or self._device_losses
+            or self._given_loss is not None
+            or self._given_rate is not None
+            or self._open is not None
+            or self._arrivals
+            or hasattr(optimizer, "found_inf")
+        )
+
+    def _count(
+        self,
+        watched: WatchedOptimizer,
+        start: int,
+        now: int,
+        loss: float | None,
+        *,
+        observed: bool,
+        nonfinite: bool,
+        skipped: bool = False,
+    ) -> None:
+        """Count a step that ended ``now``, and plan the next. The clock has run for it since ``start``."""
+        watched.last_step = self.step
+        watched.last_epoch = self._epoch
+        watched.last_nonfinite = nonfinite
+        if observed or skipped:
+            watched.last_known = now
+        watched.losses.append(loss)
         watched.ends.append(now)
-        if watched.leads and self._paused:
+        if self._paused and watched.leads:
             watched.log.pauses.append((now, self._paused))
             self._paused = 0
-        self._hand_over(record, in_flight)
         self._alert = False
         was_observed = watched.observe
-        watched.plan_next(spent, now, reading is not None)
-        self._tend_pre_hook()
+        spent = watched.spent + self._spent_outside + perf_counter_ns() - start
+        self._spent_outside = watched.spent = 0
+        watched.log.spent += spent
+        watched.plan_next(spent, now, observed)
+        if watched.may_be_thin or self._pre_hook is None:
+            self._tend_pre_hook()
         if watched.log.is_full():
             watched.use(self._sink.open_log(watched.index, self.step))
-        self._after_counting(watched, now, was_observed=was_observed, skipped=skipped)
-
-    def _after_counting(
-        self, watched: WatchedOptimizer, now: int, *, was_observed: bool, skipped: bool
-    ) -> None:
-        """What a full step has time for besides its gradients."""
         if self._waits.seen and watched.leads:
             watched.record_wait(now, self._waits.take())
         if was_observed and perf_counter_ns() - self._checked > _CHECK_NANOSECONDS:
@@ -866,7 +903,6 @@ class StepObserver:
             # Without an optimizer the step is known to have ended only when the next backward begins.
             self._forward.epoch = self._epoch - (self._manual is not None)
             self._forward.next_step(self._steps_ended, self._all_watched())
-            self._tend_busy()
         self._spent_outside += self.measures.step_ended(
             watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
         )

@@ -140,8 +140,8 @@ class StepLog:
         if record.loss is not None:
             self.column(conventions.LOSS).append(time, record.loss)
         norm = record.gradient_norm
-        if norm is not None and record.sharded:
-            self.column(conventions.GRADIENT_SHARD_SQUARE).append(time, norm * norm)
+        if record.indices is not None and record.norms is not None:
+            self.observe(time, record.layers, record.indices, record.norms, norm, sharded=record.sharded)
         elif norm is not None:
             self.column(conventions.GRADIENT_NORM).append(time, norm)
         if record.clip_ratio is not None:
@@ -153,14 +153,29 @@ class StepLog:
         self.skipped += record.skipped
         if record.nonfinite or record.skipped:
             self.marks.append((time, record.nonfinite, record.skipped))
-        self.spent += record.spent
-        if record.indices is not None and record.norms is not None:
-            self.observed += 1
-            rows = self.rows[-1] if self.rows else None
-            if rows is None or not rows.belongs(record.layers, record.indices):
-                rows = Rows(record.layers, record.indices, record.sharded)
-                self.rows.append(rows)
-            rows.append(time, record.norms)
+
+    def observe(
+        self,
+        time: int,
+        layers: Sequence[str],
+        indices: Sequence[int],
+        norms: Sequence[float],
+        total: float | None,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        """Training thread: the gradients of a step, and their norm all together."""
+        self.observed += 1
+        if total is not None:
+            if sharded:
+                self.column(conventions.GRADIENT_SHARD_SQUARE).append(time, total * total)
+            else:
+                self.column(conventions.GRADIENT_NORM).append(time, total)
+        rows = self.rows[-1] if self.rows else None
+        if rows is None or not rows.belongs(layers, indices):
+            rows = Rows(layers, indices, sharded)
+            self.rows.append(rows)
+        rows.append(time, norms)
 
     def take_steps(self) -> tuple[list[int], list[float | None]]:
         """Export thread: ends and losses of the steps, but the last, whose loss the user may still replace."""

@@ -16,7 +16,7 @@ from gradwatch.gradients import DeviceNorms, Reading, nonfinite_among
 from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
-from gradwatch.update_check import is_trusted
+from gradwatch.update_check import trusted_norm
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of
 
 if TYPE_CHECKING:
@@ -216,17 +216,16 @@ class Suspects:
         optimizer: Steps,
         watched: WatchedOptimizer,
         gradient_norm: float | None,
-        nonfinite: bool,
-        skipped: bool,
     ) -> bool:
-        """A step that was observed, non-finite or skipped has ended; whether it was, or left, anything bad.
+        """A step whose gradients were good has ended; whether it left anything bad.
 
-        After good gradients, parameters are looked at where the update itself may have spoilt them.
+        Parameters are looked at where the update itself may have spoilt them.
         """
         watched.settled = True
-        if nonfinite or skipped:
-            return nonfinite
-        if not (isinstance(optimizer, Optimizer) and is_trusted(optimizer, gradient_norm)):
+        limit = watched.trusted_norm
+        if limit is None:
+            limit = watched.trusted_norm = trusted_norm(optimizer)
+        if gradient_norm is None or not gradient_norm < limit:
             bad = watched.reader.nonfinite_parameters()
             if bad:
                 if not watched.poisoned:

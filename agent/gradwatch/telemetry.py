@@ -25,10 +25,10 @@ class StepRecord(NamedTuple):
     """One step of one optimizer of which more is known than its end and its loss.
 
     ``time`` is the step's end in Unix nanoseconds, shared by all its scalars. ``norms`` are the pre-clip L2
-    norms of the gradients named by ``layers`` at ``indices``; None where the step was not observed. ``spent``:
-    nanoseconds of the training thread. ``sharded``: the norms are this rank's shares, whose squares add up over
-    the ranks. ``loss_scale``: what mixed precision multiplied the loss with. ``local_norm``: L2 norm of this
-    rank's own gradients before data parallelism averaged them.
+    norms of the gradients named by ``layers`` at ``indices``; None where the step was not observed.
+    ``sharded``: the norms are this rank's shares, whose squares add up over the ranks. ``loss_scale``: what
+    mixed precision multiplied the loss with. ``local_norm``: L2 norm of this rank's own gradients before data
+    parallelism averaged them.
     """
 
     optimizer: int
@@ -41,7 +41,6 @@ class StepRecord(NamedTuple):
     gradient_norm: float | None
     nonfinite: bool
     skipped: bool
-    spent: int
     clip_ratio: float | None = None
     sharded: bool = False
     loss_scale: float | None = None

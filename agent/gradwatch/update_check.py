@@ -7,6 +7,7 @@ not so: an infinite or huge rate, no epsilon, or an optimizer whose arithmetic i
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,32 +22,35 @@ _KNOWN: Final[frozenset[type]] = frozenset(
 _SHARE: Final = 1e-3
 
 
-def is_trusted(optimizer: Optimizer, gradient_norm: float | None) -> bool:
-    """Whether a step with finite gradients of this (unclipped) norm leaves finite parameters finite."""
-    if type(optimizer) not in _KNOWN or gradient_norm is None:
-        return False
-    return all(_is_moderate(group, gradient_norm) for group in optimizer.param_groups)
+def trusted_norm(optimizer: object) -> float:
+    """Below which (unclipped) norm of finite gradients a step leaves finite parameters finite; 0 for none."""
+    if type(optimizer) not in _KNOWN or not isinstance(optimizer, Optimizer):
+        return 0.0
+    return min((_trusted_norm(group) for group in optimizer.param_groups), default=math.inf)
 
 
-def _is_moderate(group: dict[str, Any], gradient_norm: float) -> bool:
+def _trusted_norm(group: dict[str, Any]) -> float:
     rate, decay = group.get("lr"), group.get("weight_decay", 0.0)
-    if isinstance(rate, torch.Tensor):
-        if rate.device.type != "cpu":
-            return False
-        rate = float(rate)
     parameters = group["params"]
-    if rate is None or not parameters:
-        return not parameters
+    if not parameters:
+        return math.inf
+    if isinstance(rate, torch.Tensor):
+        rate = float(rate) if rate.device.type == "cpu" else None
+    if rate is None:
+        return 0.0
     largest, smallest = _range(frozenset(parameter.dtype for parameter in parameters))
-    return bool(
-        # NaN fails every comparison.
-        abs(rate) * max(1.0, gradient_norm) < _SHARE * largest
+    # NaN fails every comparison.
+    moderate = (
+        abs(rate) < _SHARE * largest
         and abs(rate * decay) < 1.0
         # The usual 1e-8 is zero in float16.
         and group.get("eps", 1.0) >= smallest
         and group.get("momentum", 0.0) < 1.0
         and not group.get("centered", False)
     )
+    if not moderate:
+        return 0.0
+    return _SHARE * largest / abs(rate) if rate else math.inf
 
 
 @lru_cache(maxsize=64)

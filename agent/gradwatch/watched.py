@@ -113,7 +113,8 @@ class WatchedOptimizer:
         "index", "is_aligned", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
         "last_observed", "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin",
         "nonfinite", "observe", "order", "planned", "poisoned", "rate", "rates", "reader", "reading",
-        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "unseen", "witness",
+        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "total", "trusted_norm",
+        "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +137,8 @@ class WatchedOptimizer:
         self.last_known = 0
         self.reading: Reading | None = None
         self.reading_epoch = 0
+        # L2 norm of the reading, where it is all there is to say about the step's gradients.
+        self.total: float | None = None
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
         self.clip_epoch = -1
@@ -150,6 +153,8 @@ class WatchedOptimizer:
         # Of a single group, the very object, so that a step whose rate did not change is known by identity.
         self.rate: object = _UNKNOWN
         self.rates: tuple[float | None, ...] = ()
+        # See `update_check`; None until asked for, since it takes longer than all else that is done then.
+        self.trusted_norm: float | None = None
         self.scale: Tensor | None = None
         self.local: Reading | None = None
         self.together: StepsInBackward | None = None
@@ -167,6 +172,7 @@ class WatchedOptimizer:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
+        self.trusted_norm = None
         self.reader = GradientReader(parameters)
         self.log.keep = _DEVICE_STEPS_KEPT if self.reader.devices else 1
         self.order.settle()
@@ -175,8 +181,9 @@ class WatchedOptimizer:
 
     def is_stale(self, optimizer: Steps) -> bool:
         """Whether parameters were added, taken away or replaced since `rebuild`."""
-        now = _stock(optimizer)
-        return len(now) != len(self.stock) or any(map(is_not, now, self.stock))
+        groups, stock = optimizer.param_groups, self.stock
+        now = groups[0]["params"] if len(groups) == 1 else _stock(optimizer)
+        return len(now) != len(stock) or any(map(is_not, now, stock))
 
     def rename(self, optimizer: Steps, models: Sequence[Model]) -> None:
         """Name the layers after the watched models; parameters of none are named by their place."""
@@ -241,6 +248,7 @@ class WatchedOptimizer:
         rates = tuple(_rate(group.get("lr")) for group in groups)
         if rates != self.rates:
             self.rates = rates
+            self.trusted_norm = None
             self.log.rates.append((now, rates))
 
     def note_given_rate(self, now: int, rate: float) -> None:

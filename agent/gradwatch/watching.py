@@ -82,21 +82,20 @@ class Watch:
         Raises:
             RuntimeError: The total norm is not finite, and ``error_if_nonfinite``.
         """
-        from gradwatch.clipping import clip_grad_norm_
+        from torch.nn.utils import clip_grad_norm_
 
-        observer = self._run.observer if self._run is not None else None
         optimizers = [one for reference in self._optimizers if (one := reference()) is not None]
-        if observer is not None and optimizers:
-            parameters, alike = observer.parameters_to_clip(optimizers)
-        else:
-            parameters, alike = self._parameters(), False
-        capture = None if observer is None else observer.clip_capture
-        return clip_grad_norm_(capture, parameters, alike, max_norm, norm_type, error_if_nonfinite, foreach)
+        plain = norm_type == 2.0 and foreach is None and not error_if_nonfinite
+        if self._run is not None and plain and len(optimizers) == 1:
+            total = self._run.observer.clip_capture.clip(optimizers[0], max_norm)
+            if total is not None:
+                return total
+        parameters = self._parameters(optimizers)
+        return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
-    def _parameters(self) -> list[torch.Tensor]:
+    def _parameters(self, optimizers: list[torch.optim.Optimizer]) -> list[torch.Tensor]:
         from gradwatch.watched import parameters_of
 
-        optimizers = [one for reference in self._optimizers if (one := reference()) is not None]
         if optimizers:
             return [parameter for one in optimizers for parameter in parameters_of(one)]
         models = [module for model in self._models if (module := model()) is not None]

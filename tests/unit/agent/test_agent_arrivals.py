@@ -83,7 +83,7 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Sink:
 
 def record(step: int, observed: bool = True) -> StepRecord:
     indices, norms, total = ((), [], 0.0) if observed else (None, None, None)
-    return StepRecord(0, step, step, None, ("a", "b"), indices, norms, total, False, False, 0)
+    return StepRecord(0, step, step, None, ("a", "b"), indices, norms, total, False, False)
 
 
 def norms(*values: float) -> list[DeviceNorms]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import gradwatch
 from gradwatch import conventions as names
+from gradwatch.clipping import ClipCapture
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]
@@ -66,6 +69,19 @@ FILLS = {
 }  # fmt: skip
 
 
+class Deaf:
+    """Hears of clipping, and knows nothing."""
+
+    def gradients_alike(self, optimizer: object) -> None: ...
+
+    def knows_alike(self, grads: object) -> bool:
+        return False
+
+    def before_clipping(self, grads: object, total: object, norms: object) -> None: ...
+
+    def clipped(self, grads: object, ratio: object) -> None: ...
+
+
 def gradients(model: nn.Module) -> list[bytes | None]:
     # Bytes, since NaN is no NaN's equal.
     return [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
@@ -101,6 +117,42 @@ def test_clipping_through_us_is_torchs_bit_for_bit(
                     ),
                 )
             assert told == expected
+
+
+@given(
+    values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=40),
+    share=st.floats(0.9999, 1.0001) | st.floats(0.0, 3.0),
+)
+def test_around_the_norm_where_clipping_begins_not_one_bit_differs(values: list[float], share: float) -> None:
+    bare, ours = nn.Parameter(torch.zeros(len(values))), nn.Parameter(torch.zeros(len(values)))
+    bare.grad, ours.grad = torch.tensor(values), torch.tensor(values)
+    max_norm = share * float(torch.linalg.vector_norm(bare.grad))
+    expected = clip_grad_norm_([bare], max_norm)
+    capture = ClipCapture(Deaf())
+    capture.install()
+    try:
+        told = clip_grad_norm_([ours], max_norm)
+    finally:
+        capture.remove()
+    assert told.numpy().tobytes() == expected.numpy().tobytes()
+    assert ours.grad.numpy().tobytes() == bare.grad.numpy().tobytes()
+
+
+def test_what_torch_flushes_to_zero_is_flushed_where_nothing_is_clipped(watching: Watching) -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormal numbers")
+    try:
+        model = nn.Linear(2, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        bare = nn.Parameter(torch.zeros(2))
+        denormal = torch.tensor([0x00000001, 0x3F800000], dtype=torch.int32).view(torch.float32)
+        bare.grad, model.weight.grad = denormal.clone(), denormal.clone().view(1, 2)
+        clip_grad_norm_([bare], 100.0)
+        with watching(model, optimizer) as watch:
+            watch.clip_grad_norm_(100.0)
+        assert model.weight.grad.view(torch.int32).tolist() == [bare.grad.view(torch.int32).tolist()]
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
