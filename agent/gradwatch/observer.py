@@ -31,7 +31,7 @@ from gradwatch.forward_witness import ForwardWitness
 from gradwatch.gradients import Reading
 from gradwatch.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.local_norms import LocalNorms
-from gradwatch.loss import LossCapture
+from gradwatch.loss import BackwardState, LossCapture
 from gradwatch.manual import ManualSteps
 from gradwatch.measures import Measures
 from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
@@ -97,19 +97,16 @@ class StepObserver:
         self._created = 0
         self._adopts: Callable[[Optimizer], bool] | None = None
         self._refused: set[int] = set()
-        self._loss: float | None = None
+        self.heard = BackwardState()
         self._device_losses: list[Tensor] = []
-        # Whether a loss is not simply the step's, see `_tend_busy`.
-        self._busy = False
         self._closure_base: tuple[float | None, int] | None = None
         self._given_loss: float | Tensor | None = None
         self._given_rate: float | None = None
-        self._epoch = 0
         # Whose gradients, all of them, are about to be clipped.
         self._clipping: WatchedOptimizer | None = None
         self._spent_outside = 0
         self._open: tuple[StepRecord, InFlight | None] | None = None
-        self._forward = ForwardWitness()
+        self._forward = ForwardWitness(self.heard)
         self.compile_watch = CompileWatch()
         self.compile_watch.tell(self._forward.compiles)
         self._suspects = Suspects(sink, self._watched, self._models, self._forward)
@@ -371,17 +368,18 @@ class StepObserver:
                 return
             # A thin step: two appends, and a few questions that are nearly always answered no.
             now = monotonic_ns() + self._anchor
-            watched.losses.append(self._loss)
-            self._loss = None
+            state = self.heard
+            watched.losses.append(state.loss)
+            state.loss = None
             groups = optimizer.param_groups
             if groups[0].get("lr") is not watched.rate or len(groups) != 1:
                 watched.note_rates(now, optimizer)
             if watched.clip_total is not None:
                 watched.record_clip(now)
-            if self._waits.seen and watched.leads:
-                watched.record_wait(now, self._waits.take())
             if not watched.leads:
                 watched.last_step = self.step
+            elif self._waits.seen:
+                watched.record_wait(now, self._waits.take())
             watched.ends.append(now)
             watched.left = left = watched.left - 1
             if left <= 0:
@@ -437,7 +435,7 @@ class StepObserver:
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
-            self._closure_base = (self._loss, len(self._device_losses))
+            self._closure_base = (self.heard.loss, len(self._device_losses))
             self._tend_busy()
         elif watched.observe or self._suspicious:
             self._look(optimizer, watched, before=True)
@@ -465,21 +463,11 @@ class StepObserver:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
 
-    def host_loss(self, value: float, root: Tensor) -> None:
-        """See ``LossSink``. Of most steps this is all: 0.1 us."""
-        if self._loss is None and value - value == 0.0 and not self._busy:
-            self._forward.epoch = self._epoch = self._epoch + 1
-            self._loss = value
-        elif not self._pauses:
-            self.loss_seen([root], [root])
-
     def loss_seen(self, losses: list[Tensor], roots: list[Tensor]) -> None:
         """See ``LossSink``."""
         if self._pauses:
             return
         start = perf_counter_ns()
-        self._forward.epoch = self._epoch
-        self._epoch += 1
         self._begin_backward()
         for loss, root in zip(losses, roots, strict=True):
             if loss.is_cpu:
@@ -487,7 +475,7 @@ class StepObserver:
             elif loss.is_cuda:
                 self._device_losses.append(loss.detach())
                 self._tend_busy()
-        self._forward.epoch = self._epoch
+        self.heard.passes += 1
         self._spent_outside += perf_counter_ns() - start
 
     def _begin_backward(self) -> None:
@@ -496,22 +484,22 @@ class StepObserver:
             self._tend_busy()
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
-        elif self._loss is not None or self._device_losses:
+        elif self.heard.loss is not None or self._device_losses:
             self._drop_discarded()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
-            self._loss = base[0]
+            self.heard.loss = base[0]
             del self._device_losses[base[1] :]
 
     def _tend_busy(self) -> None:
         """A pause, losses on a device, a closure, steps that no hook tells of, or an earlier loss in doubt."""
-        self._busy = bool(
+        self.heard.busy = bool(
             self._pauses or self._device_losses or self._closure_base or self._manual or self._suspects.evidence
         )
 
     def _add_loss(self, value: float, root: Tensor) -> None:
-        self._loss = value if self._loss is None else self._loss + value
+        self.heard.loss = value if self.heard.loss is None else self.heard.loss + value
         if not math.isfinite(value):
             self._suspicious = True
             self._raise_alert()
@@ -524,7 +512,7 @@ class StepObserver:
         for watched in self._watched.values():
             if any(p.grad is not None for p in watched.reader.parameters):
                 return
-        self._loss = None
+        self.heard.loss = None
         self._device_losses.clear()
         self._suspicious = False
         self._suspects.discard()
@@ -548,17 +536,19 @@ class StepObserver:
                     watched.observe = True
                     watched.may_be_thin = False
                     self._tend_pre_hook()
-                elif watched.clip_epoch != self._epoch:  # a second one after a backward sees clipped gradients
+                elif (
+                    watched.clip_epoch != self.heard.passes
+                ):  # a second one after a backward sees clipped gradients
                     watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
-                    watched.clip_epoch = self._epoch
-            if watched.observe and (watched.reading is None or watched.reading_epoch != self._epoch):
+                    watched.clip_epoch = self.heard.passes
+            if watched.observe and (watched.reading is None or watched.reading_epoch != self.heard.passes):
                 start = perf_counter_ns()
                 if whole:
                     watched.reading = watched.reader.read_from(norms)
                 else:
                     self._take_stock(watched)
                     watched.reading = watched.reader.read()
-                watched.reading_epoch = self._epoch
+                watched.reading_epoch = self.heard.passes
                 self._spent_outside += perf_counter_ns() - start
 
     def knows_alike(self, grads: Sequence[Tensor]) -> bool:
@@ -584,7 +574,7 @@ class StepObserver:
     def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
         """See ``ClipSink``."""
         for watched in self._watched.values():
-            if watched.clip_epoch == self._epoch and watched.owns(grads):
+            if watched.clip_epoch == self.heard.passes and watched.owns(grads):
                 watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio
 
     def last_end(self, optimizer: object) -> int | None:
@@ -689,7 +679,7 @@ class StepObserver:
                 watched.rebuild(together, self._models, learn=False)
             watched.reading = together.reading()
             if watched.reading is not None:
-                loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
+                loss = self._given_loss if isinstance(self._given_loss, float) else self.heard.loss
                 watched.nonfinite = self._suspects.gone(self.step, watched, watched.reading, loss)
             self._end_step(together, watched, start)
         except Exception as error:  # noqa: BLE001
@@ -723,14 +713,14 @@ class StepObserver:
 
     def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
-        loss = self._given_loss if isinstance(self._given_loss, float) else self._loss
+        loss = self._given_loss if isinstance(self._given_loss, float) else self.heard.loss
         suspicious = not is_finite(loss)
         if suspicious and not watched.observe and not self._sink.wants_nonfinite_detail():
             watched.nonfinite = True
             self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
             return
         reading = watched.reading
-        if reading is None or watched.reading_epoch != self._epoch:
+        if reading is None or watched.reading_epoch != self.heard.passes:
             self._take_stock(watched)
             reading = watched.reading = watched.reader.read()
         if before and watched.reader.devices:
@@ -779,7 +769,7 @@ class StepObserver:
         if self._arrivals:
             self._arrivals.drain()
         now = monotonic_ns() + self._anchor
-        loss, self._loss = self._loss, None
+        loss, self.heard.loss = self.heard.loss, None
         self._suspicious = False
         reading, watched.reading = watched.reading, None
         total, watched.total = watched.total, None
@@ -861,7 +851,7 @@ class StepObserver:
     ) -> None:
         """Count a step that ended ``now``, and plan the next. The clock has run for it since ``start``."""
         watched.last_step = self.step
-        watched.last_epoch = self._epoch
+        watched.last_epoch = self.heard.passes
         watched.last_nonfinite = nonfinite
         if observed or skipped:
             watched.last_known = now
@@ -900,8 +890,6 @@ class StepObserver:
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
         """Tell the measurements that a step ended, of which or of whose successor they want to know."""
         if watched.observe or self._forward.armed:
-            # Without an optimizer the step is known to have ended only when the next backward begins.
-            self._forward.epoch = self._epoch - (self._manual is not None)
             self._forward.next_step(self._steps_ended, self._all_watched())
         self._spent_outside += self.measures.step_ended(
             watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
@@ -1000,7 +988,7 @@ class StepObserver:
 
     def _last(self) -> WatchedOptimizer | None:
         """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
-        if self._loss is not None or self._device_losses:
+        if self.heard.loss is not None or self._device_losses:
             return None
         last = max(self._watched.values(), key=lambda watched: watched.last_end, default=None)
         return last if last is not None and last.ends else None

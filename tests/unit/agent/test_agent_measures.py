@@ -20,6 +20,7 @@ from gradwatch import conventions as names
 from gradwatch.arrivals import Arrivals
 from gradwatch.cadence import Cadence
 from gradwatch.forward_witness import ForwardWitness
+from gradwatch.loss import BackwardState
 from gradwatch.measures import Measures
 from gradwatch.settings import Settings, SettingsError
 from gradwatch.suspects import Suspects
@@ -125,7 +126,7 @@ class Later(Arrivals):
     """A ring whose vectors arrive when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__(None, Suspects(None, {}, (), ForwardWitness()))  # type: ignore[arg-type]
+        super().__init__(None, Suspects(None, {}, (), ForwardWitness(BackwardState())))  # type: ignore[arg-type]
         self.sent: list[tuple[Tensor, Callable[[list[float]], None]]] = []
 
     def send_vector(self, vector: Tensor, take: Callable[[list[float]], None]) -> None:
