@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -15,7 +15,7 @@ from gradwatch.device_ring import DeviceRing, Slot
 from gradwatch.forward_witness import ForwardReading
 from gradwatch.gradients import DeviceNorms
 from gradwatch.suspects import DeviceWitness, Suspects
-from gradwatch.telemetry import LoggedValue, StepRecord, StepSink
+from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
 
 # A model's vector fits from the start; longer accumulations make the ring grow.
 _SPARE: Final = 256
@@ -57,6 +57,8 @@ class Arrivals:
     def __init__(self, sink: StepSink, suspects: Suspects) -> None:
         self._sink = sink
         self._suspects = suspects
+        # The step that ended last, while its loss can still be replaced.
+        self._open: tuple[StepRecord, InFlight | None] | None = None
         self._steps: deque[InFlight] = deque()
         self._vectors: deque[tuple[DeviceRing, Slot, Callable[[list[float]], None]]] = deque()
         self._rings: dict[torch.device, DeviceRing] = {}
@@ -105,7 +107,43 @@ class Arrivals:
         if slot is not None:
             self._vectors.append((ring, slot, take))
 
-    def add(self, record: StepRecord, in_flight: InFlight | None) -> None:
+    @property
+    def holds_step(self) -> bool:
+        """Whether the step that ended last is still here, so that its loss can be replaced."""
+        return self._open is not None
+
+    def hand_over(self, record: StepRecord, in_flight: InFlight | None) -> None:
+        """Hand a host's step on at once; keep a device's open, so that its loss can still be replaced."""
+        self.close_step()
+        if in_flight is not None or self:
+            self._open = (record, in_flight)
+        else:
+            self._sink.step(record)
+
+    def close_step(self) -> None:
+        """Nothing more can be said about the step that ended last."""
+        if self._open is not None:
+            self._add(*self._open)
+            self._open = None
+
+    def replace_loss(self, loss: float | Tensor) -> None:
+        """The user says what the loss of the step was that is still open."""
+        if self._open is None:
+            return
+        record, in_flight = self._open
+        if isinstance(loss, float):
+            if not math.isfinite(loss) and not record.nonfinite and in_flight is None and not record.skipped:
+                self._sink.nonfinite(NonfiniteStep(record.step, loss=loss))
+                record = record._replace(nonfinite=True)
+            self._open = (record._replace(loss=loss), in_flight)
+            return
+        sent = self.send((), [loss], {})
+        if sent is not None:
+            # What was captured no longer counts: norms stay, losses are the new one's.
+            kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
+            self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
+
+    def _add(self, record: StepRecord, in_flight: InFlight | None) -> None:
         """Hand the step on, now or when it and all before it have arrived."""
         if in_flight is None and not self._steps:
             self._sink.step(record)

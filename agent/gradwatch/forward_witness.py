@@ -20,8 +20,8 @@ from torch import Tensor
 from gradwatch.device_ring import is_capturing
 from gradwatch.forward_plan import ForwardPlan, PlanRecorder
 from gradwatch.graph_walk import Graph, suspects_behind
-from gradwatch.loss import BackwardState
 from gradwatch.safety import internal_error
+from gradwatch.step_in_progress import StepInProgress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,8 +80,8 @@ class ForwardReading:
 class ForwardWitness:
     """Hooks on the watched models while a step is observed. Training thread only."""
 
-    def __init__(self, state: BackwardState) -> None:
-        self.state = state
+    def __init__(self, progress: StepInProgress) -> None:
+        self.progress = progress
         self.steps = 0
         self.readings: list[ForwardReading] = []
         self.plans: dict[int, ForwardPlan] = {}
@@ -132,7 +132,7 @@ class ForwardWitness:
         self.steps = begun
         oldest = begun - len(optimizers)
         if self.readings and self.readings[0].steps <= oldest:
-            epoch = self.state.passes
+            epoch = self.progress.passes
             # A forward since the last backward is the next step's, even where steps are known late.
             self.readings = [
                 reading for reading in self.readings if reading.steps > oldest or reading.epoch == epoch
@@ -205,9 +205,9 @@ class ForwardWitness:
         bad_inputs = [_is_bad(tensor) for tensor in inputs]
         bad_outputs = [_is_bad(tensor) for tensor in outputs]
         if True not in bad_inputs and True not in bad_outputs:
-            return ForwardReading(index, self.state.passes, self.steps, bad_inputs, bad_outputs, _NONE)
+            return ForwardReading(index, self.progress.passes, self.steps, bad_inputs, bad_outputs, _NONE)
         reading = ForwardReading(
-            index, self.state.passes, self.steps, bad_inputs, bad_outputs, _numbers(outputs)
+            index, self.progress.passes, self.steps, bad_inputs, bad_outputs, _numbers(outputs)
         )
         self.pardon(reading)
         first = next((o for o, is_bad in zip(outputs, reading.outputs, strict=True) if is_bad), None)
@@ -230,7 +230,7 @@ class ForwardWitness:
             for tensor in (*inputs, *outputs)
         )
         return ForwardReading(
-            index, self.state.passes, self.steps, [False] * len(inputs), [False] * len(outputs),
+            index, self.progress.passes, self.steps, [False] * len(inputs), [False] * len(outputs),
             _numbers(outputs), on_device=norms,
         )  # fmt: skip
 

@@ -16,34 +16,18 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from gradwatch.phases import PhaseTimer
 from gradwatch.safety import internal_error
 from gradwatch.sharding import is_distributed_tensor
-
-
-class BackwardState:
-    """What the backward passes since the last step have told.
-
-    Of most steps the wrapper of ``backward`` writes it down here itself, since calling somebody costs a step of
-    1 ms more than reading the loss.
-
-    Attributes:
-        loss: The loss on the host, None before the first.
-        passes: Backward passes ever begun.
-        busy: Whether a loss is not simply the step's, so that ``LossSink`` has to be asked.
-    """
-
-    __slots__ = ("busy", "loss", "passes")
-
-    def __init__(self) -> None:
-        self.loss: float | None = None
-        self.passes = 0
-        self.busy = False
+from gradwatch.step_in_progress import StepInProgress
 
 
 class LossSink(Protocol):
     """Who hears about losses and skipped steps, on the training thread."""
 
     @property
-    def heard(self) -> BackwardState:
-        """Where a loss on the host that is nothing special goes."""
+    def progress(self) -> StepInProgress:
+        """Where a loss on the host that is nothing special is written down at once.
+
+        Calling somebody would cost a step of 1 ms more than reading the loss does.
+        """
 
     def loss_seen(self, losses: list[torch.Tensor], roots: list[torch.Tensor]) -> None:
         """Backward is about to run from ``roots``; ``losses`` are the same scalars, unscaled."""
@@ -95,7 +79,7 @@ class LossCapture:
     def wrap_backward(self, original: Callable[..., None]) -> Callable[..., None]:
         """Torch's ``backward`` with a look at the loss before it."""
         sink, scaled, phases = self._sink, self._scaled, self._phases
-        state, is_compiling, tensor = sink.heard, torch.compiler.is_dynamo_compiling, torch.Tensor
+        progress, is_compiling, tensor = sink.progress, torch.compiler.is_dynamo_compiling, torch.Tensor
 
         # torch's own parameters, spelled out: packing and unpacking them costs as much as reading the loss.
         def backward(
@@ -114,9 +98,9 @@ class LossCapture:
                         value = tensors.item()
                         if type(value) is not float:
                             pass
-                        elif state.loss is None and value - value == 0.0 and not state.busy:
-                            state.loss = value
-                            state.passes += 1
+                        elif progress.loss is None and value - value == 0.0 and not progress.busy:
+                            progress.loss = value
+                            progress.passes += 1
                         else:
                             sink.loss_seen([tensors], [tensors])
                     else:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +20,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradwatch.arrivals import Arrivals, InFlight
-from gradwatch.budget import Budget
+from gradwatch.clip_witness import ClipWitness
 from gradwatch.clipping import ClipCapture
 from gradwatch.clock import Clock
 from gradwatch.compiling import CompileWatch, stay_untraced
@@ -31,14 +29,17 @@ from gradwatch.forward_witness import ForwardWitness
 from gradwatch.gradients import Reading
 from gradwatch.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.local_norms import LocalNorms
-from gradwatch.loss import BackwardState, LossCapture
+from gradwatch.loss import LossCapture
 from gradwatch.manual import ManualSteps
 from gradwatch.measures import Measures
-from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, STRANGERS, unreadable, why_unseen
-from gradwatch.safety import internal_error, log
+from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, why_unseen
+from gradwatch.roster import Roster
+from gradwatch.safety import internal_error
+from gradwatch.step_in_progress import StepInProgress
 from gradwatch.suspects import Suspects, is_finite
-from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
-from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of, unwrap
+from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
+from gradwatch.user_log import UserLog
+from gradwatch.watched import Steps, WatchedOptimizer, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 _CHECK_NANOSECONDS: Final = 5_000_000_000
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
-# Steps of optimizers that train nothing watched, after which a run without any other is told to be unseen.
-_STRANGE_STEPS: Final = 10
 
 
 class StepObserver:
@@ -72,45 +71,26 @@ class StepObserver:
         collectives: bool = False,
         nvtx: str | None = None,
     ) -> None:
-        self._start_step = start_step
-        # Steps of the first optimizer; its own count goes on from there while it is watched.
-        self._steps_before = 0
-        self._leader: WatchedOptimizer | None = None
         self._sink = sink
         self._anchor = clock.anchor
-        self._log_clock = clock.branch()
-        self._log_lock = threading.Lock()
-        self._overhead_budget = overhead_budget
-        self._every = every
+        self.roster = Roster(sink, start_step, overhead_budget, every)
+        # The same, since a look-up is paid for at every step.
+        self._watched, self._models = self.roster.watched, self.roster.models
+        self.progress = StepInProgress()
         # Something unusual awaits the next step end: a bad loss, a number from the user. Then no step is thin.
-        self._suspicious = False
         self._alert = False
-        self._strange_steps = 0
-        self._absorbed = 0
-        self._pauses = 0
         self._paused_at = 0
         self._paused = 0
         self._checked = perf_counter_ns()
-        self.thin_cost = 0.0
-        self._models: list[Model] = []
-        self._watched: dict[int, WatchedOptimizer] = {}
-        self._created = 0
-        self._adopts: Callable[[Optimizer], bool] | None = None
-        self._refused: set[int] = set()
-        self.heard = BackwardState()
-        self._device_losses: list[Tensor] = []
         self._closure_base: tuple[float | None, int] | None = None
-        self._given_loss: float | Tensor | None = None
-        self._given_rate: float | None = None
-        # Whose gradients, all of them, are about to be clipped.
-        self._clipping: WatchedOptimizer | None = None
-        self._spent_outside = 0
-        self._open: tuple[StepRecord, InFlight | None] | None = None
-        self._forward = ForwardWitness(self.heard)
+        self._forward = ForwardWitness(self.progress)
         self.compile_watch = CompileWatch()
         self.compile_watch.tell(self._forward.compiles)
         self._suspects = Suspects(sink, self._watched, self._models, self._forward)
         self._arrivals = Arrivals(sink, self._suspects)
+        self.user_log = UserLog(
+            sink, self.roster, self.progress, self._arrivals, clock.branch(), self._raise_alert
+        )
         self.measures = Measures(
             self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
         )
@@ -118,9 +98,9 @@ class StepObserver:
         self.follows_backward = False
         self._local_norms = LocalNorms(self._read_local_norms)
         self._together: StepsInBackward | None = None
-        self._manual: tuple[ManualSteps, WatchedOptimizer] | None = None
+        self._manual: ManualSteps | None = None
         self._loss_capture = LossCapture(self, capture_loss, self.measures.phases)
-        self.clip_capture = ClipCapture(self)
+        self.clip_capture = ClipCapture(ClipWitness(self.roster, self.progress, self._observe))
         self._pre_hook: RemovableHandle | None = None
         self._post_hook: RemovableHandle | None = None
 
@@ -133,7 +113,7 @@ class StepObserver:
         self._post_hook = register_optimizer_step_post_hook(self._after_step)
         self._loss_capture.install()
         self.clip_capture.install()
-        self.measures.install(self.step)
+        self.measures.install(self.roster.step)
         self.compile_watch.install()
         self._forward.arm(True)
 
@@ -156,64 +136,35 @@ class StepObserver:
         self._local_norms.clear()
         for watched in self._watched.values():
             watched.log.closed = True
-        self._steps_before, self._leader = self.step - self._start_step, None
-        self._watched.clear()
         self._together = None
-        self._adopts = None
-        self._models.clear()
+        self.roster.clear()
 
     def add_model(self, model: nn.Module, name: str) -> bool:
-        """Name layers after this module from now on; with a second one, put the models' names in front.
-
-        False when it is known already.
-        """
-        if any(known.reference() is model for known in self._models):
+        """See ``Roster.add_model``. False when it is known already."""
+        unique = self.roster.add_model(model, name)
+        if unique is None:
             return False
-        taken = {known.name for known in self._models}
-        unique, number = name, 1
-        while unique in taken:
-            number += 1
-            unique = f"{name}_{number}"
-        self._models.append(Model(unique, model))
         self.measures.add_model(model, unique)
         self._forward.add(model)
         self._local_norms.add(model)
         self._choose_what_to_hear()
-        for watched in self._watched.values():
-            optimizer = watched.reference()
-            if optimizer is not None:
-                watched.rename(optimizer, self._models)
         return True
 
     def add_optimizer(self, optimizer: Optimizer) -> bool:
         """Watch this optimizer. False when it is watched already."""
-        key = id(optimizer)
-        if key in self._watched:
+        if id(optimizer) in self._watched:
             return False
-
-        def gone(_reference: object) -> None:
-            self._drop(key)
-
-        watched = WatchedOptimizer(
-            optimizer,
-            self._models,
-            Budget(self._overhead_budget, self._every, self.thin_cost),
-            self._settle_manual(ended=False) or self._sink.open_log(self._created, self.step),
-            gone,
-        )
-        if watched.reader.unreadable:
-            self._sink.missing(self.step, unreadable(watched.reader.unreadable, len(watched.reader.parameters)))
-        self._created += 1
-        self._watched[key] = watched
+        watched = self.roster.add(optimizer, self._settle_manual(ended=False))
         watched.is_never_thin = self.measures.nvtx is not None
-        if self._leader is None:
-            self._lead(watched)
         self._choose_what_to_hear()
         if self._post_hook is not None:
             self._tend_pre_hook()
-        for each in self._watched.values():
-            each.budget.share = self._overhead_budget / len(self._watched)
         return True
+
+    def adopt_optimizers(self) -> None:
+        """Also watch optimizers nobody named, see ``Roster.adopts``."""
+        self.roster.adopts = True
+        self._choose_what_to_hear()
 
     def note_background(self, cost: float) -> None:
         """Our other threads take so many nanoseconds a step. Called by one of them."""
@@ -232,44 +183,13 @@ class StepObserver:
     def forget(self, optimizers: Sequence[Optimizer]) -> None:
         """Watch these no longer."""
         for optimizer in optimizers:
-            watched = self._drop(id(optimizer))
+            watched = self.roster.drop(id(optimizer))
             if watched is not None:
                 watched.order.settle()
 
-    def _drop(self, key: int) -> WatchedOptimizer | None:
-        watched = self._watched.pop(key, None)
-        if watched is not None:
-            watched.log.closed = True
-            if watched is self._leader:
-                self._steps_before += watched.count
-                self._leader = None
-                if self._watched:
-                    self._lead(min(self._watched.values(), key=lambda each: each.index))
-        return watched
-
-    def _lead(self, watched: WatchedOptimizer) -> None:
-        """This optimizer's steps are the run's from now on; they go on where the last leader's ended."""
-        step = self.step
-        self._leader = watched
-        self._steps_before -= watched.count
-        watched.leads = watched.log.leads = True
-        watched.log.first_step = step - len(watched.ends)
-
-    def adopt_optimizers(self) -> None:
-        """Also watch optimizers nobody named, once they step a watched model (any model, without one)."""
-
-        def adopts(optimizer: Optimizer) -> bool:
-            mine = {id(p) for p in parameters_of(optimizer)}
-            if any(mine & {id(p) for p in other.reader.parameters} for other in self._watched.values()):
-                return False  # the inner half of an optimizer that is watched
-            return not self._models or any(mine & model.layer_names(False).keys() for model in self._models)
-
-        self._adopts = adopts
-        self._choose_what_to_hear()
-
     def _choose_what_to_hear(self) -> None:
         # Without an optimizer only the backward passes can tell of steps.
-        manual = self._adopts is not None and bool(self._models) and not self._watched
+        manual = self.roster.adopts and bool(self._models) and not self._watched
         averages = bool(self._local_norms)
         self.follows_backward = manual or averages
         for watched in self._watched.values():
@@ -279,72 +199,35 @@ class StepObserver:
 
     def pause(self) -> None:
         """Take nothing for training's, and no time for its steps', until as many calls of `resume`."""
-        if not self._pauses:
+        if not self.progress.pauses:
             self._paused_at = perf_counter_ns()
             self.measures.suspend()
-        self._pauses += 1
+        self.progress.pauses += 1
         self._tend_busy()
         self._raise_alert()
 
     def resume(self) -> None:
         """See `pause`."""
-        self._pauses -= 1
-        if not self._pauses:
+        self.progress.pauses -= 1
+        if not self.progress.pauses:
             lasted = perf_counter_ns() - self._paused_at
             self._paused += lasted
-            for watched in self._all_watched():
+            for watched in self.roster.everyone():
                 if watched.last_observed:
                     watched.last_observed += lasted
             self.measures.resume()
         self._tend_busy()
         self._raise_alert()
 
-    def _all_watched(self) -> tuple[WatchedOptimizer, ...]:
-        return (*self._watched.values(), *(() if self._manual is None else (self._manual[1],)))
-
-    @property
-    def step(self) -> int:
-        """Index of the step in progress."""
-        count = 0 if self._leader is None else self._leader.count
-        return self._start_step + self._steps_before + count
-
-    @property
-    def _steps_ended(self) -> int:
-        """Steps of all optimizers."""
-        return self._steps_before + sum(watched.count for watched in self._all_watched())
-
-    def _last_step_of(self, watched: WatchedOptimizer) -> int:
-        return self.step - 1 if watched.leads else watched.last_step
-
-    @property
-    def last_step(self) -> int | None:
-        """Index of the last step that ended; None before the first."""
-        step = self.step
-        return step - 1 if step > self._start_step else None
-
-    def optimizers(self) -> list[Optimizer]:
-        """Those that are watched, in the order in which they came."""
-        watched = [one for each in self._watched.values() if (one := each.reference()) is not None]
-        return [one for one in watched if isinstance(one, torch.optim.Optimizer)]
-
-    @property
-    def optimizer_count(self) -> int:
-        """Optimizers watched so far; those that step inside backward are one."""
-        return self._created - self._absorbed
-
     def _find(self, optimizer: Optimizer) -> WatchedOptimizer | None:
         if self._together is not None and optimizer in self._together:
             return self._watched[id(self._together)]
         watched = self._watched.get(id(optimizer))
-        if watched is None and self._adopts is not None and id(optimizer) not in self._refused:
-            if self._adopts(optimizer):
-                self.add_optimizer(optimizer)
-                return self._watched[id(optimizer)]
-            self._refused.add(id(optimizer))
-        if watched is None and not self._watched and self._models:
-            self._strange_steps += 1
-            if self._strange_steps == _STRANGE_STEPS:
-                self._sink.missing(self.step, STRANGERS)
+        if watched is None and self.roster.adopts and self.roster.is_adoptable(optimizer):
+            self.add_optimizer(optimizer)
+            return self._watched[id(optimizer)]
+        if watched is None:
+            self.roster.note_stranger()
         return watched
 
     # --- Hooks: every line here is paid for at every step -----------------------------------------------
@@ -368,7 +251,7 @@ class StepObserver:
                 return
             # A thin step: two appends, and a few questions that are nearly always answered no.
             now = monotonic_ns() + self._anchor
-            state = self.heard
+            state = self.progress
             watched.losses.append(state.loss)
             state.loss = None
             groups = optimizer.param_groups
@@ -377,15 +260,13 @@ class StepObserver:
             if watched.clip_total is not None:
                 watched.record_clip(now)
             if not watched.leads:
-                watched.last_step = self.step
+                watched.last_step = self.roster.step
             elif self._waits.seen:
                 watched.record_wait(now, self._waits.take())
             watched.ends.append(now)
             watched.left = left = watched.left - 1
             if left <= 0:
-                watched.observe = True
-                watched.may_be_thin = False
-                self._tend_pre_hook()
+                self._observe(watched)
                 self._measure(watched, now)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
@@ -398,6 +279,12 @@ class StepObserver:
         elif not wanted and self._pre_hook is not None and self._watched:
             self._pre_hook.remove()
             self._pre_hook = None
+
+    def _observe(self, watched: WatchedOptimizer) -> None:
+        """Observe this optimizer's next step, whatever was planned."""
+        watched.observe = True
+        watched.may_be_thin = False
+        self._tend_pre_hook()
 
     def _raise_alert(self) -> None:
         """Let the next step be a full one."""
@@ -412,12 +299,12 @@ class StepObserver:
         kwargs: dict[str, Any],
     ) -> None:
         start = perf_counter_ns()
-        if self._pauses:
+        if self.progress.pauses:
             return
         if watched.together is None and not watched.count and backward_in_progress() is not None:
             watched = self._join(optimizer, watched)
         if watched.together is not None:
-            observe = (watched.observe or self._suspicious) and not _is_captured(watched)
+            observe = (watched.observe or self.progress.suspicious) and not _is_captured(watched)
             watched.together.before_step(optimizer, observe=observe)
             watched.spent += perf_counter_ns() - start
             return
@@ -435,9 +322,9 @@ class StepObserver:
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
-            self._closure_base = (self.heard.loss, len(self._device_losses))
+            self._closure_base = (self.progress.loss, len(self.progress.device_losses))
             self._tend_busy()
-        elif watched.observe or self._suspicious:
+        elif watched.observe or self.progress.suspicious:
             self._look(optimizer, watched, before=True)
         if watched.observe or self.measures.phases.observed:
             self.measures.before_step(watched)
@@ -445,7 +332,7 @@ class StepObserver:
 
     def _after_full_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
         start = perf_counter_ns()
-        if self._pauses or watched.together is not None:
+        if self.progress.pauses or watched.together is not None:
             return
         if watched.depth:
             watched.depth -= 1
@@ -459,13 +346,13 @@ class StepObserver:
             watched.is_late = False
             self._closure_base = None
             self._tend_busy()
-            if watched.observe or self._suspicious:
+            if watched.observe or self.progress.suspicious:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
 
     def loss_seen(self, losses: list[Tensor], roots: list[Tensor]) -> None:
         """See ``LossSink``."""
-        if self._pauses:
+        if self.progress.pauses:
             return
         start = perf_counter_ns()
         self._begin_backward()
@@ -473,38 +360,42 @@ class StepObserver:
             if loss.is_cpu:
                 self._add_loss(float(loss.item()), root)
             elif loss.is_cuda:
-                self._device_losses.append(loss.detach())
+                self.progress.device_losses.append(loss.detach())
                 self._tend_busy()
-        self.heard.passes += 1
-        self._spent_outside += perf_counter_ns() - start
+        self.progress.passes += 1
+        self.progress.spent += perf_counter_ns() - start
 
     def _begin_backward(self) -> None:
         if self._suspects.evidence is not None:
-            self._suspects.loss_seen(self._steps_ended)
+            self._suspects.loss_seen(self.roster.steps_ended)
             self._tend_busy()
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
-        elif self.heard.loss is not None or self._device_losses:
+        elif self.progress.loss is not None or self.progress.device_losses:
             self._drop_discarded()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
-            self.heard.loss = base[0]
-            del self._device_losses[base[1] :]
+            self.progress.loss = base[0]
+            del self.progress.device_losses[base[1] :]
 
     def _tend_busy(self) -> None:
         """A pause, losses on a device, a closure, steps that no hook tells of, or an earlier loss in doubt."""
-        self.heard.busy = bool(
-            self._pauses or self._device_losses or self._closure_base or self._manual or self._suspects.evidence
+        self.progress.busy = bool(
+            self.progress.pauses
+            or self.progress.device_losses
+            or self._closure_base
+            or self._manual
+            or self._suspects.evidence
         )
 
     def _add_loss(self, value: float, root: Tensor) -> None:
-        self.heard.loss = value if self.heard.loss is None else self.heard.loss + value
+        self.progress.loss = value if self.progress.loss is None else self.progress.loss + value
         if not math.isfinite(value):
-            self._suspicious = True
+            self.progress.suspicious = True
             self._raise_alert()
             self._note_last_steps()
-            self._suspects.loss_is_bad(root, self._steps_ended)
+            self._suspects.loss_is_bad(root, self.roster.steps_ended)
             self._tend_busy()
 
     def _drop_discarded(self) -> None:
@@ -512,70 +403,12 @@ class StepObserver:
         for watched in self._watched.values():
             if any(p.grad is not None for p in watched.reader.parameters):
                 return
-        self.heard.loss = None
-        self._device_losses.clear()
-        self._suspicious = False
+        self.progress.loss = None
+        self.progress.device_losses.clear()
+        self.progress.suspicious = False
         self._suspects.discard()
         for watched in self._watched.values():
             watched.reading = watched.clip_total = watched.clip_ratio = None
-
-    def before_clipping(
-        self, grads: Sequence[Tensor], total: float | None, norms: Sequence[Tensor] | None
-    ) -> None:
-        """See ``ClipSink``."""
-        owner, self._clipping = self._clipping, None
-        if self._pauses:
-            return
-        for watched in self._watched.values():
-            whole = watched is owner
-            if not (whole or watched.owns(grads)):
-                continue
-            if total is not None:
-                # It is paid for already: every clipped step is checked, observed or not.
-                if not math.isfinite(total):
-                    watched.observe = True
-                    watched.may_be_thin = False
-                    self._tend_pre_hook()
-                elif (
-                    watched.clip_epoch != self.heard.passes
-                ):  # a second one after a backward sees clipped gradients
-                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
-                    watched.clip_epoch = self.heard.passes
-            if watched.observe and (watched.reading is None or watched.reading_epoch != self.heard.passes):
-                start = perf_counter_ns()
-                if whole:
-                    watched.reading = watched.reader.read_from(norms)
-                else:
-                    self._take_stock(watched)
-                    watched.reading = watched.reader.read()
-                watched.reading_epoch = self.heard.passes
-                self._spent_outside += perf_counter_ns() - start
-
-    def knows_alike(self, grads: Sequence[Tensor]) -> bool:
-        """See ``ClipSink``."""
-        for watched in self._watched.values():
-            reader = watched.reader
-            if reader.alike and reader.are_all(grads):
-                self._clipping = watched
-                return True
-        return False
-
-    def gradients_alike(self, optimizer: Optimizer) -> list[Tensor] | None:
-        """See ``ClipSink``."""
-        watched = self._watched.get(id(optimizer))
-        if watched is None:
-            return None
-        self._take_stock(watched)
-        if not watched.reader.alike:
-            return None
-        self._clipping = watched
-        return watched.reader.gradients()
-
-    def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
-        """See ``ClipSink``."""
-        for watched in self._watched.values():
-            if watched.clip_epoch == self.heard.passes and watched.owns(grads):
-                watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -584,34 +417,31 @@ class StepObserver:
 
     def backward_begins(self, tensors: Any) -> None:
         """See ``LossSink``."""
-        if not self._local_norms or self._pauses:
+        if not self._local_norms or self.progress.pauses:
             return
         if any(each.observe and not _is_captured(each) for each in self._watched.values()):
             self._local_norms.before_backward(tensors)
 
     def backward_ended(self) -> None:
         """See ``LossSink``."""
-        if self._pauses or self._watched or self._adopts is None:
+        if self.progress.pauses or self._watched or not self.roster.adopts:
             return
         if self._manual is None:
             models = [module for model in self._models if (module := model.reference()) is not None]
-            made = ManualSteps([p for module in models for p in module.parameters()])
-            budget = Budget(self._overhead_budget, self._every, self.thin_cost)
-            log = self._sink.open_log(0, self.step)
-            manual = WatchedOptimizer(made, self._models, budget, log, lambda _: None)
-            manual.is_never_thin = True
-            self._lead(manual)
-            self._manual = made, manual
+            self._manual = ManualSteps([p for module in models for p in module.parameters()])
+            self.roster.add_hookless(self._manual)
             self._tend_busy()
-        steps, watched = self._manual
-        steps.backward_ended()
-        watched.reading = None
-        if (watched.observe or self._suspicious) and not _is_captured(watched):
-            self._look(steps, watched, before=True)
+        self._manual.backward_ended()
+        watched = self.roster.hookless
+        if watched is not None:
+            watched.reading = None
+            if (watched.observe or self.progress.suspicious) and not _is_captured(watched):
+                self._look(self._manual, watched, before=True)
 
     def _end_manual_step(self, start: int) -> None:
-        if self._manual is not None and self._manual[0].stepped():
-            self._end_step(*self._manual, start)
+        watched = self.roster.hookless
+        if self._manual is not None and watched is not None and self._manual.stepped():
+            self._end_step(self._manual, watched, start)
 
     def _settle_manual(self, *, ended: bool) -> StepLog | None:
         """No more steps without an optimizer. ``ended``: the last backward was one; else it is an optimizer's.
@@ -619,16 +449,15 @@ class StepObserver:
         Returns:
             The log of these steps.
         """
-        if self._manual is None:
+        steps, watched = self._manual, self.roster.hookless
+        if steps is None or watched is None:
             return None
-        steps, watched = self._manual
         if steps.pending and ended:
             self._end_step(steps, watched, perf_counter_ns())
         watched.log.closed = ended
         watched.order.settle()
         self._manual = None
-        self._steps_before += watched.count
-        self._leader = None
+        self.roster.drop_hookless()
         self._tend_busy()
         return watched.log
 
@@ -637,7 +466,7 @@ class StepObserver:
         for watched in self._watched.values():
             if watched.observe and any(id(p) in averaged for p in watched.reader.parameters):
                 watched.local = watched.reader.read()
-        self._spent_outside += perf_counter_ns() - start
+        self.progress.spent += perf_counter_ns() - start
 
     def _join(self, optimizer: Optimizer, watched: WatchedOptimizer) -> WatchedOptimizer:
         """An optimizer that steps inside backward is one of many, which are watched as one."""
@@ -652,35 +481,29 @@ class StepObserver:
             joined = watched
         else:
             joined = self._watched[id(self._together)]
-            if watched.index < joined.index:
-                joined.use(watched.log)
-            self._absorbed += 1
-        if self._leader is watched and joined is not watched:
-            self._leader = None
-            self._lead(joined)
+            self.roster.merge(watched, joined)
         self._together.add(optimizer, watched.reader.parameters)
-        for each in self._watched.values():
-            each.budget.share = self._overhead_budget / len(self._watched)
+        self.roster.share_budget()
         return joined
 
     def _forget_together(self) -> None:
         if self._together is not None:
-            self._drop(id(self._together))
+            self.roster.drop(id(self._together))
             self._together = None
 
     def _end_step_in_backward(self) -> None:
         start = perf_counter_ns()
         try:
             together = self._together
-            if together is None or self._pauses:
+            if together is None or self.progress.pauses:
                 return
             watched = self._watched[id(together)]
             if watched.is_stale(together):
                 watched.rebuild(together, self._models, learn=False)
             watched.reading = together.reading()
             if watched.reading is not None:
-                loss = self._given_loss if isinstance(self._given_loss, float) else self.heard.loss
-                watched.nonfinite = self._suspects.gone(self.step, watched, watched.reading, loss)
+                loss = self.progress.host_loss
+                watched.nonfinite = self._suspects.gone(self.roster.step, watched, watched.reading, loss)
             self._end_step(together, watched, start)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "end of backward")
@@ -689,7 +512,7 @@ class StepObserver:
         """See ``LossSink``."""
         inner = unwrap(optimizer)
         watched = self._watched.get(id(inner)) or self._find(inner)
-        if watched is None or self._pauses:
+        if watched is None or self.progress.pauses:
             return
         watched.scale = scale
         watched.is_never_thin = True
@@ -705,7 +528,7 @@ class StepObserver:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
         inner = unwrap(optimizer)
         watched = self._watched.get(id(inner))
-        if watched is not None and not self._pauses:
+        if watched is not None and not self.progress.pauses:
             watched.reading = None
             self._end_step(inner, watched, perf_counter_ns(), skipped=True)
 
@@ -713,15 +536,15 @@ class StepObserver:
 
     def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
-        loss = self._given_loss if isinstance(self._given_loss, float) else self.heard.loss
+        loss = self.progress.host_loss
         suspicious = not is_finite(loss)
         if suspicious and not watched.observe and not self._sink.wants_nonfinite_detail():
             watched.nonfinite = True
-            self._sink.nonfinite(NonfiniteStep(self.step, loss=loss))
+            self._sink.nonfinite(NonfiniteStep(self.roster.step, loss=loss))
             return
         reading = watched.reading
-        if reading is None or watched.reading_epoch != self.heard.passes:
-            self._take_stock(watched)
+        if reading is None or watched.reading_epoch != self.progress.passes:
+            watched.take_stock(self._models)
             reading = watched.reading = watched.reader.read()
         if before and watched.reader.devices:
             watched.witness = self._suspects.witness(watched, watched.reader.parameter_norms())
@@ -729,14 +552,14 @@ class StepObserver:
         if suspicious or not math.isfinite(total):
             if not _overflowed(optimizer):
                 self._note_last_steps()
-                self._suspects.on_host(self.step, watched, reading, loss, before=before)
+                self._suspects.on_host(self.roster.step, watched, reading, loss, before=before)
         elif reading.indices and reading.complete and not (reading.on_device or watched.reader.sharded):
             watched.total = total
 
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
-        if self._leader is not None:
-            self._leader.last_step = self.step - 1
+        if self.roster.leader is not None:
+            self.roster.leader.last_step = self.roster.step - 1
         for watched in self._watched.values():
             if not watched.previous_observed:
                 watched.settled = False
@@ -747,19 +570,14 @@ class StepObserver:
         for watched in self._watched.values():
             watched.trusted_norm = None  # options other than the rate may have changed
             if watched.count and not self._sink.nonfinite_seen:
-                self._suspects.check(self.step - 1, watched)
+                self._suspects.check(self.roster.step - 1, watched)
 
     def _judge_skipped(self, watched: WatchedOptimizer, loss: float | None) -> bool:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
         if loss is None or math.isfinite(loss):
             return False
-        self._suspects.skipped(self.step, watched, loss)
+        self._suspects.skipped(self.roster.step, watched, loss)
         return True
-
-    def _take_stock(self, watched: WatchedOptimizer) -> None:
-        optimizer = watched.reference()
-        if optimizer is not None and watched.is_stale(optimizer):
-            watched.rebuild(optimizer, self._models)
 
     def _end_step(
         self, optimizer: Steps, watched: WatchedOptimizer, start: int, *, skipped: bool = False
@@ -769,8 +587,8 @@ class StepObserver:
         if self._arrivals:
             self._arrivals.drain()
         now = monotonic_ns() + self._anchor
-        loss, self.heard.loss = self.heard.loss, None
-        self._suspicious = False
+        loss, self.progress.loss = self.progress.loss, None
+        self.progress.suspicious = False
         reading, watched.reading = watched.reading, None
         total, watched.total = watched.total, None
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
@@ -780,7 +598,7 @@ class StepObserver:
                 watched.record_clip(now)
             if optimizer.param_groups[0].get("lr") is not watched.rate or len(optimizer.param_groups) != 1:
                 watched.note_rates(now, optimizer)
-            nonfinite = self._suspects.step_ended(self.step, optimizer, watched, total)
+            nonfinite = self._suspects.step_ended(self.roster.step, optimizer, watched, total)
             if nonfinite:
                 watched.log.marks.append((now, True, False))
             self._count(watched, start, now, loss, observed=True, nonfinite=nonfinite)
@@ -789,7 +607,12 @@ class StepObserver:
         scale = 1.0
         loss_scale = local_norm = None
         scaler = watched.scale
-        if reading is not None or self._device_losses or self._given_loss is not None or scaler is not None:
+        if (
+            reading is not None
+            or self.progress.device_losses
+            or self.progress.given_loss is not None
+            or scaler is not None
+        ):
             loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
             loss_scale, local_norm = _on_host(watched, skipped)
             watched.scale = watched.local = None
@@ -806,7 +629,7 @@ class StepObserver:
         elif reading is not None:
             indices, norms = reading.indices, reading.scaled_down(scale)
             total = math.hypot(*norms) if reading.complete else None
-        step = self.step
+        step = self.roster.step
         self._note_rates(watched, now, optimizer)
         watched.settled = nonfinite or skipped
         if reading is not None and not watched.settled:
@@ -816,7 +639,7 @@ class StepObserver:
             watched.index, step, now, late, watched.layers, indices, norms, total, nonfinite, skipped,
             ratio, watched.reader.sharded, loss_scale, local_norm,
         )  # fmt: skip
-        self._hand_over(record, in_flight)
+        self._arrivals.hand_over(record, in_flight)
         # A loss that is still on its way comes later, with the record.
         loss = None if in_flight is not None else loss
         self._count(
@@ -830,10 +653,10 @@ class StepObserver:
             or watched.scale is not None
             or watched.local is not None
             or watched.nonfinite
-            or self._device_losses
-            or self._given_loss is not None
-            or self._given_rate is not None
-            or self._open is not None
+            or self.progress.device_losses
+            or self.progress.given_loss is not None
+            or self.progress.given_rate is not None
+            or self._arrivals.holds_step
             or self._arrivals
             or hasattr(optimizer, "found_inf")
         )
@@ -850,8 +673,8 @@ class StepObserver:
         skipped: bool = False,
     ) -> None:
         """Count a step that ended ``now``, and plan the next. The clock has run for it since ``start``."""
-        watched.last_step = self.step
-        watched.last_epoch = self.heard.passes
+        watched.last_step = self.roster.step
+        watched.last_epoch = self.progress.passes
         watched.last_nonfinite = nonfinite
         if observed or skipped:
             watched.last_known = now
@@ -862,14 +685,14 @@ class StepObserver:
             self._paused = 0
         self._alert = False
         was_observed = watched.observe
-        spent = watched.spent + self._spent_outside + perf_counter_ns() - start
-        self._spent_outside = watched.spent = 0
+        spent = watched.spent + self.progress.spent + perf_counter_ns() - start
+        self.progress.spent = watched.spent = 0
         watched.log.spent += spent
         watched.plan_next(spent, now, observed)
         if watched.may_be_thin or self._pre_hook is None:
             self._tend_pre_hook()
         if watched.log.is_full():
-            watched.use(self._sink.open_log(watched.index, self.step))
+            watched.use(self._sink.open_log(watched.index, self.roster.step))
         if self._waits.seen and watched.leads:
             watched.record_wait(now, self._waits.take())
         if was_observed and perf_counter_ns() - self._checked > _CHECK_NANOSECONDS:
@@ -877,28 +700,23 @@ class StepObserver:
         if was_observed or watched.observe or self.measures.nvtx is not None:
             self._measure(watched, now, skipped=skipped)
 
-    def _hand_over(self, record: StepRecord, in_flight: InFlight | None) -> None:
-        """Hand a host's step on at once; keep a device's open, so that its loss can still be replaced."""
-        if self._open is not None:
-            self._arrivals.add(*self._open)
-            self._open = None
-        if in_flight is not None or self._arrivals:
-            self._open = (record, in_flight)
-        else:
-            self._sink.step(record)
-
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
         """Tell the measurements that a step ended, of which or of whose successor they want to know."""
         if watched.observe or self._forward.armed:
-            self._forward.next_step(self._steps_ended, self._all_watched())
-        self._spent_outside += self.measures.step_ended(
-            watched, now, self.step, optimizers=self._created, skipped=skipped, observed=watched.observe
+            self._forward.next_step(self.roster.steps_ended, self.roster.everyone())
+        self.progress.spent += self.measures.step_ended(
+            watched,
+            now,
+            self.roster.step,
+            optimizers=self.roster.optimizer_count,
+            skipped=skipped,
+            observed=watched.observe,
         )
 
     def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Steps) -> None:
-        if self._given_rate is not None:
-            watched.note_given_rate(now, self._given_rate)
-            self._given_rate = None
+        if self.progress.given_rate is not None:
+            watched.note_given_rate(now, self.progress.given_rate)
+            self.progress.given_rate = None
         else:
             watched.note_rates(now, optimizer)
 
@@ -911,9 +729,9 @@ class StepObserver:
         skipped: bool,
     ) -> tuple[float | None, float, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
-        losses, self._device_losses = self._device_losses, []
+        losses, self.progress.device_losses = self.progress.device_losses, []
         self._tend_busy()
-        given, self._given_loss = self._given_loss, None
+        given, self.progress.given_loss = self.progress.given_loss, None
         if isinstance(given, float):
             loss, losses = given, []
         elif given is not None:
@@ -948,15 +766,15 @@ class StepObserver:
             reason = self._why_unseen(watched)
             watched.unseen = reason is not None
             if reason is not None:
-                self._sink.missing(self.step, reason)
+                self._sink.missing(self.roster.step, reason)
         if watched.unseen:
             return False
         if watched.reader.sharded and not reading.complete:
-            self._sink.missing(self.step, PENDING_SUMS)
+            self._sink.missing(self.roster.step, PENDING_SUMS)
         if reading.on_device:
             return in_flight is not None
         if not reading.indices:
-            self._sink.missing(self.step, NO_GRADIENTS)
+            self._sink.missing(self.roster.step, NO_GRADIENTS)
         return bool(reading.indices)
 
     def _why_unseen(self, watched: WatchedOptimizer) -> str | None:
@@ -966,70 +784,6 @@ class StepObserver:
             [parameter for module in modules for parameter in module.parameters()],
             [parameter for each in self._watched.values() for parameter in each.reader.parameters],
         )
-
-    # --- What the user says ------------------------------------------------------------------------------
-
-    def log(self, values: Mapping[str, object]) -> None:
-        """Take ``watch.log(**values)``; tensors on a device travel through the ring."""
-        for name, raw in values.items():
-            number = _number(raw)
-            if number is None:
-                log.warning("watch.log(%s=...): expected one number, got %s", name, type(raw).__name__)
-            elif name == "loss":
-                self._log_loss(number)
-            elif name == "lr" and isinstance(number, float):
-                self._log_rate(number)
-            elif isinstance(number, float):
-                with self._log_lock:
-                    self._sink.logged(LoggedValue(name, self._log_clock.now(), number))
-            else:
-                if not is_capturing():
-                    self._arrivals.send_logged(name, self._log_clock.now(), number)
-
-    def _last(self) -> WatchedOptimizer | None:
-        """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
-        if self.heard.loss is not None or self._device_losses:
-            return None
-        last = max(self._watched.values(), key=lambda watched: watched.last_end, default=None)
-        return last if last is not None and last.ends else None
-
-    def _log_loss(self, loss: float | Tensor) -> None:
-        last = self._last()
-        if last is None:
-            self._given_loss = loss
-            self._suspicious = isinstance(loss, float) and not math.isfinite(loss)
-            self._raise_alert()
-        elif self._open is not None:
-            self._replace_open_loss(*self._open, loss)
-        elif isinstance(loss, float):
-            if not math.isfinite(loss) and not last.last_nonfinite:
-                last.last_nonfinite = True
-                self._sink.nonfinite(NonfiniteStep(self._last_step_of(last), loss=loss))
-            last.losses[-1] = loss
-        else:
-            last.losses[-1] = None
-            self._arrivals.send_logged("loss", last.last_end, loss)
-
-    def _replace_open_loss(self, record: StepRecord, in_flight: InFlight | None, loss: float | Tensor) -> None:
-        if isinstance(loss, float):
-            if not math.isfinite(loss) and not record.nonfinite and in_flight is None and not record.skipped:
-                self._sink.nonfinite(NonfiniteStep(record.step, loss=loss))
-                record = record._replace(nonfinite=True)
-            self._open = (record._replace(loss=loss), in_flight)
-            return
-        sent = self._arrivals.send((), [loss], {})
-        if sent is not None:
-            # What was captured no longer counts: norms stay, losses are the new one's.
-            kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
-            self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
-
-    def _log_rate(self, rate: float) -> None:
-        last = self._last()
-        if last is None:
-            self._given_rate = rate
-            self._raise_alert()
-        else:
-            last.note_given_rate(last.last_end, rate)
 
     def remove_in_child(self) -> None:
         """After a fork: take the hooks off, and touch neither devices nor the sink."""
@@ -1043,13 +797,11 @@ class StepObserver:
         self._forward.remove()
         self.compile_watch.remove()
         self._watched.clear()
-        self._adopts = None
+        self.roster.adopts = False
 
     def finish(self) -> None:
         """Hand over what there is. Device values that have not arrived are asked for, briefly."""
-        if self._open is not None:
-            self._arrivals.add(*self._open)
-            self._open = None
+        self._arrivals.close_step()
         for _ in range(_LAST_QUERIES):
             self._arrivals.drain()
             if not self._arrivals:
@@ -1075,16 +827,3 @@ def _overflowed(optimizer: Steps) -> bool:
     """Whether a scaler told a fused optimizer on the CPU to skip this step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and found_inf.is_cpu and bool(found_inf.item())
-
-
-def _number(raw: object) -> float | Tensor | None:
-    if isinstance(raw, torch.Tensor):
-        if raw.numel() != 1:
-            return None
-        return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
-    if isinstance(raw, (str, bytes)):
-        return None
-    try:
-        return float(raw)  # type: ignore[arg-type] # numpy scalars, Decimal, Fraction: anything with __float__
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -94,7 +94,7 @@ class Run:
             collectives=settings.collectives,
             nvtx=settings.nvtx,
         )
-        self.observer.thin_cost = self._interval.thin_cost
+        self.observer.roster.thin_cost = self._interval.thin_cost
         self._thread = ExportThread(
             exporter or _otlp(settings, pace),
             lambda: self._resource,
@@ -108,8 +108,8 @@ class Run:
             from gradwatch.capture import Capture
 
             self._capture = Capture(
-                lambda: self.observer.step,
-                self.observer.optimizers,
+                lambda: self.observer.roster.step,
+                self.observer.roster.optimizers,
                 self._bundle_saved,
                 settings.directory,
                 self.identity,
@@ -182,7 +182,7 @@ class Run:
         self._interval.logged.append(value)
         target = self.settings.target
         if target is not None and not self._target_reached and target.metric == value.name:
-            self._check_target(value.value, self.observer.last_step)
+            self._check_target(value.value, self.observer.roster.last_step)
 
     @property
     def nonfinite_seen(self) -> bool:
@@ -280,7 +280,7 @@ class Run:
 
     def _heartbeat(self) -> None:
         if not self._ended:
-            last = self.observer.last_step
+            last = self.observer.roster.last_step
             self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
             if self._stall.stalled(last):
                 self._box.write("stalled", last)
@@ -306,13 +306,13 @@ class Run:
         if ending.status == FAILED:
             if ending.out_of_memory is not None and not self._allocator.attached:
                 self._ran_out_of_memory(ending.out_of_memory)
-            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.last_step)
+            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
         else:
             self._box.write_if_due()
         self._emit(
             conventions.RUN_ENDED,
             {
-                conventions.STEP: self.observer.last_step,
+                conventions.STEP: self.observer.roster.last_step,
                 conventions.STATUS: ending.status,
                 conventions.REASON: ending.reason,
                 conventions.EXIT_CODE: ending.exit_code,
@@ -340,7 +340,7 @@ class Run:
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
         self._thread.send_last_words(_SIGTERM_SECONDS)
         # The ending is out: only now what takes longer.
-        self._box.write("SIGTERM", self.observer.last_step)
+        self._box.write("SIGTERM", self.observer.roster.last_step)
         self._thread.send_last_words(_SIGTERM_SECONDS)
 
     def _ran_out_of_memory(self, what: OutOfMemory) -> None:
@@ -349,7 +349,7 @@ class Run:
             self._emit(
                 conventions.OUT_OF_MEMORY,
                 {
-                    conventions.STEP: self.observer.step,
+                    conventions.STEP: self.observer.roster.step,
                     conventions.DEVICE: what.device,
                     conventions.OOM_DURING: what.during,
                     conventions.OOM_REQUESTED: what.requested,
@@ -377,10 +377,12 @@ class Run:
 
     def _collect(self, dropped: int, background: int) -> Metrics:
         now = self._clock_now()
-        points = self._interval.points(now, self.observer.optimizer_count, dropped, background, self._pace)
+        points = self._interval.points(
+            now, self.observer.roster.optimizer_count, dropped, background, self._pace
+        )
         self._check_losses(points)
         self.observer.note_background(self._interval.background_a_step)
-        self._box.write_if_due(self.observer.last_step)
+        self._box.write_if_due(self.observer.roster.last_step)
         return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 
     def _clock_now(self) -> int:

@@ -105,7 +105,7 @@ class Suspects:
         """Backward is about to run from a bad loss on the CPU: parameters and graph are still as they were."""
         if self.evidence is not None or not self._sink.wants_nonfinite_detail():
             return
-        self.evidence = self._gather(steps, suspects_behind(root), self._forward.state.passes)
+        self.evidence = self._gather(steps, suspects_behind(root), self._forward.progress.passes)
 
     def _gather(self, steps: int, graph: Graph | None, epoch: int) -> Evidence:
         parameters = self._poisoned()
@@ -157,7 +157,7 @@ class Suspects:
         if not bad and is_finite(loss):
             return False
         # The parameters have been stepped already, and say nothing about what they were before.
-        forward, _ = verdict(self._forward.readings, None, self._forward.state.passes - 1)
+        forward, _ = verdict(self._forward.readings, None, self._forward.progress.passes - 1)
         found = origin(Witnesses(loss, reading.indices, bad, None, reading.indices, forward=forward))
         layer = found.module if found.layer is None else watched.layers[found.layer]
         self._sink.nonfinite(NonfiniteStep(step, layer, found.born_in, len(bad), None, loss))
@@ -186,7 +186,7 @@ class Suspects:
             found = origin(Witnesses(loss, read, bad, None, order))
         else:
             if evidence is None:
-                evidence = self._gather(0, None, self._forward.state.passes - 1)
+                evidence = self._gather(0, None, self._forward.progress.passes - 1)
             parameters = evidence.parameters
             mine = parameters.bad.get(watched.index, ())
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
@@ -203,9 +203,8 @@ class Suspects:
         """The loss of this backward pass, where another optimizer has stepped after it already."""
         if self.evidence is not None:
             return math.nan
-        losses = [
-            each.last_loss for each in self._watched.values() if each.last_epoch == self._forward.state.passes
-        ]  # fmt: skip
+        passes = self._forward.progress.passes
+        losses = [each.last_loss for each in self._watched.values() if each.last_epoch == passes]
         return next((loss for loss in losses if loss is not None), None)
 
     # --- After the step ----------------------------------------------------------------------------------
@@ -266,7 +265,7 @@ class Suspects:
     def witness(self, watched: WatchedOptimizer, parameters: Sequence[DeviceNorms]) -> DeviceWitness:
         """What is to travel with the gradients of a step that is observed."""
         readings = tuple(self._forward.readings)
-        return DeviceWitness(readings, parameters, self._forward.state.passes - 1, watched.settled)
+        return DeviceWitness(readings, parameters, self._forward.progress.passes - 1, watched.settled)
 
     def arrived(
         self,

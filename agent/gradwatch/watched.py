@@ -185,6 +185,12 @@ class WatchedOptimizer:
         now = groups[0]["params"] if len(groups) == 1 else _stock(optimizer)
         return len(now) != len(stock) or any(map(is_not, now, stock))
 
+    def take_stock(self, models: Sequence[Model]) -> None:
+        """Rebuild if that is needed."""
+        optimizer = self.reference()
+        if optimizer is not None and self.is_stale(optimizer):
+            self.rebuild(optimizer, models)
+
     def rename(self, optimizer: Steps, models: Sequence[Model]) -> None:
         """Name the layers after the watched models; parameters of none are named by their place."""
         names: dict[int, str] = {}

@@ -53,7 +53,7 @@ class Watch:
         run = self._run
         if run is not None:
             try:
-                run.observer.log(values)
+                run.observer.user_log.log(values)
             except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
                 internal_error(error, "watch.log")
 
@@ -113,7 +113,7 @@ class Watch:
     @property
     def step(self) -> int:
         """Index of the optimizer step in progress: ``start_step`` plus the steps that ended."""
-        return self._run.observer.step if self._run is not None else 0
+        return self._run.observer.roster.step if self._run is not None else 0
 
     @property
     def run_id(self) -> str | None:

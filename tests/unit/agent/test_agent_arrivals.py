@@ -12,7 +12,7 @@ from gradwatch import arrivals
 from gradwatch.arrivals import Arrivals
 from gradwatch.forward_witness import ForwardReading, ForwardWitness
 from gradwatch.gradients import DeviceNorms
-from gradwatch.loss import BackwardState
+from gradwatch.step_in_progress import StepInProgress
 from gradwatch.step_log import StepLog
 from gradwatch.suspects import DeviceWitness, Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
@@ -92,10 +92,11 @@ def norms(*values: float) -> list[DeviceNorms]:
 
 
 def test_steps_leave_in_order_once_their_values_are_there(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     first = waiting.send(norms(3.0, 4.0), [torch.tensor(1.5), torch.tensor(2.0)], {})
-    waiting.add(record(0), first)
-    waiting.add(record(1, observed=False), None)
+    waiting.hand_over(record(0), first)
+    waiting.hand_over(record(1, observed=False), None)
+    waiting.close_step()
     waiting.drain()
     assert sink.steps == []
     ManualRing.slots[0].done = True
@@ -108,7 +109,7 @@ def test_steps_leave_in_order_once_their_values_are_there(sink: Sink) -> None:
 
 
 def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     for step, (values, found) in enumerate([((6.0, 8.0), 0.0), ((math.inf, 8.0), 1.0)]):
         scaler = {
             "grad_scale": torch.tensor(2.0),
@@ -116,7 +117,8 @@ def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -
             "loss_scale": torch.tensor(2.0),
             "local_norm": torch.tensor(20.0),
         }
-        waiting.add(record(step), waiting.send(norms(*values), [torch.tensor(1.0)], scaler))
+        waiting.hand_over(record(step), waiting.send(norms(*values), [torch.tensor(1.0)], scaler))
+        waiting.close_step()
     for slot in ManualRing.slots:
         slot.done = True
     waiting.drain()
@@ -128,8 +130,9 @@ def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -
 
 
 def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
-    waiting.add(record(7), waiting.send(norms(math.nan, 1.0), [torch.tensor(1.0)], {}))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
+    waiting.hand_over(record(7), waiting.send(norms(math.nan, 1.0), [torch.tensor(1.0)], {}))
+    waiting.close_step()
     ManualRing.slots[0].done = True
     waiting.drain()
     (bad,) = sink.bad
@@ -138,7 +141,7 @@ def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:
 
 
 def test_a_full_ring_gives_values_up_rather_than_wait(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     ManualRing.full = True
     assert waiting.send(norms(1.0), [], {}) is None
     waiting.send_logged("x", 1, torch.tensor(1.0))
@@ -146,7 +149,7 @@ def test_a_full_ring_gives_values_up_rather_than_wait(sink: Sink) -> None:
 
 
 def test_a_logged_tensor_keeps_the_time_it_was_logged_at(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     waiting.send_logged("x", 42, torch.tensor(0.5))
     waiting.drain()
     assert sink.values == []
@@ -168,12 +171,13 @@ def test_a_logged_tensor_keeps_the_time_it_was_logged_at(sink: Sink) -> None:
 def test_the_witnesses_of_a_device_arrive_with_its_gradients(
     sink: Sink, inputs: float, output: float, weight: float, loss: float, born_in: str
 ) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     on_device = (torch.tensor(inputs), torch.tensor(output))
     reading = ForwardReading(0, 3, 0, [False], [False], frozenset({1}), on_device=on_device)
     witness = DeviceWitness([reading], norms(1.0, weight), epoch=3, settled=True)
     scaler = {"grad_scale": torch.tensor(1.0), "found_inf": torch.tensor(0.0)}
-    waiting.add(record(7), waiting.send(norms(1.0, math.nan), [torch.tensor(loss)], scaler, witness))
+    waiting.hand_over(record(7), waiting.send(norms(1.0, math.nan), [torch.tensor(loss)], scaler, witness))
+    waiting.close_step()
     ManualRing.slots[0].done = True
     waiting.drain()
     (bad,) = sink.bad
@@ -182,12 +186,13 @@ def test_the_witnesses_of_a_device_arrive_with_its_gradients(
 
 
 def test_infinities_that_good_steps_have_too_are_no_evidence(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(BackwardState())))
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     for step, gradient in enumerate([1.0, math.nan]):
         on_device = (torch.tensor(1.0), torch.tensor(math.inf))
         reading = ForwardReading(0, step, step, [False], [False], frozenset({1}), on_device=on_device)
         witness = DeviceWitness([reading], norms(1.0), epoch=step, settled=True)
-        waiting.add(record(step), waiting.send(norms(1.0, gradient), [torch.tensor(1.0)], {}, witness))
+        waiting.hand_over(record(step), waiting.send(norms(1.0, gradient), [torch.tensor(1.0)], {}, witness))
+        waiting.close_step()
         ManualRing.slots[-1].done = True
         waiting.drain()
     (bad,) = sink.bad

@@ -167,7 +167,7 @@ def test_optimizers_inside_backward_that_are_forgotten_are_freed(watching: Watch
         del model
         gc.collect()
         assert gone() is None
-        assert watch._run.observer._watched == {}
+        assert watch._run.observer.roster.watched == {}
 
 
 def test_nothing_is_read_while_a_cuda_graph_is_captured(
@@ -176,7 +176,7 @@ def test_nothing_is_read_while_a_cuda_graph_is_captured(
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watching(model, optimizer) as watch:
-        (watched,) = watch._run.observer._watched.values()
+        (watched,) = watch._run.observer.roster.watched.values()
         watched.reader.devices = (torch.device("cuda"),)
         monkeypatch.setattr(watched.reader, "read", lambda: pytest.fail("read during a capture"))
         monkeypatch.setattr(observing, "is_capturing", lambda: True)

@@ -20,9 +20,9 @@ from gradwatch import conventions as names
 from gradwatch.arrivals import Arrivals
 from gradwatch.cadence import Cadence
 from gradwatch.forward_witness import ForwardWitness
-from gradwatch.loss import BackwardState
 from gradwatch.measures import Measures
 from gradwatch.settings import Settings, SettingsError
+from gradwatch.step_in_progress import StepInProgress
 from gradwatch.suspects import Suspects
 from gradwatch.telemetry import Point
 from gradwatch.testing import InMemoryExporter
@@ -126,7 +126,7 @@ class Later(Arrivals):
     """A ring whose vectors arrive when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__(None, Suspects(None, {}, (), ForwardWitness(BackwardState())))  # type: ignore[arg-type]
+        super().__init__(None, Suspects(None, {}, (), ForwardWitness(StepInProgress())))  # type: ignore[arg-type]
         self.sent: list[tuple[Tensor, Callable[[list[float]], None]]] = []
 
     def send_vector(self, vector: Tensor, take: Callable[[list[float]], None]) -> None:

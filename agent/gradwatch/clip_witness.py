@@ -1,0 +1,89 @@
+"""What clipping tells of a step: norms as they were before it, and by how much gradients were made smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from gradwatch.roster import Roster
+from gradwatch.step_in_progress import StepInProgress
+from gradwatch.watched import WatchedOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class ClipWitness:
+    """Hears of clipping (``ClipSink``), and writes down what it means for the watched optimizers.
+
+    Args:
+        observe: Has this optimizer's step observed, though it was to be left out.
+    """
+
+    def __init__(
+        self, roster: Roster, progress: StepInProgress, observe: Callable[[WatchedOptimizer], None]
+    ) -> None:
+        self._roster = roster
+        self._progress = progress
+        self._observe = observe
+        # Whose gradients, all of them, are about to be clipped.
+        self._owner: WatchedOptimizer | None = None
+
+    def before_clipping(
+        self, grads: Sequence[Tensor], total: float | None, norms: Sequence[Tensor] | None
+    ) -> None:
+        """See ``ClipSink``."""
+        owner, self._owner = self._owner, None
+        if self._progress.pauses:
+            return
+        for watched in self._roster.watched.values():
+            whole = watched is owner
+            if not (whole or watched.owns(grads)):
+                continue
+            if total is not None:
+                # It is paid for already: every clipped step is checked, observed or not.
+                if not math.isfinite(total):
+                    self._observe(watched)
+                elif (
+                    watched.clip_epoch != self._progress.passes
+                ):  # a second one after a backward sees clipped gradients
+                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
+                    watched.clip_epoch = self._progress.passes
+            if watched.observe and (watched.reading is None or watched.reading_epoch != self._progress.passes):
+                start = perf_counter_ns()
+                if whole:
+                    watched.reading = watched.reader.read_from(norms)
+                else:
+                    watched.take_stock(self._roster.models)
+                    watched.reading = watched.reader.read()
+                watched.reading_epoch = self._progress.passes
+                self._progress.spent += perf_counter_ns() - start
+
+    def knows_alike(self, grads: Sequence[Tensor]) -> bool:
+        """See ``ClipSink``."""
+        for watched in self._roster.watched.values():
+            reader = watched.reader
+            if reader.alike and reader.are_all(grads):
+                self._owner = watched
+                return True
+        return False
+
+    def gradients_alike(self, optimizer: Optimizer) -> list[Tensor] | None:
+        """See ``ClipSink``."""
+        watched = self._roster.watched.get(id(optimizer))
+        if watched is None:
+            return None
+        watched.take_stock(self._roster.models)
+        if not watched.reader.alike:
+            return None
+        self._owner = watched
+        return watched.reader.gradients()
+
+    def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
+        """See ``ClipSink``."""
+        for watched in self._roster.watched.values():
+            if watched.clip_epoch == self._progress.passes and watched.owns(grads):
+                watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio

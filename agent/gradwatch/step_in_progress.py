@@ -1,0 +1,44 @@
+"""What is known of the step in progress, before any optimizer has taken it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StepInProgress:
+    """Written where backward is called, by the user and by the hooks; read when a step ends.
+
+    Attributes:
+        loss: Loss on the host, summed over the backward passes since the last step; None before the first.
+        passes: Backward passes ever begun.
+        busy: Whether a loss on the host is not simply the step's: then somebody has to think about it.
+        pauses: How often training was paused (evaluation, checkpoint) and not resumed.
+        device_losses: Losses on devices, detached.
+        given_loss: What the user says the loss is.
+        given_rate: What the user says the learning rate is.
+        suspicious: Whether the loss is not finite.
+        spent: Nanoseconds spent outside of the optimizer's hooks.
+    """
+
+    __slots__ = (
+        "busy", "device_losses", "given_loss", "given_rate", "loss", "passes", "pauses", "spent", "suspicious",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self.passes = 0
+        self.busy = False
+        self.pauses = 0
+        self.device_losses: list[Tensor] = []
+        self.given_loss: float | Tensor | None = None
+        self.given_rate: float | None = None
+        self.suspicious = False
+        self.spent = 0
+
+    @property
+    def host_loss(self) -> float | None:
+        """The loss as far as it is on the host."""
+        return self.given_loss if isinstance(self.given_loss, float) else self.loss

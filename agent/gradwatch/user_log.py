@@ -1,0 +1,109 @@
+"""What the user says with ``watch.log(...)``: a loss, a rate, or any number."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradwatch.arrivals import Arrivals
+from gradwatch.clock import Clock
+from gradwatch.device_ring import is_capturing
+from gradwatch.roster import Roster
+from gradwatch.safety import log
+from gradwatch.step_in_progress import StepInProgress
+from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepSink
+from gradwatch.watched import WatchedOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UserLog:
+    """Takes numbers; a loss or a rate belongs to the step in progress, or to the one that has just ended.
+
+    Args:
+        alert: Makes the next step a full one.
+    """
+
+    def __init__(
+        self,
+        sink: StepSink,
+        roster: Roster,
+        progress: StepInProgress,
+        arrivals: Arrivals,
+        clock: Clock,
+        alert: Callable[[], None],
+    ) -> None:
+        self._sink = sink
+        self._roster = roster
+        self._progress = progress
+        self._arrivals = arrivals
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._alert = alert
+
+    def log(self, values: Mapping[str, object]) -> None:
+        """Take ``watch.log(**values)``; tensors on a device travel through the ring."""
+        for name, raw in values.items():
+            number = _number(raw)
+            if number is None:
+                log.warning("watch.log(%s=...): expected one number, got %s", name, type(raw).__name__)
+            elif name == "loss":
+                self._log_loss(number)
+            elif name == "lr" and isinstance(number, float):
+                self._log_rate(number)
+            elif isinstance(number, float):
+                with self._lock:
+                    self._sink.logged(LoggedValue(name, self._clock.now(), number))
+            else:
+                if not is_capturing():
+                    self._arrivals.send_logged(name, self._clock.now(), number)
+
+    def _last(self) -> WatchedOptimizer | None:
+        """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
+        if self._progress.loss is not None or self._progress.device_losses:
+            return None
+        last = max(self._roster.watched.values(), key=lambda watched: watched.last_end, default=None)
+        return last if last is not None and last.ends else None
+
+    def _log_loss(self, loss: float | Tensor) -> None:
+        last = self._last()
+        if last is None:
+            self._progress.given_loss = loss
+            self._progress.suspicious = isinstance(loss, float) and not math.isfinite(loss)
+            self._alert()
+        elif self._arrivals.holds_step:
+            self._arrivals.replace_loss(loss)
+        elif isinstance(loss, float):
+            if not math.isfinite(loss) and not last.last_nonfinite:
+                last.last_nonfinite = True
+                self._sink.nonfinite(NonfiniteStep(self._roster.last_step_of(last), loss=loss))
+            last.losses[-1] = loss
+        else:
+            last.losses[-1] = None
+            self._arrivals.send_logged("loss", last.last_end, loss)
+
+    def _log_rate(self, rate: float) -> None:
+        last = self._last()
+        if last is None:
+            self._progress.given_rate = rate
+            self._alert()
+        else:
+            last.note_given_rate(last.last_end, rate)
+
+
+def _number(raw: object) -> float | Tensor | None:
+    if isinstance(raw, torch.Tensor):
+        if raw.numel() != 1:
+            return None
+        return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
+    if isinstance(raw, (str, bytes)):
+        return None
+    try:
+        return float(raw)  # type: ignore[arg-type] # numpy scalars, Decimal, Fraction: anything with __float__
+    except (TypeError, ValueError, OverflowError):
+        return None
