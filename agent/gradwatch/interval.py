@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
-from operator import sub
-from typing import Final
+from itertools import compress
+from typing import Final, cast
+
+import torch
+from torch import Tensor
 
 from gradwatch import conventions
-from gradwatch.aggregate import LayerAggregate, aggregate_rows
+from gradwatch.aggregate import aggregate_rows
+from gradwatch.columns import BLOCK, blocks, tensor
 from gradwatch.conventions import Metric
-from gradwatch.step_log import MOST_WAITING, StepLog
+from gradwatch.step_log import MOST_WAITING, Rows, StepLog
 from gradwatch.telemetry import (
     Attributes,
-    AttributeValue,
     HistogramPoint,
     LoggedValue,
     MetricPoints,
@@ -24,7 +28,7 @@ from gradwatch.telemetry import (
     Point,
 )
 
-# Points in one packed series: encoding one holds Python's lock for a fraction of a millisecond.
+# Points in one packed series: encoding one takes a third of a millisecond.
 _SERIES: Final = 4096
 
 
@@ -72,11 +76,11 @@ class Interval:
         called between small pieces of work, so that this thread holds Python's lock only briefly.
         """
         found: list[MetricPoints | MetricSeries] = []
-        layers: dict[tuple[int, str], LayerAggregate] = {}
         cost, lasted, skipped = float(background), 0, 0
         for log in list(self.logs):
             labels: Attributes = {conventions.OPTIMIZER: log.index} if optimizers > 1 else {}
             self._record(log)
+            pace()
             listed, losses = log.take_steps()
             until = listed[-1] if listed else 0
             ends = array("q", listed)
@@ -86,28 +90,28 @@ class Interval:
             skipped += log.skipped
             log.skipped = 0
             if log.leads and ends:
+                pace()
                 steps, lasted = self._steps(log, ends)
+                pace()
                 self.background_a_step = background / len(ends)
                 found += steps
             if ends:
                 log.first_step += len(ends)
                 log.drained_until = until
             found += self._learning_rates(log, ends, labels)
-            read = [(end, loss) for end, loss in zip(listed, losses, strict=True) if loss is not None]
-            loss_ends, known = array("q", (end for end, _ in read)), array("d", (loss for _, loss in read))
-            found += _series(conventions.LOSS, labels, loss_ends, known)
+            pace()
+            found += _series(conventions.LOSS, labels, *_known(ends, losses))
             for metric, column in list(log.columns.items()):
                 found += _series(metric, labels, *column.take(until))
+                pace()
             if observed:
                 found.append(
                     MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
                 )
-            pace()
-            found += _rows(log, until, layers, labels, pace)
+            found += self._layers(log, until, now, labels, pace)
         found += self._logged()
         if lasted > 0:
             found.append(MetricPoints(conventions.AGENT_OVERHEAD, [Point(now, cost / lasted, {})]))
-        found.append(self._histograms(now, layers, optimizers, pace))
         counted = self.nonfinite
         # Counters are there from the start, so that the first count is an increase; one of skipped steps only
         # where a scaler is at work.
@@ -132,13 +136,17 @@ class Interval:
         if log.drained_until is not None:
             begins.insert(0, log.drained_until)
             timed = ends
-        durations = array("q", map(sub, timed, begins))
+        durations = array("q", bytes(8 * len(timed)))
+        for into, ended, begun in blocks(durations, timed, begins):
+            into.copy_(ended).sub_(begun)
         while log.pauses and log.pauses[0][0] <= ends[-1]:
             end, paused = log.pauses.pop(0)
             at = bisect_left(timed, end)
             if at < len(timed) and timed[at] == end:
                 durations[at] -= paused
-        seconds = array("d", [duration / 1e9 for duration in durations])
+        seconds = array("d", bytes(8 * len(timed)))
+        for into, nanoseconds in blocks(seconds, durations):
+            into.copy_(nanoseconds).div_(1e9)
         return [
             *_series(conventions.STEP_INDEX, {}, ends, indices),
             *_series(conventions.STEP_DURATION, {}, timed, seconds),
@@ -166,51 +174,81 @@ class Interval:
             points.append(Point(time, value, {conventions.METRIC_NAME: name}))
         yield MetricPoints(conventions.LOGGED, points)
 
-    def _histograms(
-        self,
-        now: int,
-        layers: dict[tuple[int, str], LayerAggregate],
-        optimizers: int,
-        pace: Callable[[], None],
-    ) -> MetricPoints:
-        points: list[HistogramPoint] = []
-        for (optimizer, layer), aggregate in layers.items():
-            attributes: dict[str, AttributeValue] = {conventions.LAYER_NAME: layer}
-            if optimizers > 1:
-                attributes[conventions.OPTIMIZER] = optimizer
-            point = aggregate.point(self._start, now, attributes)
-            if point is not None:
-                points.append(point)
-            pace()
-        return MetricPoints(conventions.LAYER_GRADIENT_NORM, points)
-
-
-def _rows(
-    log: StepLog,
-    until: int,
-    layers: dict[tuple[int, str], LayerAggregate],
-    labels: Attributes,
-    pace: Callable[[], None],
-) -> list[MetricSeries]:
-    """Count the rows that wait in the log; of each layout, the training thread appends to the last only."""
-    found: list[MetricSeries] = []
-    waiting = log.rows[:]
-    for rows in waiting:
-        taken = rows.take(until)
-        names = [taken.layers[i] for i in taken.indices]
-        if taken.sharded:
-            # Other ranks' shares of the same step must meet each other, so nothing is aggregated.
-            for column, name in enumerate(names):
-                squares = array("d", [norm * norm for norm in taken.norms[column :: len(names)]])
-                attributes = {conventions.LAYER_NAME: name, **labels}
-                found += _series(conventions.LAYER_GRADIENT_SHARD_SQUARE, attributes, taken.times, squares)
+    def _layers(
+        self, log: StepLog, until: int, now: int, labels: Attributes, pace: Callable[[], None]
+    ) -> Iterator[MetricPoints | MetricSeries]:
+        """What is known of layers: of each layout, the training thread appends to the last rows only."""
+        waiting = []
+        for rows in log.rows[:]:
+            for taken in rows.take(until):
+                waiting.append(taken)
                 pace()
-        elif taken.norms:
-            aggregates = [layers.setdefault((log.index, name), LayerAggregate()) for name in names]
-            aggregate_rows(taken.norms, aggregates, pace)
-    while len(log.rows) > 1 and not log.rows[0].times:
-        del log.rows[0]
-    return found
+        while len(log.rows) > 1 and not log.rows[0].times:
+            del log.rows[0]
+        for taken in waiting:
+            if taken.sharded:
+                yield from _shard_squares(taken, labels, pace)
+        layers, matrices = _as_matrices([rows for rows in waiting if rows.norms and not rows.sharded], pace)
+        if matrices:
+            points = [
+                HistogramPoint(self._start, now, {conventions.LAYER_NAME: layer, **labels}, *statistics)
+                for layer, statistics in zip(layers, aggregate_rows(matrices, pace), strict=True)
+                if statistics is not None
+            ]
+            pace()
+            yield MetricPoints(conventions.LAYER_GRADIENT_NORM, points)
+
+
+def _known(ends: array[int], losses: list[float | None]) -> tuple[array[int], array[float]]:
+    """The losses that there are, and their times."""
+    if None not in losses:
+        return ends, array("d", cast("list[float]", losses))
+    there = [loss is not None for loss in losses]
+    return array("q", compress(ends, there)), array("d", (loss for loss in losses if loss is not None))
+
+
+def _shard_squares(rows: Rows, labels: Attributes, pace: Callable[[], None]) -> Iterator[MetricSeries]:
+    """Other ranks' shares of the same step must meet each other, so nothing is aggregated."""
+    for column, index in enumerate(rows.indices):
+        norms = rows.norms[column :: len(rows.indices)]
+        attributes = {conventions.LAYER_NAME: rows.layers[index], **labels}
+        squares = array("d", [norm * norm for norm in norms])
+        yield from _series(conventions.LAYER_GRADIENT_SHARD_SQUARE, attributes, rows.times, squares)
+        pace()
+
+
+def _as_matrices(waiting: list[Rows], pace: Callable[[], None]) -> tuple[list[str], list[Tensor]]:
+    """All rows in blocks, a layer a column; what a row does not have is NaN, which is not counted."""
+    alike: dict[tuple[str, ...], list[array[float]]] = {}
+    names: tuple[str, ...] = ()
+    before: Rows | None = None
+    for rows in waiting:
+        if before is None or rows.layers is not before.layers or rows.indices is not before.indices:
+            names = tuple([rows.layers[index] for index in rows.indices])
+        before = rows
+        parts = alike.setdefault(names, [])
+        # Where layouts take turns, each comes in pieces of a row or two.
+        if parts and len(parts[-1]) + len(rows.norms) <= BLOCK:
+            parts[-1].extend(rows.norms)
+        else:
+            parts.append(rows.norms)
+        pace()
+    layers = list(dict.fromkeys(name for names in alike for name in names))
+    columns = {name: column for column, name in enumerate(layers)}
+    matrices = []
+    for names, parts in alike.items():
+        places = torch.tensor([columns[name] for name in names], dtype=torch.int64, device="cpu")
+        for part in parts:
+            narrow = tensor(part).view(-1, len(names))
+            if len(alike) == 1:
+                matrices.append(narrow)
+                continue
+            for some in torch.split(narrow, max(1, BLOCK // len(layers))):
+                wide = some.new_full((len(some), len(layers)), math.nan)
+                # Not an assignment by index, which is spread over torch's threads whatever its size.
+                matrices.append(wide.index_copy_(1, places, some))
+                pace()
+    return layers, matrices
 
 
 def _series(

@@ -8,6 +8,7 @@ lock, and what is on a device goes through the same ring as gradient norms.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from gradwatch.nvtx import NvtxRanges, nvtx_ranges
 from gradwatch.phases import PhaseTimer
 from gradwatch.safety import shielded
 from gradwatch.stopwatch import Stopwatch, stopwatch_for
-from gradwatch.telemetry import Attributes, AttributeValue, MetricPoints, Point
+from gradwatch.telemetry import Attributes, AttributeValue, MetricPoints, MetricSeries, Point
 from gradwatch.weights import WeightReading, WeightRounds
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Measures:
         self._models = models
         self._monotonic = monotonic
         self._found: deque[tuple[Metric, int, float, Attributes]] = deque(maxlen=_WAITING)
+        self._phase_times: dict[str, deque[tuple[int, float]]] = {}
         self.phases = PhaseTimer(self._phases_found)
         self.waits = DataWait(self.phases)
         self._started = False
@@ -227,7 +229,7 @@ class Measures:
 
     # --- What was found --------------------------------------------------------------------------------
 
-    def points(self, now: int, pace: Callable[[], None] = lambda: None) -> list[MetricPoints]:
+    def points(self, now: int, pace: Callable[[], None] = lambda: None) -> list[MetricPoints | MetricSeries]:
         """Everything found since the last call, up to ``now`` (Unix nanoseconds). Export thread only.
 
         ``pace`` is called between small pieces of work, so that this thread holds Python's lock only briefly.
@@ -237,12 +239,23 @@ class Measures:
             metric, at, value, attributes = self._found.popleft()
             series.setdefault(metric.name, (metric, []))[1].append(Point(at, value, attributes))
             pace()
-        found = [MetricPoints(metric, points) for metric, points in series.values()]
-        return [batch for batch in (*found, self._times.points(now, pace)) if batch.points]
+        found: list[MetricPoints | MetricSeries] = [MetricPoints(*batch) for batch in series.values()]
+        for phase, waiting in list(self._phase_times.items()):
+            times, seconds = array("q"), array("d")
+            while waiting:
+                at, lasted = waiting.popleft()
+                times.append(at)
+                seconds.append(lasted)
+            found.append(MetricSeries(conventions.PHASE_DURATION, {conventions.PHASE: phase}, times, seconds))
+            pace()
+        return [batch for batch in (*found, self._times.points(now, pace)) if len(batch)]
 
     def _phases_found(self, at: int, seconds: Mapping[str, float]) -> None:
         for phase, lasted in seconds.items():
-            self._found.append((conventions.PHASE_DURATION, at, lasted, {conventions.PHASE: phase}))
+            waiting = self._phase_times.get(phase)
+            if waiting is None:
+                waiting = self._phase_times[phase] = deque(maxlen=_WAITING)
+            waiting.append((at, lasted))
 
     def _weights_found(
         self, watched: WatchedOptimizer, reading: WeightReading, now: int, optimizers: int

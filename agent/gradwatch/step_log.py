@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Final
 
 from gradwatch import conventions
+from gradwatch.columns import BLOCK, blocks
 from gradwatch.conventions import Metric
 from gradwatch.flight_recorder import FlightStep
 from gradwatch.telemetry import StepRecord
@@ -44,6 +46,12 @@ class Column:
         del self.values[:count]
         return taken
 
+    def since(self, time: int) -> dict[int, float]:
+        """Any thread: the values from this time on, by time. Takes nothing away."""
+        times = self.times[:]
+        place = bisect_left(times, time)
+        return dict(zip(times[place:], self.values[place:], strict=False))
+
 
 class Rows:
     """Gradient norms of observed steps: ``norms`` holds one row of ``len(indices)`` after the other."""
@@ -62,16 +70,30 @@ class Rows:
         self.norms.extend(norms)
         self.times.append(time)
 
-    def take(self, until: int) -> Rows:
-        """Export thread: all rows up to this time."""
-        taken = Rows(self.layers, self.indices, self.sharded)
+    def take(self, until: int) -> Iterator[Rows]:
+        """Export thread: all rows up to this time, a block at a time."""
         count = bisect_right(self.times, until)
         width = len(self.indices)
-        taken.times = self.times[:count]
-        taken.norms = self.norms[: count * width]
+        for start in range(0, count, rows := max(1, BLOCK // max(1, width))):
+            end = min(count, start + rows)
+            taken = Rows(self.layers, self.indices, self.sharded)
+            taken.times = self.times[start:end]
+            taken.norms = self.norms[start * width : end * width]
+            yield taken
         del self.times[:count]
         del self.norms[: count * width]
-        return taken
+
+    def since(self, time: int) -> Iterator[tuple[int, array[float]]]:
+        """Any thread: times and norms (float32) of the rows from this time on. Takes nothing away."""
+        times = self.times[:]
+        width = len(self.indices)
+        place = bisect_left(times, time)
+        norms = self.norms[place * width : len(times) * width]
+        single = array("f", bytes(4 * len(norms)))
+        for narrow, wide in blocks(single, norms):
+            narrow.copy_(wide)
+        for row, end in enumerate(times[place:]):
+            yield end, single[row * width : (row + 1) * width]
 
     def belongs(self, layers: Sequence[str], indices: Sequence[int]) -> bool:
         """Whether norms of these parameters go into these rows."""
@@ -192,21 +214,22 @@ class StepLog:
         ends = self.ends[:]
         losses = self.losses[: len(ends)]
         start = max(0, len(ends) - most)
-        columns = {metric: dict(zip(c.times, c.values, strict=False)) for metric, c in self.columns.items()}
+        since = ends[start] if ends else 0
+        columns = {metric: c.since(since) for metric, c in self.columns.items()}
         late_losses = columns.get(conventions.LOSS, {})
         norms = columns.get(conventions.GRADIENT_NORM, {})
         ratios = columns.get(conventions.CLIP_RATIO, {})
         marks = {time: flags for time, *flags in self.marks}
-        observed = {time: (rows, row) for rows in self.rows[:] for row, time in enumerate(rows.times)}
+        observed = {time: (rows, norms) for rows in self.rows[:] for time, norms in rows.since(since)}
         changes = [*self.rates, (sys.maxsize, ())]
-        rates, change = self.rates_now, 0
+        change = bisect_right(changes, since, key=itemgetter(0))
+        rates = changes[change - 1][1] if change else self.rates_now
         for place in range(start, len(ends)):
             time, before = ends[place], ends[place - 1] if place else self.drained_until
             while changes[change][0] <= time:
                 rates = changes[change][1]
                 change += 1
-            rows, row = observed.get(time, (None, 0))
-            width = 0 if rows is None else len(rows.indices)
+            rows, row = observed.get(time, (None, None))
             nonfinite, skipped = marks.get(time, (False, False))
             yield FlightStep(
                 self.index,
@@ -217,7 +240,7 @@ class StepLog:
                 rates,
                 () if rows is None else rows.layers,
                 None if rows is None else rows.indices,
-                None if rows is None else rows.norms[row * width : (row + 1) * width],
+                row,
                 norms.get(time),
                 nonfinite,
                 skipped,

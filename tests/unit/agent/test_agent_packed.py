@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import os
+import subprocess
+import sys
 import threading
 from array import array
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry._logs import LogRecord as SdkLogRecord
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.metrics import export as sdk
+from opentelemetry.sdk.resources import Resource as SdkResource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope as SdkScope
 from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.aggregate import LayerAggregate, aggregate_rows
+from gradwatch import exporter as exporter_module
+from gradwatch.aggregate import LayerAggregate, _moves, aggregate_rows, bucket_index
 from gradwatch.calibration import thin_cost
+from gradwatch.columns import tensor
 from gradwatch.interval import Interval
-from gradwatch.packed_otlp import metrics_request
+from gradwatch.otlp import _gzipped, _is_compressed
+from gradwatch.otlp_encoding import encoded_resource, logs_request, metrics_request
 from gradwatch.step_log import MOST_WAITING
-from gradwatch.telemetry import MetricSeries, Point
+from gradwatch.telemetry import Event, HistogramPoint, MetricPoints, MetricSeries, Point, StepRecord
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]
@@ -53,13 +70,12 @@ def test_packed_series_read_back_as_protobuf(
         names.LOSS, attributes, array("q", [t for t, _ in points]), array(typecode, [v for _, v in points])
     )
     resource = Resource(attributes=[KeyValue(key="a", value=AnyValue(int_value=1))])
-    scope = InstrumentationScope(name="gradwatch")
     request = ExportMetricsServiceRequest.FromString(
-        metrics_request(resource.SerializeToString(), scope.SerializeToString(), [series, series])
+        metrics_request(resource.SerializeToString(), [series, series])
     )
     (owner,) = request.resource_metrics
     assert owner.resource == resource
-    assert owner.scope_metrics[0].scope == scope
+    assert owner.scope_metrics[0].scope == InstrumentationScope(name="gradwatch")
     first, second = owner.scope_metrics[0].metrics
     assert first == second or any(map(math.isnan, series.values))
     assert (first.name, first.description, first.unit) == (
@@ -91,18 +107,224 @@ def test_packed_series_read_back_as_protobuf(
     )
 )
 def test_rows_are_aggregated_as_one_value_at_a_time(rows: list[list[float]]) -> None:
-    packed = [LayerAggregate() for _ in rows[0]]
-    aggregate_rows(array("d", [norm for row in rows for norm in row]), packed)
-    for layer, aggregate in enumerate(packed):
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    # Blocks of which some have nothing but normal numbers in them, and others have everything.
+    for layer, statistics in enumerate(aggregate_rows(matrix.split(3))):
         single = LayerAggregate()
         for row in rows:
             single.add(row[layer])
-        told, expected = aggregate.point(1, 2, {}), single.point(1, 2, {})
-        if expected is None or told is None:
-            assert told is expected
+        expected = single.point(1, 2, {})
+        if expected is None or statistics is None:
+            assert statistics is expected
         else:
+            told = HistogramPoint(1, 2, {}, *statistics)
             assert told._replace(sum=0.0) == expected._replace(sum=0.0)
             assert told.sum == pytest.approx(expected.sum)
+
+
+def test_at_every_bound_a_bucket_by_bits_is_the_bucket_by_definition() -> None:
+    bounds = {
+        math.ldexp(2.0 ** (i / 8 - 1), e) for e in range(-1074, 1025) for i in range(8) if e < 1024 or i < 1
+    }
+    values = sorted(
+        near
+        for bound in bounds
+        for near in (math.nextafter(bound, 0.0), bound, math.nextafter(bound, math.inf))
+        if 0.0 < near < math.inf
+    )
+    told = aggregate_rows([torch.tensor([values], dtype=torch.float64)])
+    assert [layer.offset for layer in told if layer] == [bucket_index(value) for value in values]
+    assert all(layer and layer.buckets == [1] for layer in told)
+
+
+def test_the_users_default_device_and_dtype_stay_out_of_our_numbers() -> None:
+    matrix = torch.rand(5, 3, dtype=torch.float64)
+    expected = aggregate_rows([matrix])
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float16)
+    _moves.cache_clear()
+    try:
+        assert aggregate_rows([matrix]) == expected
+        assert tensor(array("d")).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        _moves.cache_clear()
+
+
+def test_layers_of_several_layouts_are_one_point_each() -> None:
+    interval = Interval(0)
+    log = interval.open_log(0, 0)
+    log.closed = True
+    first, second = ("a", "b", "c"), ("c", "d")
+    seen: dict[str, list[float]] = {}
+    for step in range(50):
+        layers, indices = ((first, (0, 1, 2)), (first, (0, 2)), (second, (0, 1)))[step % 3]
+        norms = [math.nan if (step + i) % 7 == 0 else 0.1 * step + i for i in indices]
+        for i, norm in zip(indices, norms, strict=True):
+            seen.setdefault(layers[i], []).extend([norm] if math.isfinite(norm) else [])
+        log.add(StepRecord(0, step, step + 1, None, layers, indices, norms, 1.0, False, False, 0))
+        log.losses.append(None)
+        log.ends.append(step + 1)
+    (histograms,) = (b for b in interval.points(10**9, 1, 0) if b.metric is names.LAYER_GRADIENT_NORM)
+    told = {point.attributes[names.LAYER_NAME]: point for point in histograms.points}
+    assert told.keys() == seen.keys()
+    assert len(histograms) == 4
+    for layer, norms in seen.items():
+        single = LayerAggregate()
+        for norm in norms:
+            single.add(norm)
+        expected = single.point(0, 10**9, {names.LAYER_NAME: layer})
+        assert isinstance(expected, HistogramPoint)
+        assert told[layer]._replace(sum=0.0) == expected._replace(sum=0.0)
+        assert told[layer].sum == pytest.approx(expected.sum)
+    assert interval.points(2 * 10**9, 1, 0) != []
+    assert all(len(rows.norms) == 0 for rows in log.rows)
+
+
+# --- What the SDK's own encoders would have sent -----------------------------------------------------------
+
+NUMBERS = st.builds(
+    Point, TIMES, st.floats(allow_nan=False) | st.integers(-(2**63), 2**63 - 1), ATTRIBUTES, TIMES
+)  # fmt: skip
+HISTOGRAMS = st.builds(
+    HistogramPoint, TIMES, TIMES, ATTRIBUTES, st.integers(0, 2**62), st.floats(allow_nan=False),
+    st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 2**62), st.integers(-9000, 9000),
+    st.lists(st.integers(0, 2**62), max_size=40),
+)  # fmt: skip
+SDK_ATTRIBUTES = st.dictionaries(
+    st.text(min_size=1, max_size=200),
+    st.text() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.booleans(),
+    max_size=4,
+)
+
+
+def sdk_metric(batch: MetricPoints) -> sdk.Metric:
+    data: Any
+    if batch.metric.kind == "exponential_histogram":
+        points: list[Any] = [
+            sdk.ExponentialHistogramDataPoint(
+                p.attributes, p.start, p.time, p.total, p.sum, 3, p.zero_count,
+                sdk.Buckets(p.offset, list(p.buckets)), sdk.Buckets(0, []), 0, p.minimum, p.maximum,
+            )
+            for p in batch.points if isinstance(p, HistogramPoint)
+        ]  # fmt: skip
+        data = sdk.ExponentialHistogram(points, sdk.AggregationTemporality.DELTA)
+    else:
+        points = [
+            sdk.NumberDataPoint(p.attributes, p.start, p.time, p.value)
+            for p in batch.points
+            if isinstance(p, Point)
+        ]
+        is_sum = batch.metric.kind == "sum"
+        data = sdk.Sum(points, sdk.AggregationTemporality.DELTA, True) if is_sum else sdk.Gauge(points)
+    return sdk.Metric(batch.metric.name, batch.metric.description, batch.metric.unit, data)
+
+
+def comparable(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if not isinstance(value, float) or value == value}
+
+
+@given(*(st.lists(points, min_size=1, max_size=5) for points in (NUMBERS, NUMBERS, HISTOGRAMS)))
+def test_points_are_what_the_sdk_would_have_sent(
+    gauges: list[Point], sums: list[Point], histograms: list[HistogramPoint]
+) -> None:
+    clean: Any = lambda points: [p._replace(attributes=comparable(p.attributes)) for p in points]  # noqa: E731
+    batches = [
+        MetricPoints(names.LOGGED, clean([gauge._replace(start=0) for gauge in gauges])),
+        MetricPoints(names.OBSERVED_STEPS, clean(sums)),
+        MetricPoints(names.LAYER_GRADIENT_NORM, clean(histograms)),
+    ]
+    attributes = {"service.name": "job", "training.rank": 3}
+    scope = sdk.ScopeMetrics(SdkScope("gradwatch"), [sdk_metric(batch) for batch in batches], "")
+    expected = encode_metrics(sdk.MetricsData([sdk.ResourceMetrics(SdkResource(attributes), [scope], "")]))
+    told = metrics_request(encoded_resource(attributes), batches)
+    assert ExportMetricsServiceRequest.FromString(told) == expected
+
+
+@given(st.lists(st.tuples(TIMES, SDK_ATTRIBUTES), min_size=1, max_size=4))
+def test_events_are_what_the_sdk_would_have_sent(events: list[tuple[int, dict[str, Any]]]) -> None:
+    attributes = {"service.name": "job"}
+    told = logs_request(encoded_resource(attributes), [Event("training.x", t, known) for t, known in events])
+    records = [
+        ReadableLogRecord(
+            SdkLogRecord(
+                timestamp=t, observed_timestamp=t, severity_number=SeverityNumber.INFO, attributes=known,
+                event_name="training.x",
+            ),
+            SdkResource(attributes),
+            SdkScope("gradwatch"),
+        )
+        for t, known in events
+    ]  # fmt: skip
+    expected = encode_logs(records)
+    assert ExportLogsServiceRequest.FromString(told) == expected
+
+
+def test_half_a_character_does_not_cost_the_event() -> None:
+    told = logs_request(b"", [Event("x", 1, {"path": "a\udcff", "data": b"\xff"})])
+    (record,) = ExportLogsServiceRequest.FromString(told).resource_logs[0].scope_logs[0].log_records
+    assert [pair.value.string_value or pair.value.bytes_value for pair in record.attributes] == ["a?", b"\xff"]
+
+
+def test_an_export_starts_no_threads_of_torchs_own() -> None:
+    """Torch's pool belongs to the thread that computes: one of ours would take a core from training."""
+    code = """
+import os, threading, torch
+from gradwatch import conventions as names
+from gradwatch.interval import Interval
+from gradwatch.otlp import _gzipped, _is_compressed
+from gradwatch.otlp_encoding import metrics_request
+from gradwatch.telemetry import StepRecord
+
+def export():
+    interval = Interval(0)
+    log = interval.open_log(0, 0)
+    log.leads = log.closed = True
+    layers = tuple(map(str, range(400)))
+    for step in range(40_000):
+        if step % 100 == 0:
+            some = tuple(range(step % 3, 400))
+            row = [0.0 if step == 900 else 1.0 + i for i in some]
+            log.add(StepRecord(0, step, step + 1, None, layers, some, row, 1.0, False, False, 0))
+        log.losses.append(1.0)
+        log.ends.append(step + 1)
+    before = len(os.listdir("/proc/self/task"))
+    list(log.last_steps(30_000))
+    metrics_request(b"", interval.points(10**9, 1, 0))
+    print(len(os.listdir("/proc/self/task")) - before)
+
+thread = threading.Thread(target=export)
+thread.start()
+thread.join()
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert told.stdout.split() == ["0"]
+
+
+def test_a_pacer_rests_after_its_slice_of_processor_time_and_not_after_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, used, rests = [100.0], [5.0], []
+
+    class Clocks:
+        perf_counter = staticmethod(lambda: now[0])
+        thread_time = staticmethod(lambda: used[0])
+        sleep = staticmethod(lambda seconds: rests.append(used[0]))
+
+    monkeypatch.setattr(exporter_module, "time", Clocks)
+    pace = exporter_module.Pacer()
+    pace()
+    rests.clear()
+    for _ in range(200):  # pieces of 50 us, each after training had the lock for 5 ms
+        now[0] += 0.00505
+        used[0] += 0.00005
+        pace()
+    assert len(rests) == pytest.approx(200 * 0.00005 / 0.0003, rel=0.2)
+    assert max(b - a for a, b in pairwise(rests)) < 0.001
 
 
 @pytest.mark.parametrize("every", [1, 7, None])
@@ -205,3 +427,27 @@ def test_overhead_counts_thin_steps_observed_steps_and_our_own_threads() -> None
     )
     assert isinstance(overhead, Point)
     assert overhead.value == pytest.approx((70_000 + 10 * 5_000 + 30_000) / 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "compressed"),
+    [
+        ("http://localhost:4318/v1/logs", {}, False),
+        ("http://127.0.0.2:4318/v1/logs", {}, False),
+        ("http://[::1]:4318/v1/logs", {}, False),
+        ("http://10.0.0.1:4318/v1/logs", {}, True),
+        ("https://collector/v1/logs", {}, True),
+        ("https://collector/v1/logs", {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}, False),
+        ("http://localhost/v1/logs", {"OTEL_EXPORTER_OTLP_LOGS_COMPRESSION": "gzip"}, True),
+    ],
+)
+def test_what_leaves_the_machine_is_compressed_unless_told(
+    url: str, environ: dict[str, str], compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert _is_compressed("logs", url) is compressed
+    body = bytes(range(256)) * 400
+    assert gzip.decompress(_gzipped(body, lambda: None)) == body
