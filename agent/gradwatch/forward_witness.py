@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from gradwatch.device_ring import is_capturing
 from gradwatch.forward_plan import ForwardPlan, PlanRecorder
 from gradwatch.graph_walk import Graph, suspects_behind
+from gradwatch.nested import tensors
 from gradwatch.safety import internal_error
 from gradwatch.step_in_progress import StepInProgress
 
@@ -32,10 +34,12 @@ ForwardVerdict = Literal["good", "input", "forward"]
 
 _MAX_DEPTH: Final = 4
 _MAX_TENSORS: Final = 64
+_MAX_VALUES: Final = 256
 # Forward passes kept for one step: micro-batches of an accumulation; the oldest go first.
 _MAX_READINGS: Final = 64
 _NONE: Final[frozenset[int]] = frozenset()
 _HALF: Final = frozenset({torch.float16, torch.bfloat16})
+_PLAIN: Final = frozenset({Tensor, torch.nn.Parameter})
 _READABLE: Final = frozenset({torch.float32, torch.float64, *_HALF, torch.complex64, torch.complex128})
 
 
@@ -310,35 +314,18 @@ def _tensors(value: Any) -> list[Tensor]:
         value = value[0]
     if type(value) is Tensor:  # nearly always; the walk takes ten times longer
         return [value] if _is_readable(value) else []
-    return list(_nested(value))
-
-
-def _nested(value: Any) -> Iterator[Tensor]:
-    found = 0
-    stack = [(value, 0)]
-    while stack and found < _MAX_TENSORS:
-        one, depth = stack.pop()
-        # Subclasses (shards, fake tensors) have norms of their own meaning.
-        if type(one) is Tensor or type(one) is torch.nn.Parameter:
-            if _is_readable(one):
-                found += 1
-                yield one
-        elif depth < _MAX_DEPTH:
-            stack.extend((inner, depth + 1) for inner in reversed(_parts(one)))
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, (tuple, list)):
-        return list(value[:_MAX_TENSORS])
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name, None) for field in fields(value)]
-    return []
+    found = tensors(value, deepest=_MAX_DEPTH, most=_MAX_VALUES)
+    return list(islice((tensor for tensor in found if _is_readable(tensor)), _MAX_TENSORS))
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    return tensor.dtype in _READABLE and tensor.layout is torch.strided and (tensor.is_cpu or tensor.is_cuda)
+    # Subclasses (shards, fake tensors) have norms of their own meaning.
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype in _READABLE
+        and tensor.layout is torch.strided
+        and (tensor.is_cpu or tensor.is_cuda)
+    )
 
 
 def _is_tracing() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 
 from gradwatch.device_ring import is_capturing
 from gradwatch.module_hooks import ModuleHook
+from gradwatch.nested import walk
 from gradwatch.sharding import is_distributed_tensor
 
 MOST_INPUTS: Final = 8
+# The arguments, and two levels within one: a dictionary of lists. A longer search would hold up the step.
+_DEEPEST: Final = 3
+_MOST_LOOKED_AT: Final = 256
 # Elements looked at of one input. Of a larger one an evenly spaced part is: the mean of 32 Ki elements is known
 # to half a percent of their deviation, and float64 copies of that many keep within 1 MiB of a device.
 _MOST_ON_HOST: Final = 2**18
@@ -30,31 +35,23 @@ class InputStatistics(NamedTuple):
 
 def floating_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     """Floating tensors among a model's arguments, by place: ``0``, ``batch.image``, ``pixel_values``."""
-    found: list[tuple[str, Tensor]] = []
-    for name, value in (*enumerate(args), *kwargs.items()):
-        for inner, tensor in _tensors(str(name), value, depth=2):
-            if len(found) == MOST_INPUTS:
-                return found
-            found.append((inner, tensor))
-    return found
+    arguments = dict[int | str, Any](enumerate(args)) | dict(kwargs)
+    found = (
+        (".".join(map(str, path)), tensor)
+        for path, tensor in walk(arguments, deepest=_DEEPEST, most=_MOST_LOOKED_AT)
+        if _is_measurable(tensor)
+    )
+    return list(islice(found, MOST_INPUTS))
 
 
-def _tensors(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        if (
-            value.is_floating_point()
-            and value.layout is torch.strided
-            and value.device.type in {"cpu", "cuda"}
-            and value.numel() > 0
-            and not is_distributed_tensor(value)
-        ):
-            yield name, value
-    elif depth and isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(f"{name}.{key}", inner, depth - 1)
-    elif depth and isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value[:MOST_INPUTS]):
-            yield from _tensors(f"{name}.{place}", inner, depth - 1)
+def _is_measurable(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and tensor.device.type in {"cpu", "cuda"}
+        and tensor.numel() > 0
+        and not is_distributed_tensor(tensor)
+    )
 
 
 def statistics_vector(tensor: Tensor) -> Tensor:

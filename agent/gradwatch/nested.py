@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+# More than any model takes or returns; a structure that holds itself has an end by them.
+_DEEPEST: Final = 64
+_MOST: Final = 1_000_000
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in it, always in the same order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors(getattr(value, field.name))
+
+def tensors(value: Any, *, deepest: int = _DEEPEST, most: int = _MOST) -> Iterator[Tensor]:
+    """All tensors in it, always in the same order. For ``deepest`` and ``most`` see ``walk``."""
+    return (tensor for _, tensor in walk(value, deepest=deepest, most=most))
+
+
+def walk(value: Any, *, deepest: int = _DEEPEST, most: int = _MOST) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """All tensors in it and the path to each: keys, indices and names of fields. Always in the same order.
+
+    Args:
+        value: A tensor, or a structure that may hold some.
+        deepest: Structures within structures that are looked into; 0 takes nothing but a tensor itself.
+        most: Values looked at, structures included, so that a list of a million numbers costs no more.
+    """
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    looked = 0
+    while stack and looked < most:
+        looked += 1
+        path, one = stack.pop()
+        if isinstance(one, Tensor):
+            yield path, one
+        elif len(path) < deepest:
+            stack += [((*path, place), part) for place, part in _parts(one, most - looked)][::-1]
+
+
+def _parts(value: Any, most: int) -> Iterable[tuple[Any, Any]]:
+    """Its first ``most`` parts, by key, index or name of the field; none of what is no structure."""
+    if isinstance(value, tuple | list):
+        return enumerate(value[:most])
+    if isinstance(value, Mapping):
+        return islice(value.items(), most)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    return ()
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from gradwatch import run as runs
 from gradwatch.endings import RETURNED
 from gradwatch.testing import InMemoryExporter
 
+# Hundreds of tests begin a run, and each would measure anew, for 10 ms, what a step costs.
+_thin_cost = functools.cache(runs.thin_cost)
+
 
 @pytest.fixture(autouse=True)
 def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
@@ -23,6 +27,7 @@ def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
         if name.startswith(("GRADWATCH_", "OTEL_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GRADWATCH_TESTING", "1")
+    monkeypatch.setattr(runs, "thin_cost", _thin_cost)
     monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     torch.manual_seed(0)
     frames = sys.modules.get("torch._dynamo.eval_frame")

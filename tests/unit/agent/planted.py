@@ -340,6 +340,13 @@ def parameter(name: str, value: float = math.nan, model: str | None = None) -> C
     return plant
 
 
+def every_element(name: str, value: float) -> Callable[[Task], None]:
+    def plant(task: Task) -> None:
+        task.net(None).get_parameter(name).data.fill_(value)
+
+    return plant
+
+
 def rate(value: float, optimizer: int = 0) -> Callable[[Task], Callable[[], None]]:
     def plant(task: Task) -> Callable[[], None]:
         group = task.optimizers[optimizer].param_groups[0]
@@ -392,5 +399,5 @@ def faults() -> Iterator[Fault]:
             name = f"rate {value} of optimizer {optimizer}"
             yield Fault(name, task, rate(value, optimizer), "optimizer", steps_late=optimizer)
     yield Fault(
-        "a weight that overflows float16", half_precision, parameter("fc1.weight", 6e4), "forward", "fc1"
+        "weights that overflow float16", half_precision, every_element("fc1.weight", 6e4), "forward", "fc1"
     )

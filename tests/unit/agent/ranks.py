@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import gradwatch
 from gradwatch.testing import InMemoryExporter
 
 RANKS = 2
+# Importing these takes a rank four seconds, so all of them are forked from one process that did nothing else.
+forkserver.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "pytest", "opentelemetry.sdk"])
 
 Watch = Callable[..., AbstractContextManager[Any]]
 
@@ -43,9 +46,27 @@ class Told:
 Loop = Callable[[int, Watch, Truth], Mapping[str, torch.Tensor]]
 
 
+def prepare_ranks() -> None:
+    """Begin to import what ranks need, beside what runs now."""
+    forkserver.ensure_running()
+
+
+def run_ranks(main: Callable[..., None], *arguments: Any) -> None:
+    """Run ``main(rank, *arguments)`` in processes of their own, with the environment as it is now."""
+    mp.start_processes(  # type: ignore[no-untyped-call] # torch
+        _begin, (main, dict(os.environ), arguments), nprocs=RANKS, start_method="forkserver"
+    )
+
+
+def _begin(rank: int, main: Callable[..., None], environ: dict[str, str], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    main(rank, *arguments)
+
+
 def on_ranks(loops: Mapping[str, Loop], folder: Path, settings: Mapping[str, Any]) -> dict[str, list[Told]]:
     """Run the loops on every rank, one after the other; by loop, what each rank told."""
-    mp.spawn(_rank, (dict(loops), str(folder), dict(settings)), nprocs=RANKS)
+    run_ranks(_rank, dict(loops), str(folder), dict(settings))
     told = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
     return {name: [one[name] for one in told] for name in loops}
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -23,6 +22,7 @@ from gradwatch.collectives import OPERATIONS, CollectiveCalls, CollectiveTimes, 
 from gradwatch.stopwatch import HostStopwatch
 from gradwatch.telemetry import HistogramPoint
 from gradwatch.testing import InMemoryExporter
+from tests.unit.agent.ranks import run_ranks
 
 Watching = Callable[..., gradwatch.Watch]
 LATE = 0.05
@@ -75,7 +75,7 @@ def rank_that_may_be_late(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(rank_that_may_be_late, (str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_ranks(rank_that_may_be_late, str(folder))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -201,11 +201,12 @@ def simulate(
 
 @given(st.floats(1e-6, 1e-3), st.floats(1e-3, 1e-1))
 def test_the_budget_holds_whatever_a_read_costs(observed_cost: float, step: float) -> None:
-    share, observations = simulate(0.005, observed_cost, 1e-6, step, 20_000)
+    steps = 5 * MAX_INTERVAL
+    share, observations = simulate(0.005, observed_cost, 1e-6, step, steps)
     allowed = max(0.005, 1e-6 / step)
     # Three first reads to learn the cost, and one in a thousand however dear it is.
-    assert share <= allowed + (3 / 20_000 + 1 / MAX_INTERVAL) * observed_cost / step + 1e-9
-    assert observations >= 20_000 / MAX_INTERVAL
+    assert share <= allowed + (3 / steps + 1 / MAX_INTERVAL) * observed_cost / step + 1e-9
+    assert observations >= steps / MAX_INTERVAL
 
 
 def test_a_cheap_read_is_made_every_step() -> None:

@@ -29,7 +29,8 @@ def planted(draw: st.DrawFn) -> tuple[str, str]:
     key = draw(some(ALNUM, 40, 40))
     upper = draw(some(string.ascii_uppercase + string.digits, 16, 16))
     hexadecimal = draw(some("0123456789abcdef", 40, 40))
-    password = draw(some(ALNUM + "!#$%^*_-.+", 6, 30))
+    # Six digits or fewer behind a word for tokens are a count of them, and stay.
+    password = draw(some(ALNUM + "!#$%^*_-.+", 6, 30).filter(lambda word: len(word) > 6 or not word.isdigit()))
     user = draw(some(string.ascii_lowercase, 1, 8))
     name = draw(
         st.sampled_from(
