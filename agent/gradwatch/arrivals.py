@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gradwatch.device_ring import DeviceRing, Slot
-from gradwatch.forward_witness import ForwardReading
+from gradwatch.forward_witness import DeviceWitness, ForwardReading
 from gradwatch.gradients import DeviceNorms
-from gradwatch.suspects import DeviceWitness, Suspects
-from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord, StepSink
+from gradwatch.step_sink import StepSink
+from gradwatch.suspects import Suspects
+from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
 
 # A model's vector fits from the start; longer accumulations make the ring grow.
 _SPARE: Final = 256

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradwatch.device_ring import is_capturing
 from gradwatch.forward_plan import ForwardPlan, PlanRecorder
+from gradwatch.gradients import DeviceNorms
 from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nested import tensors
 from gradwatch.safety import internal_error
@@ -28,7 +29,6 @@ from gradwatch.step_in_progress import StepInProgress
 if TYPE_CHECKING:
     from torch import nn
 
-    from gradwatch.watched import WatchedOptimizer
 
 ForwardVerdict = Literal["good", "input", "forward"]
 
@@ -81,6 +81,23 @@ class ForwardReading:
         return True in self.inputs or True in self.outputs
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceWitness:
+    """What travels with a step's gradients from a device.
+
+    Attributes:
+        readings: Its forward passes, whose norms may be on the device.
+        parameters: Norms of the parameters before the step.
+        epoch: Backward passes before that of the loss.
+        settled: Whether the step before was observed and cannot have spoilt parameters with good gradients.
+    """
+
+    readings: Sequence[ForwardReading]
+    parameters: Sequence[DeviceNorms]
+    epoch: int
+    settled: bool
+
+
 class ForwardWitness:
     """Hooks on the watched models while a step is observed. Training thread only."""
 
@@ -127,21 +144,21 @@ class ForwardWitness:
             recorder.abandon()
         self._recorders.clear()
 
-    def next_step(self, begun: int, optimizers: Collection[WatchedOptimizer]) -> None:
-        """A step has ended, ``begun`` ones in all: get ready for the next.
+    def next_step(self, begun: int, optimizers: int, *, observed: bool) -> None:
+        """A step has ended, ``begun`` ones in all: get ready for the next, and whether it is ``observed``.
 
         What a generator did counts for the step of its critic and for its own: readings live for as many steps
         as there are optimizers.
         """
         self.steps = begun
-        oldest = begun - len(optimizers)
+        oldest = begun - optimizers
         if self.readings and self.readings[0].steps <= oldest:
             epoch = self.progress.passes
             # A forward since the last backward is the next step's, even where steps are known late.
             self.readings = [
                 reading for reading in self.readings if reading.steps > oldest or reading.epoch == epoch
             ]
-        self.arm(any(each.observe for each in optimizers))
+        self.arm(observed)
 
     def note_habits(self, readings: Sequence[ForwardReading]) -> None:
         """The step was good, so whatever looks bad in its forward passes is meant to be."""

@@ -36,8 +36,9 @@ from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, why_unseen
 from gradwatch.roster import Roster
 from gradwatch.safety import internal_error
 from gradwatch.step_in_progress import StepInProgress
+from gradwatch.step_sink import StepSink
 from gradwatch.suspects import Suspects, is_finite
-from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
+from gradwatch.telemetry import NonfiniteStep, StepRecord
 from gradwatch.user_log import UserLog
 from gradwatch.watched import Steps, WatchedOptimizer, unwrap
 
@@ -703,7 +704,9 @@ class StepObserver:
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
         """Tell the measurements that a step ended, of which or of whose successor they want to know."""
         if watched.observe or self._forward.armed:
-            self._forward.next_step(self.roster.steps_ended, self.roster.everyone())
+            everyone = self.roster.everyone()
+            observed = watched.observe or any(each.observe for each in everyone)
+            self._forward.next_step(self.roster.steps_ended, len(everyone), observed=observed)
         self.progress.spent += self.measures.step_ended(
             watched,
             now,

@@ -10,7 +10,7 @@ import torch
 from gradwatch.budget import Budget
 from gradwatch.missing import STRANGERS, unreadable
 from gradwatch.step_log import StepLog
-from gradwatch.telemetry import StepSink
+from gradwatch.step_sink import StepSink
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of
 
 if TYPE_CHECKING:

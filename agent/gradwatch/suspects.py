@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from gradwatch.forward_plan import NOWHERE, Map, Site, site
-from gradwatch.forward_witness import ForwardReading, ForwardVerdict, ForwardWitness, verdict
+from gradwatch.forward_witness import DeviceWitness, ForwardVerdict, ForwardWitness, verdict
 from gradwatch.gradients import DeviceNorms, Reading, nonfinite_among
 from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
-from gradwatch.telemetry import NonfiniteStep, StepRecord, StepSink
+from gradwatch.step_sink import StepSink
+from gradwatch.telemetry import NonfiniteStep, StepRecord
 from gradwatch.update_check import trusted_norm
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of
 
@@ -57,23 +58,6 @@ class Evidence:
     parameters: _Parameters
     forward: ForwardVerdict | None
     site: Site
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceWitness:
-    """What travels with a step's gradients from a device.
-
-    Attributes:
-        readings: Its forward passes, whose norms may be on the device.
-        parameters: Norms of the parameters before the step.
-        epoch: Backward passes before that of the loss.
-        settled: Whether the step before was observed and cannot have spoilt parameters with good gradients.
-    """
-
-    readings: Sequence[ForwardReading]
-    parameters: Sequence[DeviceNorms]
-    epoch: int
-    settled: bool
 
 
 class Suspects:

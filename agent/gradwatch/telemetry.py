@@ -10,12 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from gradwatch.conventions import Metric
-
-if TYPE_CHECKING:
-    from gradwatch.step_log import StepLog
 
 AttributeValue = str | int | float | bool | bytes
 Attributes = Mapping[str, AttributeValue]
@@ -140,32 +137,6 @@ Metrics = Sequence[MetricPoints | MetricSeries]
 def count_points(metrics: Metrics) -> int:
     """Number of data points."""
     return sum(map(len, metrics))
-
-
-class StepSink(Protocol):
-    """Where finished steps go; must return at once."""
-
-    def open_log(self, optimizer: int, first_step: int) -> StepLog:
-        """A log for the steps of this optimizer from now on; what still waits in an earlier one is given up."""
-
-    def step(self, record: StepRecord) -> None:
-        """What is known of a step beyond its end is complete."""
-
-    def logged(self, value: LoggedValue) -> None:
-        """A number given to ``watch.log``."""
-
-    def nonfinite(self, step: NonfiniteStep) -> None:
-        """A step was non-finite."""
-
-    def missing(self, step: int, reason: str) -> None:
-        """The loop cannot be seen properly; ``reason`` in one line."""
-
-    @property
-    def nonfinite_seen(self) -> bool:
-        """Whether any step was non-finite so far."""
-
-    def wants_nonfinite_detail(self) -> bool:
-        """Whether the next non-finite step becomes an event; only then it is worth a closer look."""
 
 
 class RefusedError(Exception):

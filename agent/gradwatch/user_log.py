@@ -15,7 +15,8 @@ from gradwatch.device_ring import is_capturing
 from gradwatch.roster import Roster
 from gradwatch.safety import log
 from gradwatch.step_in_progress import StepInProgress
-from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepSink
+from gradwatch.step_sink import StepSink
+from gradwatch.telemetry import LoggedValue, NonfiniteStep
 from gradwatch.watched import WatchedOptimizer
 
 if TYPE_CHECKING:

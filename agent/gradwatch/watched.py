@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from gradwatch.suspects import DeviceWitness
+    from gradwatch.forward_witness import DeviceWitness
 
 
 _UNKNOWN: Final = object()

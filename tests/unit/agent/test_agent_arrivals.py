@@ -10,11 +10,11 @@ import torch
 
 from gradwatch import arrivals
 from gradwatch.arrivals import Arrivals
-from gradwatch.forward_witness import ForwardReading, ForwardWitness
+from gradwatch.forward_witness import DeviceWitness, ForwardReading, ForwardWitness
 from gradwatch.gradients import DeviceNorms
 from gradwatch.step_in_progress import StepInProgress
 from gradwatch.step_log import StepLog
-from gradwatch.suspects import DeviceWitness, Suspects
+from gradwatch.suspects import Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
 
 
