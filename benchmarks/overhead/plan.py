@@ -31,7 +31,8 @@ TORCH_CLIP_UNSAMPLED = "torch, watched, step not observed"
 OUR_CLIP = "watch.clip_grad_norm_, every step"
 OUR_CLIP_UNSAMPLED = "watch.clip_grad_norm_, step not observed"
 HAS_OUR_CLIP = hasattr(gradwatch.Watch, "clip_grad_norm_")
-MAX_NORM = 1.0
+# Largest norm allowed, with which every step is clipped, or none.
+CLIP_CASES = {"norm above the limit": 1e-6, "norm below the limit": 1e6}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ SHORT = Plan(
 
 @dataclass(frozen=True)
 class Result:
-    """Everything measured for one model. ``one_pass``: seconds to read as many bytes as its gradients once."""
+    """Everything measured for one model.
+
+    ``clip`` is by the case of ``CLIP_CASES``. ``one_pass``: seconds to read as many bytes as its
+    gradients once.
+    """
 
     model: str
     tensors: int
@@ -78,7 +83,7 @@ class Result:
     threads: int
     long: Blocks
     short: Blocks
-    clip: Blocks
+    clip: dict[str, Blocks]
     one_pass: float
 
 
@@ -100,9 +105,13 @@ def measure(
         workload, _short_arms(plan, sink), sink, rounds=plan.least_rounds, seconds=plan.fine_seconds
     )
     tell("clipping")
-    clip = interleave(
-        workload, _clip_arms(plan, sink), sink, rounds=plan.least_rounds, seconds=plan.clip_seconds
-    )
+    seconds = plan.clip_seconds / len(CLIP_CASES)
+    clip = {
+        case: interleave(
+            workload, _clip_arms(plan, sink, most), sink, rounds=plan.least_rounds, seconds=seconds
+        )
+        for case, most in CLIP_CASES.items()
+    }
     return Result(
         workload.name, workload.tensors, workload.parameters, threads, long, short, clip, _one_pass(workload)
     )
@@ -146,13 +155,18 @@ def _short_arms(plan: Plan, sink: Sink) -> list[Arm]:
     ]
 
 
-def _clip_arms(plan: Plan, sink: Sink) -> list[Arm]:
+def _clip_arms(plan: Plan, sink: Sink, most: float) -> list[Arm]:
     every = watched(sink.endpoint, 1, plan.export_interval)
     never = watched(sink.endpoint, NEVER, plan.export_interval)
 
     def arm(name: str, attach: Attach, *, ours: bool = False) -> Arm:
         return Arm(
-            name, _clipping(attach, ours=ours), 0.03, plan.least_steps, pause_seconds=0.02, warm_seconds=0.015
+            name,
+            _clipping(attach, most, ours=ours),
+            0.03,
+            plan.least_steps,
+            pause_seconds=0.02,
+            warm_seconds=0.015,
         )
 
     arms = [
@@ -166,7 +180,7 @@ def _clip_arms(plan: Plan, sink: Sink) -> list[Arm]:
     return arms
 
 
-def _clipping(attach: Attach, *, ours: bool) -> Attach:
+def _clipping(attach: Attach, most: float, *, ours: bool) -> Attach:
     """As ``attach``, in a loop that clips: by our method, else by torch's function."""
 
     @contextmanager
@@ -175,9 +189,9 @@ def _clipping(attach: Attach, *, ours: bool) -> Attach:
         with attach(workload) as watch:
             if ours:
                 clip = watch.clip_grad_norm_  # type: ignore[attr-defined]
-                workload.clip = lambda: clip(MAX_NORM)
+                workload.clip = lambda: clip(most)
             else:
-                workload.clip = lambda: clip_grad.clip_grad_norm_(parameters, MAX_NORM)
+                workload.clip = lambda: clip_grad.clip_grad_norm_(parameters, most)
             try:
                 yield
             finally:

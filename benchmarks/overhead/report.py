@@ -100,7 +100,7 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
             ),
             f"### Clipping, {title}",
             _table(
-                ("model", "", "us a call", "of torch's [95 %]", "A/A control", "step of torch's [95 %]"),
+                ("model", "", "", "us a call", "of torch's [95 %]", "A/A control", "step of torch's [95 %]"),
                 [row for result in chosen for row in _clip(result)],
             ),
         ]  # fmt: skip
@@ -157,19 +157,22 @@ def _short(result: Result) -> Row:
 
 def _clip(result: Result) -> Iterator[Row]:
     base = (TORCH_CLIP, TORCH_CLIP_CONTROL)
-    control = _times(figures.ratio(result.clip, TORCH_CLIP_CONTROL, figures.clip, *base))
-    for name in (TORCH_CLIP, TORCH_CLIP_WATCHED, TORCH_CLIP_UNSAMPLED, OUR_CLIP, OUR_CLIP_UNSAMPLED):
-        if name not in result.clip:
-            continue
-        first = name == TORCH_CLIP
-        yield (
-            f"{result.model} ({result.tensors} tensors)",
-            name,
-            f"{figures.middle(result.clip[name], figures.clip) * 1e6:.1f}",
-            "" if first else _times(figures.ratio(result.clip, name, figures.clip, *base)),
-            "" if first else control,
-            "" if first else _change(figures.ratio(result.clip, name, figures.quick, *base)),
-        )
+    names = (TORCH_CLIP, TORCH_CLIP_WATCHED, TORCH_CLIP_UNSAMPLED, OUR_CLIP, OUR_CLIP_UNSAMPLED)
+    for case, blocks in result.clip.items():
+        control = _times(figures.ratio(blocks, TORCH_CLIP_CONTROL, figures.clip, *base))
+        for name in names:
+            if name not in blocks:
+                continue
+            first = name == TORCH_CLIP
+            yield (
+                f"{result.model} ({result.tensors} tensors)",
+                case,
+                name,
+                f"{figures.middle(blocks[name], figures.clip) * 1e6:.1f}",
+                "" if first else _times(figures.ratio(blocks, name, figures.clip, *base)),
+                "" if first else control,
+                "" if first else _change(figures.ratio(blocks, name, figures.quick, *base)),
+            )
 
 
 def _asked(found: Sequence[Verdict]) -> list[Row]:

@@ -10,7 +10,16 @@ from typing import Final
 from overhead import figures
 from overhead.contenders import DEFAULT, EVERY_STEP, WANDB
 from overhead.estimates import Estimate
-from overhead.plan import OUR_CLIP, OUR_CLIP_UNSAMPLED, TORCH_CLIP, TORCH_CLIP_CONTROL, UNSAMPLED, Result
+from overhead.plan import (
+    OUR_CLIP,
+    OUR_CLIP_UNSAMPLED,
+    TORCH_CLIP,
+    TORCH_CLIP_CONTROL,
+    TORCH_CLIP_UNSAMPLED,
+    TORCH_CLIP_WATCHED,
+    UNSAMPLED,
+    Result,
+)
 
 _BUDGET: Final = 0.005
 _UNSAMPLED_SECONDS: Final = 2e-6
@@ -64,7 +73,9 @@ def _verdicts(result: Result) -> Iterator[Verdict]:
     wall = _WALL_EVERY_STEP.get(result.model, _WALL_EVERY_LONG_STEP)
     every = figures.added(blocks, EVERY_STEP, figures.quick)
     own, derived = figures.own_clock(result, DEFAULT), figures.derived_default(result)
-    yield from at_most("default settings, own clock", _BUDGET, own, "%", 100)
+    mine = own - figures.background(result, DEFAULT)
+    yield from at_most("default settings, own clock, training thread", _BUDGET, mine, "%", 100)
+    yield from at_most("default settings, own clock, background threads with it", _BUDGET, own, "%", 100)
     yield from at_most(
         "default settings, upper end of the wall interval (long blocks)", _WALL_DEFAULT,
         figures.ratio(result.long, DEFAULT).high - 1, "%", 100,
@@ -97,10 +108,11 @@ def _verdicts(result: Result) -> Iterator[Verdict]:
         "observing every step, wall", wall,
         figures.ratio(blocks, EVERY_STEP, figures.quick).scaled(1.0, -1.0), "%", 100,
     )  # fmt: skip
-    for name in (OUR_CLIP, OUR_CLIP_UNSAMPLED):
-        if name in result.clip:
-            found = figures.ratio(result.clip, name, figures.clip, TORCH_CLIP, TORCH_CLIP_CONTROL)
-            yield from at_most(f"{name}, of torch's time", _CLIP_RATIO, found, "", 1)
+    for case, clipping in result.clip.items():
+        for name in (TORCH_CLIP_WATCHED, TORCH_CLIP_UNSAMPLED, OUR_CLIP, OUR_CLIP_UNSAMPLED):
+            if name in clipping:
+                found = figures.ratio(clipping, name, figures.clip, TORCH_CLIP, TORCH_CLIP_CONTROL)
+                yield from at_most(f"{name}, {case}, of torch's time", _CLIP_RATIO, found, "", 1)
     if WANDB in result.long and every.low > 0:
         times = figures.added(result.long, WANDB).median / every.median
         yield Verdict(
