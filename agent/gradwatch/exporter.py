@@ -152,7 +152,10 @@ class ExportThread:
                 internal_error(error, "export thread")
             for done in flushes:
                 done.set()
-        self._exporter.close()
+        try:
+            self._exporter.close()
+        except Exception as error:  # noqa: BLE001
+            internal_error(error, "closing the exporter")
 
     def _send_events(self) -> None:
         with self._lock:

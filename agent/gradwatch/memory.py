@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -73,24 +74,23 @@ def _devices() -> tuple[Reading, ...]:
     # Asking a CUDA that training has not started would create a context, hundreds of megabytes, in our name.
     if not (torch.cuda.is_available() and _is_cuda_started()):
         return ()
-    return tuple(reading for index in range(torch.cuda.device_count()) for reading in _device(index))
+    found: list[Reading] = []
+    names: dict[str, str] = {}
+    for index in range(torch.cuda.device_count()):
+        name, properties = f"cuda:{index}", torch.cuda.get_device_properties(index)
+        names[str(properties.uuid)] = name
+        found += allocator_readings(
+            name,
+            allocated=torch.cuda.memory_allocated(index),
+            reserved=torch.cuda.memory_reserved(index),
+            peak=torch.cuda.max_memory_reserved(index),
+            limit=properties.total_memory,
+        )
+    return (*found, *_nvml.readings(names))
 
 
 def _is_cuda_started() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call] # torch
-
-
-def _device(index: int) -> Iterator[Reading]:
-    name = f"cuda:{index}"
-    properties = torch.cuda.get_device_properties(index)
-    yield from allocator_readings(
-        name,
-        allocated=torch.cuda.memory_allocated(index),
-        reserved=torch.cuda.memory_reserved(index),
-        peak=torch.cuda.max_memory_reserved(index),
-        limit=properties.total_memory,
-    )
-    yield from nvml_readings(str(properties.uuid), name)
 
 
 def allocator_readings(
@@ -120,6 +120,44 @@ _NVML_READINGS: Final[tuple[tuple[Metric, Callable[[Any, Any], float | int]], ..
         lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
     ),
 )
+
+
+class NvmlThread:
+    """Asks NVML on a thread of its own: a driver that hangs must not take the signs of life with it.
+
+    What it tells is what the last round found, one export interval old, or nothing while a round hangs.
+    """
+
+    def __init__(self) -> None:
+        self._names: Mapping[str, str] = {}
+        self._found: tuple[Reading, ...] = ()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def readings(self, names: Mapping[str, str]) -> tuple[Reading, ...]:
+        """What was found since the last call. ``names``: of the devices to ask about, by UUID."""
+        self._names = names
+        if self._thread is None or not self._thread.is_alive():  # the first call, or the first after a fork
+            self._thread = threading.Thread(target=self._run, name="gradwatch-nvml", daemon=True)
+            self._thread.start()
+        found, self._found = self._found, ()
+        self._wake.set()
+        return found
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            self._found = self._round()
+
+    @shielded(())
+    def _round(self) -> tuple[Reading, ...]:
+        return tuple(
+            reading for uuid, name in dict(self._names).items() for reading in nvml_readings(uuid, name)
+        )
+
+
+_nvml: Final = NvmlThread()
 
 
 def nvml_readings(uuid: str, device: str) -> Iterator[Reading]:

@@ -43,7 +43,7 @@ class Watch:
         if run is not None:
             run.watches.append(self)
 
-    def log(self, **values: object) -> None:
+    def log(self, /, **values: object) -> None:
         """Record numbers: Python or NumPy numbers, or one-element tensors (read without a synchronisation).
 
         ``loss`` replaces the captured loss of the step in progress, or of the last one if no ``backward()`` was
