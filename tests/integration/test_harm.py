@@ -287,6 +287,11 @@ NO_THREADS = """
 def refuse(self): raise RuntimeError("can't start new thread")
 threading.Thread.start = refuse
 """
+NO_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+"""
 AT_SHUTDOWN = """
 import atexit
 class Late:
@@ -308,10 +313,7 @@ SURROUNDINGS: dict[str, tuple[str, str, dict[str, str]]] = {
     "file descriptors used up": (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))", "", {},
     ),
-    "no file may grow": (
-        "import resource; signal = __import__('signal'); signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(1, (0, 0))",
-        "", {},
-    ),
+    "no file may grow": (NO_FILES, "", {}),
 }  # fmt: skip
 
 
