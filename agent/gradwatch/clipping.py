@@ -9,12 +9,14 @@ torch's sorting of tensors into groups, and nothing is multiplied with one. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch.nn.utils import clip_grad
 
+from gradwatch.gradients import are_plain
 from gradwatch.safety import internal_error
 from gradwatch.sharding import is_distributed_tensor
 
@@ -45,9 +47,17 @@ class ClipSink(Protocol):
         """Whether these are known to be all of one optimizer's, and of one type on one device."""
 
     def before_clipping(
-        self, grads: Sequence[torch.Tensor], total: float | None, norms: Sequence[torch.Tensor] | None
+        self,
+        grads: Sequence[torch.Tensor],
+        total: float | None,
+        norms: Sequence[torch.Tensor] | None,
+        *,
+        raises: bool = False,
     ) -> None:
-        """``total`` is the L2 norm of these gradients where it is on the host, ``norms`` those of each."""
+        """``total`` is the L2 norm of these gradients where it is on the host, ``norms`` those of each.
+
+        ``raises``: if it is not finite, an exception follows.
+        """
 
     def clipped(self, grads: Sequence[torch.Tensor], ratio: float) -> None:
         """These gradients were multiplied with ``ratio``, at most 1."""
@@ -91,13 +101,14 @@ class ClipCapture:
             if torch.compiler.is_compiling():
                 return original(tensors, norm_type, error_if_nonfinite, foreach)
             grads = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-            if norm_type == 2.0 and foreach is not False and not error_if_nonfinite:
+            total = None
+            if norm_type == 2.0 and foreach is not False:
                 norms, total = self._norms(grads)
                 if norms is not None and total is not None:
                     self._named, self._total = list(map(id, grads)), total
-                    self._tell(grads, total, norms)
-                    return total
-            total = None
+                    self._tell(grads, total, norms, raises=error_if_nonfinite)
+                    if not error_if_nonfinite or math.isfinite(total.item()):
+                        return total
             try:
                 total = original(grads, norm_type, error_if_nonfinite, foreach)
                 return total
@@ -129,25 +140,28 @@ class ClipCapture:
     def clip(self, optimizer: Optimizer, max_norm: float) -> torch.Tensor | None:
         """Clip a watched optimizer's gradients by their L2 norm; None, and nothing done, where torch has to."""
         grads = self._sink.gradients_alike(optimizer)
-        if not grads:
-            return None
-        norms, total = _norms(grads)
-        if norms is None or total is None:
+        norms, total = _norms(grads) if grads else (None, None)
+        if not grads or norms is None or total is None:
             return None
         self._tell(grads, total, norms)
         self._tell_clipped(grads, _scale(grads, max_norm, total))
         return total
 
     def _norms(self, grads: list[torch.Tensor]) -> _Norms:
-        if not grads or not (self._sink.knows_alike(grads) or _are_alike(grads)):
-            return None, None
-        return _norms(grads)
+        if grads and are_plain(grads) and (self._sink.knows_alike(grads) or _are_alike(grads)):
+            return _norms(grads)
+        return None, None
 
     def _tell(
-        self, grads: list[torch.Tensor], total: torch.Tensor | None, norms: Sequence[torch.Tensor] | None
+        self,
+        grads: list[torch.Tensor],
+        total: torch.Tensor | None,
+        norms: Sequence[torch.Tensor] | None,
+        *,
+        raises: bool = False,
     ) -> None:
         try:
-            self._sink.before_clipping(grads, _host_value(total), norms)
+            self._sink.before_clipping(grads, _host_value(total), norms, raises=raises)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "clip_grad_norm_")
 
@@ -178,7 +192,7 @@ def _norms(grads: list[torch.Tensor]) -> _Norms:
 
 def _scale(grads: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> float | None:
     """Multiply as torch does; what with, where that is on the host."""
-    if total.is_cpu and total.dtype in _EXACT and _is_at_most(total.item(), float(max_norm)):
+    if total.is_cpu and _is_at_most(total.item(), float(max_norm)) and _keeps_bits(grads):
         return 1.0
     with torch.no_grad():
         ratio = torch.clamp(float(max_norm) / (total + 1e-6), max=1.0)
@@ -194,13 +208,17 @@ def _is_at_most(total: float, max_norm: float) -> bool:
     return max_norm > (total + 1e-6) * 1.00001 and _DENORMAL[0] * 1.0 != 0.0
 
 
+def _keeps_bits(grads: list[torch.Tensor]) -> bool:
+    """Whether multiplying these with one changes nothing, and nobody could tell that it was left out.
+
+    Complex numbers lose the signs of zeros. A graph through gradients has to find that they were changed.
+    """
+    return grads[0].dtype in _EXACT and not any(grad.requires_grad for grad in grads)
+
+
 def _are_alike(grads: Sequence[torch.Tensor]) -> bool:
-    """Whether torch would find one group: plain dense tensors of one type on one device."""
+    """Whether torch would find one group: dense tensors of one type on one device."""
     dtype, device = grads[0].dtype, grads[0].device
     return device.type in {"cpu", "cuda"} and all(
-        type(grad) is torch.Tensor
-        and grad.dtype is dtype
-        and grad.layout is torch.strided
-        and grad.device == device
-        for grad in grads
+        grad.dtype is dtype and grad.layout is torch.strided and grad.device == device for grad in grads
     )

@@ -3,10 +3,12 @@
 A compiled training step breaks its graph at ``backward()`` and at ``optimizer.step()`` anyway, and Dynamo then
 looks at every function called from there, ours included: it would compile our bookkeeping, and break at each
 clock it reads. Told to skip this package, it captures the graphs it would capture without us.
+``torch.jit.script`` refuses what has hooks of ours.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 
+import gradwatch
 from gradwatch.safety import internal_error, shielded
 
 _told = False
@@ -25,18 +28,20 @@ def stay_untraced() -> None:
     global _told
     rules: Any = sys.modules.get("torch._dynamo.trace_rules")
     if rules is not None and not _told:
-        rules.add("gradwatch")
+        for module in pkgutil.iter_modules(gradwatch.__path__, "gradwatch."):
+            # What wraps a function that may be inside of a graph has to be traced with it.
+            if module.name != "gradwatch.clipping":
+                rules.add(module.name)
         _told = True
 
 
 class CompileWatch:
-    """Calls who asked, if ``torch.compile`` was used before and each time it is used while installed."""
+    """Calls who asked, if models were compiled before and each time one is while installed."""
 
     def __init__(self) -> None:
         self._used = False
         self._asking: list[Callable[[], None]] = []
-        self._original: Callable[..., Any] | None = None
-        self._wrapper: Callable[..., Any] | None = None
+        self._replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
 
     def tell(self, heard: Callable[[], None]) -> None:
         """Call this, now if there was a use already."""
@@ -50,13 +55,18 @@ class CompileWatch:
             heard()
 
     def install(self) -> None:
-        """Put the wrapper in place."""
+        """Put the wrappers in place."""
         frames: Any = sys.modules.get("torch._dynamo.eval_frame")
         backends = getattr(frames, "cached_backends", {})
         if any(backend is not None for backend in backends.values()):  # None: told not to compile a function
             self._hear()
-        original: Callable[..., Any] = torch.compile
+        for owner, name in ((torch, "compile"), (torch.jit, "script")):
+            original = getattr(owner, name)
+            wrapper = self._wrap(original)
+            self._replaced.append((owner, name, original, wrapper))
+            setattr(owner, name, wrapper)
 
+    def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def compile_(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -65,12 +75,12 @@ class CompileWatch:
                 internal_error(error, "torch.compile")
             return original(*args, **kwargs)
 
-        self._original, self._wrapper = original, compile_
-        torch.compile = compile_
+        return compile_
 
     def remove(self) -> None:
-        """Put torch's function back, unless somebody wrapped ours."""
-        if self._original is not None and torch.compile is self._wrapper:
-            torch.compile = self._original
-        self._original = None
+        """Put torch's functions back, unless somebody wrapped ours."""
+        for owner, name, original, wrapper in self._replaced:
+            if getattr(owner, name) is wrapper:
+                setattr(owner, name, original)
+        self._replaced.clear()
         self._asking.clear()

@@ -161,9 +161,12 @@ class ForwardWitness:
         self.arm(observed)
 
     def note_habits(self, readings: Sequence[ForwardReading]) -> None:
-        """The step was good, so whatever looks bad in its forward passes is meant to be."""
-        for reading in readings:
-            if reading.is_bad:
+        """The step was good, so whatever looks bad in its forward passes is meant to be.
+
+        Of the passes before one backward only the last: an earlier one may have been of a batch thrown away.
+        """
+        for place, reading in enumerate(readings):
+            if reading.is_bad and reading.epoch < self.progress.passes and _is_last(reading, readings[place:]):
                 self._habits.update((reading.model, "input", i) for i, bad in enumerate(reading.inputs) if bad)
                 self._habits.update(
                     (reading.model, "output", i) for i, bad in enumerate(reading.outputs) if bad
@@ -174,10 +177,11 @@ class ForwardWitness:
         """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
         return any(kind == "output" for _, kind, _ in self._habits)
 
-    def compiles(self) -> None:
+    def leave_alone(self) -> None:
         """``torch.compile`` is in use: a hook could be traced, break a graph, and make it anew when it changes.
 
         Hooks outside of ``torch.compile``'s own wrapper of a model are not traced, and stay.
+        ``torch.jit.script`` refuses modules with hooks that it cannot compile.
         """
         self._compiles = True
         if self.armed:
@@ -211,6 +215,9 @@ class ForwardWitness:
             recorder = self._recorders.pop(index, None)
             if recorder is not None:
                 self.plans[index] = recorder.plan(outputs)
+        # A forward in evaluation, or of another thread, is not the step's.
+        if self.progress.pauses or not torch.is_grad_enabled() or self.progress.is_elsewhere:
+            return
         if torch._C._are_functorch_transforms_active() or _is_tracing():  # noqa: SLF001 - no public test
             return
         reading = self._read(index, _tensors((args, kwargs) if kwargs else args), outputs)
@@ -274,13 +281,18 @@ def verdict(
     if first is None:
         return "good", graph
     alive = frozenset(operation.number for operation in graph.operations) if graph is not None else _NONE
-    is_last = not any(
-        other.model == first.model and other.epoch == first.epoch
-        for other in readings[readings.index(first) + 1 :]
-    )
+    is_last = _is_last(first, readings[readings.index(first) :])
     if not first.numbers or not (first.numbers & alive or is_last):
         return None, graph
     return "input" if True in first.inputs else "forward", first.graph or graph
+
+
+def _is_last(reading: ForwardReading, readings: Sequence[ForwardReading]) -> bool:
+    """Whether none of these is another pass of the same model before the same backward."""
+    return not any(
+        other is not reading and other.model == reading.model and other.epoch == reading.epoch
+        for other in readings
+    )
 
 
 def _numbers(outputs: Sequence[Tensor]) -> frozenset[int]:
@@ -341,6 +353,7 @@ def _is_readable(tensor: Tensor) -> bool:
         type(tensor) in _PLAIN
         and tensor.dtype in _READABLE
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and (tensor.is_cpu or tensor.is_cuda)
     )
 

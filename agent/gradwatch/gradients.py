@@ -140,7 +140,7 @@ class GradientReader:
 
     @property
     def alike(self) -> bool:
-        """Whether all parameters are plain tensors of one type on one device."""
+        """Whether all parameters are of one type on one device, and whole."""
         return self._only is not None
 
     def are_all(self, grads: Sequence[Tensor]) -> bool:
@@ -244,6 +244,11 @@ class GradientReader:
         return self._shares((index,), [float(torch.linalg.vector_norm(values.detach().abs().double()))])[0]
 
 
+def are_plain(grads: Iterable[Tensor]) -> bool:
+    """Whether none is of a subclass, which may have norms and products of its own."""
+    return set(map(type, grads)) <= {torch.Tensor}
+
+
 def nonfinite_among(tensors: Sequence[Tensor]) -> list[bool]:
     """Which of these dense CPU tensors hold a NaN or Inf."""
     if all(tensor.dtype is torch.float32 and tensor.numel() for tensor in tensors):
@@ -281,8 +286,8 @@ def _host_norms(grads: list[Tensor], accumulate: torch.dtype | None) -> list[flo
     try:
         # `.item()` on a CPU scalar is 0.17 us; stacking them first and `.tolist()` costs half as much again.
         return [norm.item() for norm in _foreach_norm(grads, accumulate)]
-    except (RuntimeError, NotImplementedError):
-        # Sparse gradients raise in the fused call.
+    except (RuntimeError, NotImplementedError, TypeError):
+        # Sparse gradients raise in the fused call, and classes of the user's that do not know it.
         return list(_one_by_one(grads, accumulate))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -92,7 +93,8 @@ class LossCapture:
         ) -> None:
             # With a gradient given it is not a scalar loss, or it is a re-entrant checkpoint's own call.
             heard = False  # a local: where the step is compiled, there is nothing to guard and recompile for
-            if grad_tensors is None and not is_compiling():
+            thread = progress.thread
+            if grad_tensors is None and not is_compiling() and (thread is None or thread == get_ident()):
                 try:
                     if type(tensors) is tensor and tensors.is_cpu and not scaled:
                         value = tensors.item()

@@ -284,6 +284,11 @@ class Measures:
                 prefix = f"{model.name}." if len(self._models) > 1 else ""
                 self._probes.append(InputProbe(module, self._taker(prefix)))
 
+    def leave_models_alone(self) -> None:
+        """Put no hooks into models that somebody may compile, see ``CompileWatch``."""
+        self._inputs = None
+        self._disarm()
+
     def _disarm(self) -> None:
         for probe in self._probes:
             probe.remove()

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,7 +87,7 @@ class StepObserver:
         self._closure_base: tuple[float | None, int] | None = None
         self._forward = ForwardWitness(self.progress)
         self.compile_watch = CompileWatch()
-        self.compile_watch.tell(self._forward.compiles)
+        self.compile_watch.tell(self._forward.leave_alone)
         self._suspects = Suspects(sink, self._watched, self._models, self._forward)
         self._arrivals = Arrivals(sink, self._suspects)
         self.user_log = UserLog(
@@ -95,13 +96,16 @@ class StepObserver:
         self.measures = Measures(
             self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
         )
+        self.compile_watch.tell(self.measures.leave_models_alone)
         self._waits = self.measures.waits
         self.follows_backward = False
         self._local_norms = LocalNorms(self._read_local_norms)
         self._together: StepsInBackward | None = None
         self._manual: ManualSteps | None = None
         self._loss_capture = LossCapture(self, capture_loss, self.measures.phases)
-        self.clip_capture = ClipCapture(ClipWitness(self.roster, self.progress, self._observe))
+        self.clip_capture = ClipCapture(
+            ClipWitness(self.roster, self.progress, self._observe, self._look_at_once)
+        )
         self._pre_hook: RemovableHandle | None = None
         self._post_hook: RemovableHandle | None = None
 
@@ -258,7 +262,7 @@ class StepObserver:
             groups = optimizer.param_groups
             if groups[0].get("lr") is not watched.rate or len(groups) != 1:
                 watched.note_rates(now, optimizer)
-            if watched.clip_total is not None:
+            if watched.is_clipped:
                 watched.record_clip(now)
             if not watched.leads:
                 watched.last_step = self.roster.step
@@ -338,6 +342,7 @@ class StepObserver:
         if watched.depth:
             watched.depth -= 1
             return
+        self.progress.thread = get_ident()
         watched.frame = None
         if watched.capturing:
             return
@@ -409,7 +414,8 @@ class StepObserver:
         self.progress.suspicious = False
         self._suspects.discard()
         for watched in self._watched.values():
-            watched.reading = watched.clip_total = watched.clip_ratio = None
+            watched.reading = None
+            watched.forget_clip()
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -431,6 +437,7 @@ class StepObserver:
             models = [module for model in self._models if (module := model.reference()) is not None]
             self._manual = ManualSteps([p for module in models for p in module.parameters()])
             self.roster.add_hookless(self._manual)
+            self.progress.thread = get_ident()
             self._tend_busy()
         self._manual.backward_ended()
         watched = self.roster.hookless
@@ -557,6 +564,12 @@ class StepObserver:
         elif reading.indices and reading.complete and not (reading.on_device or watched.reader.sharded):
             watched.total = total
 
+    def _look_at_once(self, watched: WatchedOptimizer) -> None:
+        """The step will not come: clipping is about to raise over these gradients."""
+        optimizer = watched.reference()
+        if optimizer is not None:
+            self._look(optimizer, watched, before=True)
+
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
         if self.roster.leader is not None:
@@ -569,7 +582,6 @@ class StepObserver:
         """Find a NaN that came in a step nobody observed, and that no loss has met since."""
         self._checked = perf_counter_ns()
         for watched in self._watched.values():
-            watched.trusted_norm = None  # options other than the rate may have changed
             if watched.count and not self._sink.nonfinite_seen:
                 self._suspects.check(self.roster.step - 1, watched)
 
@@ -594,8 +606,8 @@ class StepObserver:
         total, watched.total = watched.total, None
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
             watched.log.observe(now, watched.layers, reading.indices, reading.norms, total)
-            watched.clip_total = None
-            if watched.clip_ratio is not None:
+            if watched.is_clipped:
+                watched.clip_total = None
                 watched.record_clip(now)
             if optimizer.param_groups[0].get("lr") is not watched.rate or len(optimizer.param_groups) != 1:
                 watched.note_rates(now, optimizer)
@@ -620,7 +632,7 @@ class StepObserver:
             if reading is not None and not self._is_reportable(watched, reading, in_flight):
                 reading = None
         total, ratio = watched.clip_total, watched.clip_ratio
-        watched.clip_total = watched.clip_ratio = None
+        watched.forget_clip()
         nonfinite = self._judge_skipped(watched, loss) if skipped else watched.nonfinite
         watched.nonfinite = False
         indices: Sequence[int] | None = None
@@ -677,6 +689,8 @@ class StepObserver:
         watched.last_step = self.roster.step
         watched.last_epoch = self.progress.passes
         watched.last_nonfinite = nonfinite
+        if nonfinite:  # what it has left behind is told with it
+            watched.poisoned = bool(watched.reader.nonfinite_parameters())
         if observed or skipped:
             watched.last_known = now
         watched.losses.append(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ class StepInProgress:
     Attributes:
         loss: Loss on the host, summed over the backward passes since the last step; None before the first.
         passes: Backward passes ever begun.
+        thread: The thread that trains, by which alone anything of this is told; None before the first step.
         busy: Whether a loss on the host is not simply the step's: then somebody has to think about it.
         pauses: How often training was paused (evaluation, checkpoint) and not resumed.
         device_losses: Losses on devices, detached.
@@ -25,9 +27,11 @@ class StepInProgress:
 
     __slots__ = (
         "busy", "device_losses", "given_loss", "given_rate", "loss", "passes", "pauses", "spent", "suspicious",
+        "thread",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self.thread: int | None = None
         self.loss: float | None = None
         self.passes = 0
         self.busy = False
@@ -37,6 +41,15 @@ class StepInProgress:
         self.given_rate: float | None = None
         self.suspicious = False
         self.spent = 0
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another thread calls than the one that trains.
+
+        What it does is none of this run's, and to look at gradients meanwhile, which autograd writes without
+        Python's lock, would end the process.
+        """
+        return self.thread is not None and self.thread != get_ident()
 
     @property
     def host_loss(self) -> float | None:

@@ -17,7 +17,6 @@ from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.nonfinite import Origin, Witnesses, first_in_backward, origin
 from gradwatch.step_sink import StepSink
 from gradwatch.telemetry import NonfiniteStep, StepRecord
-from gradwatch.update_check import trusted_norm
 from gradwatch.watched import Model, Steps, WatchedOptimizer, parameters_of
 
 if TYPE_CHECKING:
@@ -205,10 +204,7 @@ class Suspects:
         Parameters are looked at where the update itself may have spoilt them.
         """
         watched.settled = True
-        limit = watched.trusted_norm
-        if limit is None:
-            limit = watched.trusted_norm = trusted_norm(optimizer)
-        if gradient_norm is None or not gradient_norm < limit:
+        if gradient_norm is None or not gradient_norm < watched.trust.norm(optimizer):
             bad = watched.reader.nonfinite_parameters()
             if bad:
                 if not watched.poisoned:

@@ -20,13 +20,33 @@ _KNOWN: Final[frozenset[type]] = frozenset(
 )  # fmt: skip
 # An update a thousandth of the largest number can be added a thousand times.
 _SHARE: Final = 1e-3
+_OPTIONS: Final = ("lr", "weight_decay", "eps", "momentum", "centered")
 
 
-def trusted_norm(optimizer: object) -> float:
-    """Below which (unclipped) norm of finite gradients a step leaves finite parameters finite; 0 for none."""
-    if type(optimizer) not in _KNOWN or not isinstance(optimizer, Optimizer):
-        return 0.0
-    return min((_trusted_norm(group) for group in optimizer.param_groups), default=math.inf)
+class UpdateTrust:
+    """What is known of one optimizer's updates, worked out again when its options change."""
+
+    __slots__ = ("_known", "_options")
+
+    def __init__(self) -> None:
+        self._options: list[list[Any]] = []
+        self._known = 0.0
+
+    def norm(self, optimizer: object) -> float:
+        """Below which (unclipped) norm of good gradients a step leaves good parameters good; 0 for none."""
+        if type(optimizer) not in _KNOWN or not isinstance(optimizer, Optimizer):
+            return 0.0
+        options = [[group.get(name) for name in _OPTIONS] for group in optimizer.param_groups]
+        # By identity: comparing a rate that is a tensor could synchronise, and it may change and stay the same.
+        same = len(options) == len(self._options) and all(
+            one is other and not isinstance(one, torch.Tensor)
+            for now, before in zip(options, self._options, strict=True)
+            for one, other in zip(now, before, strict=True)
+        )
+        if not same:
+            self._options = options
+            self._known = min((_trusted_norm(group) for group in optimizer.param_groups), default=math.inf)
+        return self._known
 
 
 def _trusted_norm(group: dict[str, Any]) -> float:

@@ -18,6 +18,7 @@ from gradwatch.gradients import GradientReader, Reading, layer_name, named_param
 from gradwatch.in_backward import StepsInBackward
 from gradwatch.sharding import common_stride, is_distributed_tensor
 from gradwatch.step_log import StepLog
+from gradwatch.update_check import UpdateTrust
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,11 +110,11 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_epoch", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
-        "index", "is_aligned", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
+        "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame", "index",
+        "is_aligned", "is_clipped", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
         "last_observed", "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin",
         "nonfinite", "observe", "order", "planned", "poisoned", "rate", "rates", "reader", "reading",
-        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "total", "trusted_norm",
+        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "total", "trust",
         "unseen", "witness",
     )  # fmt: skip
 
@@ -141,7 +142,7 @@ class WatchedOptimizer:
         self.total: float | None = None
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
-        self.clip_epoch = -1
+        self.is_clipped = False
         self.last_step = 0
         self.last_epoch = -1
         self.last_nonfinite = False
@@ -153,8 +154,7 @@ class WatchedOptimizer:
         # Of a single group, the very object, so that a step whose rate did not change is known by identity.
         self.rate: object = _UNKNOWN
         self.rates: tuple[float | None, ...] = ()
-        # See `update_check`; None until asked for, since it takes longer than all else that is done then.
-        self.trusted_norm: float | None = None
+        self.trust = UpdateTrust()
         self.scale: Tensor | None = None
         self.local: Reading | None = None
         self.together: StepsInBackward | None = None
@@ -172,7 +172,6 @@ class WatchedOptimizer:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
-        self.trusted_norm = None
         self.reader = GradientReader(parameters)
         self.log.keep = _DEVICE_STEPS_KEPT if self.reader.devices else 1
         self.order.settle()
@@ -226,12 +225,17 @@ class WatchedOptimizer:
 
     def record_clip(self, now: int) -> None:
         """Write down the norm and the ratio of clipping, of a step that is not observed otherwise."""
-        total, self.clip_total = self.clip_total, None
-        ratio, self.clip_ratio = self.clip_ratio, None
+        total, ratio = self.clip_total, self.clip_ratio
+        self.forget_clip()
         if total is not None:
             self.log.column(conventions.GRADIENT_NORM).append(now, total)
         if ratio is not None:
             self.log.column(conventions.CLIP_RATIO).append(now, ratio)
+
+    def forget_clip(self) -> None:
+        """The gradients that were clipped are gone."""
+        self.is_clipped = False
+        self.clip_total = self.clip_ratio = None
 
     def record_wait(self, now: int, waited: int) -> None:
         """Write down the nanoseconds of the step that went by waiting for data."""
@@ -254,7 +258,6 @@ class WatchedOptimizer:
         rates = tuple(_rate(group.get("lr")) for group in groups)
         if rates != self.rates:
             self.rates = rates
-            self.trusted_norm = None
             self.log.rates.append((now, rates))
 
     def note_given_rate(self, now: int, rate: float) -> None:

@@ -302,9 +302,23 @@ def step_late():
     optimizer.zero_grad(); model(torch.randn(4, 6)).square().mean().backward(); optimizer.step()
 atexit.register(step_late)
 """
+ANOTHER_THREAD = """
+def train(model, optimizer):
+    for step in range(4000):
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+other = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+thread = threading.Thread(target=train, args=(other, torch.optim.SGD(other.parameters(), lr=0.01)))
+thread.start()
+train(model, optimizer)
+thread.join()
+"""
 SURROUNDINGS: dict[str, tuple[str, str, dict[str, str]]] = {
     "no threads allowed": (NO_THREADS, "", {}),
     "steps while the interpreter shuts down": ("", AT_SHUTDOWN, {}),
+    "another thread trains, too": ("", ANOTHER_THREAD, {}),
     "standard streams closed": ("", "sys.stdout.close(); sys.stderr.close()", {}),
     "no temporary folder, no home": (
         "", "", dict.fromkeys(("TMPDIR", "HOME", "XDG_STATE_HOME"), "/nowhere"),

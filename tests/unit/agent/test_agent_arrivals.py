@@ -186,8 +186,10 @@ def test_the_witnesses_of_a_device_arrive_with_its_gradients(
 
 
 def test_infinities_that_good_steps_have_too_are_no_evidence(sink: Sink) -> None:
-    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
+    progress = StepInProgress()
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(progress)))
     for step, gradient in enumerate([1.0, math.nan]):
+        progress.passes = step + 1
         on_device = (torch.tensor(1.0), torch.tensor(math.inf))
         reading = ForwardReading(0, step, step, [False], [False], frozenset({1}), on_device=on_device)
         witness = DeviceWitness([reading], norms(1.0), epoch=step, settled=True)

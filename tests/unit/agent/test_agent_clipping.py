@@ -77,7 +77,7 @@ class Deaf:
     def knows_alike(self, grads: object) -> bool:
         return False
 
-    def before_clipping(self, grads: object, total: object, norms: object) -> None: ...
+    def before_clipping(self, grads: object, total: object, norms: object, *, raises: bool = False) -> None: ...
 
     def clipped(self, grads: object, ratio: object) -> None: ...
 
@@ -239,3 +239,148 @@ def test_norm_before_and_ratio_are_reported_of_every_step_that_clips(
             optimizer.step()
     assert exporter.values(names.GRADIENT_NORM) == pytest.approx(totals, rel=1e-5)
     assert exporter.values(names.CLIP_RATIO) == pytest.approx(ratios, rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_where_no_loss_is_seen_each_step_has_its_own_norm_and_ratio(
+    watching: Watching, exporter: InMemoryExporter, every: int
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    totals = []
+    with watching(model, optimizer, every=every, capture_loss=False):
+        for step in range(9):
+            optimizer.zero_grad()
+            (model(torch.randn(4, 5)).square().mean() * 10.0 ** (step % 3)).backward()
+            totals.append(float(clip_grad_norm_(model.parameters(), 0.5)))
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(totals)
+    assert exporter.values(names.CLIP_RATIO) == pytest.approx([min(1.0, 0.5 / (t + 1e-6)) for t in totals])
+
+
+def test_gradients_clipped_in_parts_have_no_one_ratio(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = network()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    totals = []
+    with watching(model, optimizer, every=4):
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().mean().backward()
+            totals.append(math.hypot(*(float(p.grad.norm()) for p in parameters if p.grad is not None)))
+            clip_grad_norm_(parameters[:2], 0.01)
+            clip_grad_norm_(parameters[2:], 0.01)
+            optimizer.step()
+    observed = exporter.values(names.GRADIENT_NORM)
+    assert exporter.values(names.CLIP_RATIO) == []
+    assert all(min(abs(norm - total) for total in totals) < 1e-6 for norm in observed)
+
+
+def test_what_is_clipped_in_evaluation_is_no_steps(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer, every=1) as watch:
+        for _ in range(3):
+            with watch.evaluation():
+                plain(model)
+                clip_grad_norm_(model.parameters(), 1e-9)
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().mean().backward()
+            clip_grad_norm_(model.parameters(), 1e9)
+            optimizer.step()
+    assert exporter.values(names.CLIP_RATIO) == [1.0, 1.0, 1.0]
+
+
+def test_layers_that_came_since_the_last_observed_step_are_in_the_norm(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model, more = network(), nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    totals = []
+    with watching([model, more], optimizer, every=100):
+        for step in range(6):
+            if step == 3:
+                optimizer.add_param_group({"params": list(more.parameters())})
+            optimizer.zero_grad()
+            x = torch.randn(4, 5)
+            (model(x) + (more(x) if step >= 3 else 0.0)).square().mean().backward()
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            totals.append(float(clip_grad_norm_(parameters, 0.05)))
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(totals)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_norm_that_makes_clipping_raise_is_told(
+    watching: Watching, exporter: InMemoryExporter, ours: bool
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer, every=100) as watch:
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().mean().backward()
+            if step == 3:
+                grad = next(model.parameters()).grad
+                assert grad is not None
+                grad[0, 0] = math.nan
+                with pytest.raises(RuntimeError, match="non-finite"):
+                    if ours:
+                        watch.clip_grad_norm_(1.0, error_if_nonfinite=True)
+                    else:
+                        clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+                break
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert (event.attributes[names.STEP], event.attributes[names.LAYER_NAME]) == (3, "0.weight")
+
+
+class Doubling(torch.Tensor):
+    """Gradients of a class of their own, which knows no fused operations and multiplies in its own way."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in {torch._foreach_norm, torch._foreach_mul_}:
+            raise TypeError("no fused operations")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_gradients_of_another_class_are_left_to_torch(watching: Watching) -> None:
+    bare, model = network(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer):
+        for each in (bare, model):
+            torch.manual_seed(1)
+            plain(each)
+            for parameter in each.parameters():
+                assert parameter.grad is not None
+                parameter.grad = parameter.grad.as_subclass(Doubling)  # type: ignore[assignment]
+        total = clip_grad_norm_(bare.parameters(), 0.5)
+        assert torch.equal(clip_grad_norm_(model.parameters(), 0.5), total)
+    assert gradients(bare) == gradients(model)
+
+
+def test_signs_of_complex_zeros_are_lost_as_torch_loses_them(watching: Watching) -> None:
+    bare = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    ours = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    bare.grad = torch.tensor([1 - 0j, complex(-0.0, -0.0)])
+    ours.grad = bare.grad.clone()
+    optimizer = torch.optim.SGD([ours], lr=0.0)
+    with watching(None, optimizer) as watch:
+        clip_grad_norm_([bare], 10.0)
+        watch.clip_grad_norm_(10.0)
+    assert ours.grad.numpy().tobytes() == bare.grad.numpy().tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
+def test_a_graph_through_gradients_finds_that_they_were_changed(watching: Watching) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching(model, optimizer) as watch:
+        model(torch.randn(4, 5)).square().mean().backward(create_graph=True)
+        penalty = sum((p.grad**3).sum() for p in model.parameters() if p.grad is not None)
+        watch.clip_grad_norm_(1e6)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            penalty.backward()  # type: ignore[union-attr]
+    for parameter in model.parameters():
+        parameter.grad = None  # break the circle through the graph

@@ -87,3 +87,29 @@ def test_a_backward_inside_one_whole_graph_stays_in_it(
             watch.log(loss=loss)
     assert exporter.values(names.GRADIENT_NORM) == pytest.approx(totals)
     assert exporter.values(names.LOSS) == losses
+
+
+def test_clipping_inside_one_whole_graph_stays_in_it(watching: Watching) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def clip() -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(list(model.parameters()), 0.01)
+
+    with watching(model, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().mean().backward()
+            total = math.hypot(*norms_of(model).values())
+            assert float(clip()) == pytest.approx(total)
+            optimizer.step()
+
+
+def test_a_watched_model_can_be_scripted(watching: Watching) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer):
+        x = torch.randn(5, 4)
+        scripted = torch.jit.script(model)
+        assert torch.equal(scripted(x), model(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -91,3 +92,22 @@ def test_a_watch_that_watches_nothing_can_be_told_too(
     watch = watching(*make())
     with watch.evaluation(), watch.checkpoint():
         assert watch.run_id is None
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_nan_seen_in_evaluation_does_not_excuse_one_in_training(
+    watching: Watching, exporter: InMemoryExporter, marked: bool, with_gradients: bool
+) -> None:
+    model, optimizer = make()
+    bad = torch.full((5, 4), math.nan)
+    with watching(model, optimizer) as watch:
+        for number in range(6):
+            if number == 2:
+                with watch.evaluation() if marked else nullcontext(), torch.set_grad_enabled(with_gradients):
+                    model(bad)
+            optimizer.zero_grad()
+            model(bad if number == 5 else torch.randn(5, 4)).square().mean().backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert (event.attributes[names.STEP], event.attributes[names.BORN_IN]) == (5, "input")

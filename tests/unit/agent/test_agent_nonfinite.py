@@ -257,3 +257,49 @@ def test_a_nan_that_no_loss_ever_meets_is_found_at_the_end_of_the_run(exporter: 
     assert event.attributes[names.STEP] == 59
     assert names.BORN_IN not in event.attributes
     assert event.attributes[names.NONFINITE_LAYERS] == 1
+
+
+@pytest.mark.parametrize("kind", ["adam", "momentum"])
+@pytest.mark.parametrize("every", [1, 100])
+def test_what_a_bad_step_leaves_in_the_optimizer_is_not_told_as_a_fault_of_the_update(
+    watching: Watching, exporter: InMemoryExporter, kind: str, every: int
+) -> None:
+    model = nn.Linear(4, 2)
+    optimizer: torch.optim.Optimizer
+    if kind == "adam":
+        optimizer = torch.optim.Adam(model.parameters())
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with watching(model, optimizer, every=every):
+        for step in range(9):
+            x = torch.randn(3, 4)
+            if step == 5:
+                x[0, 0] = math.nan
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    told = [
+        (event.attributes[names.STEP], event.attributes.get(names.BORN_IN))
+        for event in exporter.find_events(names.NONFINITE_STEP.name)
+    ]
+    assert told[0][0] == 5
+    assert told[0][1] == ("input" if every == 1 else None)
+    assert told[1:] == [(step, "parameters") for step in (6, 7, 8)]
+
+
+def test_an_option_that_changes_in_the_middle_is_seen_in_the_update_it_spoils(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    with watching(model, optimizer):
+        for step in range(7):
+            if step == 5:
+                optimizer.param_groups[0]["eps"] = 0.0  # 0 / 0 where the gradient has always been zero
+            x = torch.randn(3, 4)
+            x[:, 0] = 0.0
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    first = exporter.find_events(names.NONFINITE_STEP.name)[0].attributes
+    assert (first[names.STEP], first[names.BORN_IN], first[names.LAYER_NAME]) == (5, "optimizer", "weight")
