@@ -3,7 +3,8 @@
 Importing this package imports neither torch nor the OpenTelemetry SDK; ``watch()`` does.
 """
 
+from gradwatch.checkpoints import latest_checkpoint
 from gradwatch.settings import SettingsError
 from gradwatch.watching import Watch, watch
 
-__all__ = ["SettingsError", "Watch", "watch"]
+__all__ = ["SettingsError", "Watch", "latest_checkpoint", "watch"]

@@ -13,6 +13,7 @@ import click
 # SQL and the collector without torch, and `gradwatch --help` costs neither.
 COMMANDS: Final = {
     "alerts": ("gradwatch_collector.commands.export:alerts", "Copy the Prometheus rules and runbooks."),
+    "checkpoint": ("gradwatch.checkpoint_command:checkpoint", "Are the checkpoints whole?"),
     "collector": ("gradwatch_collector.commands.serve:collector", "Receive, store and evaluate telemetry."),
     "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),
     "db": ("gradwatch_collector.commands.db:db", "Create and migrate the database."),

@@ -92,6 +92,9 @@ FLIGHT_DATA: Final = "training.flight_record.data"
 BUNDLE_PATH: Final = "training.bundle.path"
 OOM_DURING: Final = "training.oom.during"
 OOM_REQUESTED: Final = "training.oom.requested"
+CHECKPOINT_NAME: Final = "training.checkpoint.name"
+CHECKPOINT_SIZE: Final = "training.checkpoint.size"
+CHECKPOINT_DURATION: Final = "training.checkpoint.duration"
 
 ATTRIBUTES: Final[dict[str, str]] = {
     LAYER_NAME: "Qualified name of the parameter (or path of the module), without wrappers' parts.",
@@ -100,7 +103,8 @@ ATTRIBUTES: Final[dict[str, str]] = {
     DEVICE: "Device, such as `cuda:0`.",
     METRIC_NAME: "Name given to `watch.log(name=value)`.",
     EVENT_SEQUENCE: "Counts the events of a process from 0; part of an event's key.",
-    STEP: "0-based optimizer step the event belongs to; for heartbeats and endings the last that ended.",
+    STEP: "0-based optimizer step the event belongs to; for heartbeats and endings the last that ended, for "
+    "checkpoints the one to go on with.",
     STATUS: "`succeeded`, `failed` or `cancelled`.",
     REASON: "Why the run ended so: exception type, `exit 3`, `SIGTERM`, `interrupted`.",
     EXIT_CODE: "Exit code, when known.",
@@ -123,6 +127,9 @@ ATTRIBUTES: Final[dict[str, str]] = {
     BUNDLE_PATH: "Where the reproduction bundle of a failing step was written.",
     OOM_DURING: "What was being done when memory ran out: `forward`, `backward`, `optimizer`, when known.",
     OOM_REQUESTED: "Bytes that were asked for when memory ran out, when known.",
+    CHECKPOINT_NAME: "Name of the checkpoint's file or folder, with the folder it is in.",
+    CHECKPOINT_SIZE: "Bytes of all files of the checkpoint.",
+    CHECKPOINT_DURATION: "Seconds that saving took, until everything was on disk.",
 }
 
 # What `training.nonfinite.born_in` and a finding's `born_in` may say.
@@ -358,10 +365,18 @@ OUT_OF_MEMORY: Final = Event(
     "training.oom", "Memory ran out; training may have recovered.",
     (EVENT_SEQUENCE, STEP, DEVICE, OOM_DURING, OOM_REQUESTED),
 )
+CHECKPOINT_SAVED: Final = Event(
+    "training.checkpoint.saved", "A checkpoint is complete, on disk, and its checksums are written down.",
+    (EVENT_SEQUENCE, STEP, CHECKPOINT_NAME, CHECKPOINT_SIZE, CHECKPOINT_DURATION),
+)
+CHECKPOINT_FAILED: Final = Event(
+    "training.checkpoint.failed", "A checkpoint could not be saved; the one before is as it was.",
+    (EVENT_SEQUENCE, STEP, CHECKPOINT_NAME, CHECKPOINT_DURATION, EXCEPTION_TYPE, EXCEPTION_MESSAGE),
+)
 
 EVENTS: Final[tuple[Event, ...]] = (
     RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, NONFINITE_STEP, TARGET_REACHED,
-    INSTRUMENTATION_MISSING, FLIGHT_RECORD, BUNDLE_SAVED, OUT_OF_MEMORY,
+    INSTRUMENTATION_MISSING, FLIGHT_RECORD, BUNDLE_SAVED, OUT_OF_MEMORY, CHECKPOINT_SAVED, CHECKPOINT_FAILED,
 )
 
 # fmt: on

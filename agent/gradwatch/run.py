@@ -269,6 +269,11 @@ class Run:
 
     # --- Events ------------------------------------------------------------------------------------------
 
+    @shielded(None)
+    def report(self, event: EventName, attributes: Mapping[str, AttributeValue | None]) -> None:
+        """Report what the watch's own methods did, such as saving a checkpoint."""
+        self._emit(event, attributes)
+
     def _emit(
         self, event: EventName, attributes: Mapping[str, AttributeValue | None], time: int | None = None
     ) -> None:

@@ -12,7 +12,9 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gradwatch import conventions
+from gradwatch import manifest as manifests
 from gradwatch.local_files import default_directory
+from gradwatch.manifest import ManifestError
 from gradwatch.target import Target
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ class Settings:
         config: Hyper-parameters; only their hash leaves the process.
         every: Observe gradients at every n-th step; None lets the overhead budget decide.
         overhead_budget: Share of step time that the training thread may spend here.
-        start_step: Index of the first step, after a resume.
+        start_step: Index of the first step, after a resume; ``resume`` reads it from a checkpoint's manifest.
         export_interval: Seconds between exports of metrics.
         endpoint: Base URL of the OTLP/HTTP collector.
         headers: Sent with each request.
@@ -133,7 +135,7 @@ class Settings:
             capture_loss=setting("capture_loss", _boolean, True),
             every=setting("every", _integer(1), None),
             overhead_budget=setting("overhead_budget", _share, 0.005),
-            start_step=setting("start_step", _integer(0), 0),
+            start_step=setting("start_step", _integer(0), setting("resume", _step_of_checkpoint, 0)),
             export_interval=setting("export_interval", _positive, 5.0),
             endpoint=setting("endpoint", _url, DEFAULT_ENDPOINT),
             headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
@@ -226,6 +228,13 @@ def _target(raw: object) -> Target:
 
 def _directory(raw: object) -> Path:
     return Path(_text(raw)).expanduser().absolute()
+
+
+def _step_of_checkpoint(raw: object) -> int:
+    try:
+        return manifests.read(_directory(raw)).step or 0
+    except ManifestError as error:
+        raise ValueError(f"expected a checkpoint that gradwatch saved: {error}") from None
 
 
 def _capture(raw: object) -> str | None:

@@ -7,8 +7,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from gradwatch.safety import internal_error, shielded
 from gradwatch.settings import Settings
@@ -136,10 +137,50 @@ class Watch:
                 run.observer.resume()
 
     @contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """Mark the writing of a checkpoint: its time belongs to no step."""
+    def checkpoint(
+        self, path: str | PathLike[str] | None = None, *, step: int | None = None, shared: bool = False
+    ) -> Iterator[Path | None]:
+        """Mark the writing of a checkpoint: its time belongs to no step. With ``path`` it is also made safe.
+
+        ``with watch.checkpoint("last.pt") as file: torch.save(state, file)``: any saver, of a file or a folder,
+        writes to what the block is given. After the block that is at ``path``, on disk, with a manifest of
+        checksums; a crash at any moment leaves the checkpoint before. Works on a closed or disabled watch too.
+
+        Args:
+            path: Where the checkpoint will be. None only marks the time.
+            step: Optimizer steps done, which is where a resumed run goes on; default: ``watch.step``.
+            shared: All ranks save into one folder, as ``torch.distributed.checkpoint`` does, on a file system
+                that they share. Rank 0 puts it in place once its saver is done.
+
+        Raises:
+            OSError: What was saved cannot be put in its place. The saver's own exceptions are passed on as they
+                are. The checkpoint before stays what it was.
+        """
         with self.evaluation():
-            yield
+            if path is None:
+                yield None
+                return
+            from gradwatch.saving import saving
+
+            run = self._run
+            known: dict[str, Any] = {"step": step}
+            if run is not None:
+                identity = run.identity
+                known = {
+                    "step": self.step if step is None else int(step),
+                    "run_id": identity.run_id,
+                    "attempt": identity.attempt,
+                    "rank": identity.rank,
+                }
+            with saving(path, _nobody if run is None else run.report, shared=shared, **known) as place:
+                yield place
+
+    def save_checkpoint(self, state: object, path: str | PathLike[str], step: int | None = None) -> None:
+        """Save with ``torch.save``, inside `checkpoint`."""
+        import torch
+
+        with self.checkpoint(path, step=step) as file:
+            torch.save(state, cast("Path", file))
 
     def close(self) -> None:
         """Stop watching. The last watch of a run to close ends the run and takes all hooks off.
@@ -195,6 +236,7 @@ def watch(
     every: int | None = None,
     overhead_budget: float | None = None,
     start_step: int | None = None,
+    resume: str | PathLike[str] | None = None,
     export_interval: float | None = None,
     endpoint: str | None = None,
     preemptible: bool | None = None,
@@ -232,6 +274,8 @@ def watch(
         every: Observe gradients at every n-th step; default: as often as the overhead budget allows.
         overhead_budget: Share of step time gradwatch may take on the training thread (default 0.005).
         start_step: Index of the first step, after a resume.
+        resume: The checkpoint that training goes on from, such as ``gradwatch.latest_checkpoint(folder)``: its
+            manifest says the ``start_step``.
         export_interval: Seconds between exports of metrics (default 5).
         endpoint: Base URL of the OTLP/HTTP collector (default http://127.0.0.1:4318).
         preemptible: SIGTERM means preemption.
@@ -297,6 +341,10 @@ def _models(model: Any, name: str | None) -> dict[str, nn.Module]:
         if not isinstance(module, nn.Module):
             raise TypeError(f"gradwatch.watch: expected a torch.nn.Module, got {type(module).__name__}")
     return dict(model)
+
+
+def _nobody(*_: object) -> None:
+    """To whom a watch reports that watches nothing."""
 
 
 def _numbered(base: str) -> Iterable[str]:

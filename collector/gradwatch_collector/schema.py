@@ -143,6 +143,26 @@ event = Table(
     Index(None, "run_id", "time"),
 )
 
+# Every attempt to save a checkpoint: what the events say, in columns.
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("instance", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("name", Text),
+    Column("step", BigInteger),
+    Column("size", BigInteger),
+    Column("seconds", Double),
+    Column("error", Text),
+    Index(None, "run_id", "time"),
+    Index(None, "time"),
+)
+
 span = Table(
     "span",
     metadata,

@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import Connection, Table
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema, segments
+from gradwatch_collector import checkpoints, schema, segments
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey, SpanRecord
 from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 from gradwatch_collector.series import SeriesIds
@@ -43,6 +43,11 @@ def store(connection: Connection, series: SeriesIds, group: Sequence[Received]) 
         if event.name != c.RUN_HEARTBEAT.name  # updates the run, and would be most of the table
     ]
     _insert(connection, schema.event, events)
+    _insert(
+        connection,
+        schema.checkpoint,
+        [row for r in group for row in checkpoints.rows(r.key, r.batch.events, r.received_at)],
+    )
     _insert(connection, schema.span, [_span(r.key, span) for r in group for span in r.batch.spans])
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, select, tuple_
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema, telling
+from gradwatch_collector import checkpoints, schema, telling
+from gradwatch_collector.effective_time import effective_time
 from gradwatch_collector.findings.advice import ADVICE
 from gradwatch_collector.layers import layer_summaries
 from gradwatch_collector.runs import RunRow, load_runs, moment
@@ -96,7 +97,7 @@ def run_json(row: RunRow) -> Json:
 
 
 def show_run(connection: Connection, run_id: str) -> Json | None:
-    """Return one run with its attempts, events, findings, layers, checkpoints and environment."""
+    """Return one run with its attempts, events, findings, layers, checkpoints, time and environment."""
     row = next(iter(load_runs(connection, schema.run.c.run_id == run_id)), None)
     if row is None:
         return None
@@ -107,7 +108,9 @@ def show_run(connection: Connection, run_id: str) -> Json | None:
         "events": _events(connection, run_id),
         "findings": findings_json(connection, run_id),
         "layers": [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
-        "checkpoints": [],
+        "checkpoints": _checkpoints(connection, run_id),
+        "checkpoint_record": _checkpoint_record(connection, row),
+        "effective_time": _effective_time(connection, row),
         "environment": _environment(connection, run_id, row.attempt),
     }
 
@@ -227,6 +230,47 @@ def _events(connection: Connection, run_id: str) -> list[Json]:
         }
         for row in rows
     ]
+
+
+def _checkpoints(connection: Connection, run_id: str) -> list[Json]:
+    return [
+        {
+            "time": timestamp(row["time"]),
+            "attempt": row["attempt"],
+            "rank": row["rank"],
+            "state": row["state"],
+            "name": row["name"],
+            "step": row["step"],
+            "bytes": row["size"],
+            "seconds": row["seconds"],
+            "error": row["error"],
+        }
+        for row in checkpoints.newest(connection, run_id, MAX_LIMIT)
+    ]
+
+
+def _checkpoint_record(connection: Connection, row: RunRow) -> Json:
+    record = checkpoints.record_of(connection, row.run_id)
+    return {
+        "saved": record.saved,
+        "failed": record.failed,
+        "success_rate": record.success_rate,
+        "last_good_at": timestamp(record.last_good_at),
+        "last_good_step": record.last_good_step,
+        # Up to where the run was last known to be: then or never a crash would have cost it.
+        "last_good_age_seconds": record.age_seconds(row.last_seen_at if row.ended_at is None else row.ended_at),
+    }
+
+
+def _effective_time(connection: Connection, row: RunRow) -> Json:
+    found = effective_time(connection, row)
+    return {
+        "ratio": None if found is None else found.ratio,
+        "productive_seconds": None if found is None else found.productive,
+        "waiting_seconds": None if found is None else found.waiting,
+        "lost_seconds": None if found is None else found.lost,
+        "wall_seconds": None if found is None else found.wall,
+    }
 
 
 def _environment(connection: Connection, run_id: str, attempt: int) -> Json:

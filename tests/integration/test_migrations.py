@@ -50,7 +50,9 @@ def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> 
 
     with ThreadPoolExecutor(3) as pool:
         applied = list(pool.map(upgrade_one, range(3)))
-    assert sorted(map(len, applied))[:2] == [0, 0]
+    # Each migration is a transaction of its own: they may take turns, but none is applied twice.
+    revisions = [revision for each in applied for revision in each]
+    assert len(revisions) == len(set(revisions))
     assert db.schema_version(empty_database).state is SchemaState.CURRENT
 
 

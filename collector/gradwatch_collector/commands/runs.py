@@ -20,6 +20,7 @@ from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table
 
 _EVENTS_SHOWN = 20
+_CHECKPOINTS_SHOWN = 10
 _COLOURS = {
     "running": "cyan",
     "succeeded": "green",
@@ -123,7 +124,7 @@ def _print_run(console: Console, shown: views.Json) -> None:
     if shown["layers"]:
         console.print()
         _print_layers(console, shown["layers"])
-    for line in _black_boxes(shown["events"]):
+    for line in (*_time(shown["effective_time"]), *_checkpoints(shown), *_black_boxes(shown["events"])):
         _print(console, line)
     _print(console, "\nEVENTS")
     for event in reversed(shown["events"][:_EVENTS_SHOWN]):
@@ -158,6 +159,34 @@ def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
         attributes = event["attributes"]
         trigger, steps = attributes.get(c.FLIGHT_TRIGGER, "unknown"), attributes.get(c.FLIGHT_STEPS, "?")
         yield f"  {trigger}: flight record of {steps} steps{_contents(attributes.get(c.FLIGHT_DATA))}"
+
+
+def _time(spent: views.Json) -> Iterator[str]:
+    if spent["ratio"] is not None:
+        productive, waiting, lost = (spent[f"{name}_seconds"] for name in ("productive", "waiting", "lost"))
+        yield (
+            f"\nEFFECTIVE TIME {spent['ratio']:.1%} of {spent['wall_seconds']:.1f} s: {productive:.1f} s in "
+            f"steps that count, {waiting:.1f} s waiting for data, {lost:.1f} s in steps done again"
+        )
+
+
+def _checkpoints(shown: views.Json) -> Iterator[str]:
+    """The record in one line, then the newest, oldest first."""
+    record = shown["checkpoint_record"]
+    if not shown["checkpoints"]:
+        return
+    age = "" if record["last_good_at"] is None else f", the last {record['last_good_age_seconds']:.0f} s old"
+    yield f"\nCHECKPOINTS {record['saved']} of {record['saved'] + record['failed']} saved{age}"
+    for each in reversed(shown["checkpoints"][:_CHECKPOINTS_SHOWN]):
+        known = (
+            ("step", each["step"]),
+            ("rank", each["rank"] or None),
+            ("bytes", each["bytes"]),
+            ("seconds", each["seconds"] and round(each["seconds"], 3)),
+            ("error", each["error"]),
+        )
+        facts = " ".join(f"{name}={value}" for name, value in known if value is not None)
+        yield f"  {each['time'][11:23]}  {each['state']:6}  {each['name'] or '?'}  {facts}"
 
 
 def _contents(data: object) -> str:

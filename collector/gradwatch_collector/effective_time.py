@@ -1,0 +1,82 @@
+"""Effective training time (M11): of a run's wall-clock time over all attempts, what went into steps that count.
+
+A step counts less what it waited for data, and only once: where a later attempt went on from an earlier step,
+what the earlier attempt did after that step is lost. Start-up, evaluation, saving, and the time between
+attempts are in no step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from gradwatch import conventions as c
+from gradwatch_collector.reading import read_series
+from gradwatch_collector.records import Times
+from gradwatch_collector.runs import RunRow
+
+_NANOS: Final = 1_000_000_000
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveTime:
+    """Seconds. ``lost``: in steps that a later attempt did again."""
+
+    productive: float
+    waiting: float
+    lost: float
+    wall: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Productive time over wall-clock time."""
+        return self.productive / self.wall if self.wall > 0 else None
+
+
+def effective_time(connection: Connection, run: RunRow) -> EffectiveTime | None:
+    """Measure it on the lowest rank that told its steps; None for a run without steps."""
+    steps, durations, waits = (
+        _by_attempt(connection, run.run_id, metric) for metric in (c.STEP_INDEX, c.STEP_DURATION, c.DATA_WAIT)
+    )
+    if not steps:
+        return None
+    productive = waiting = lost = 0.0
+    resumed_at = np.inf  # the earliest step that a later attempt began with
+    for attempt, told in sorted(steps.items(), reverse=True):
+        again = told.values >= resumed_at
+        resumed_at = min(resumed_at, float(told.values.min()))
+        spent = _at(told.times, durations.get(attempt))
+        waited = np.minimum(_at(told.times, waits.get(attempt)), spent)
+        lost += float(spent[again].sum())
+        waiting += float(waited[~again].sum())
+        productive += float((spent - waited)[~again].sum())
+    until = run.last_seen_at if run.ended_at is None else run.ended_at
+    return EffectiveTime(productive, waiting, lost, max(0, until - run.started_at) / _NANOS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    times: Times
+    values: Doubles
+
+
+def _by_attempt(connection: Connection, run_id: str, metric: c.Metric) -> dict[int, _Told]:
+    lowest: dict[int, _Told] = {}
+    for series in read_series(connection, run_id, metric.name):  # by attempt and rank
+        if len(series.times) and series.values is not None:
+            lowest.setdefault(series.attempt, _Told(series.times, series.values.astype(np.float64)))
+    return lowest
+
+
+def _at(times: Times, told: _Told | None) -> Doubles:
+    """Values at the ends of the steps; 0 where none was told, as at a process's first step."""
+    values = np.zeros(len(times))
+    if told is not None:
+        _, ours, theirs = np.intersect1d(times, told.times, assume_unique=True, return_indices=True)
+        values[ours] = np.nan_to_num(told.values[theirs], posinf=0.0, neginf=0.0)
+    return values
