@@ -35,7 +35,7 @@ from gradwatch.manual import ManualSteps
 from gradwatch.measures import Measures
 from gradwatch.missing import NO_GRADIENTS, PENDING_SUMS, why_unseen
 from gradwatch.roster import Roster
-from gradwatch.safety import internal_error
+from gradwatch.safety import internal_error, shielded
 from gradwatch.step_in_progress import StepInProgress
 from gradwatch.step_sink import StepSink
 from gradwatch.suspects import Suspects, is_finite
@@ -134,6 +134,7 @@ class StepObserver:
         self._forward.remove()
         self.compile_watch.remove()
         self._settle_manual(ended=True)
+        self.tell_unfinished()
         for watched in self._watched.values():
             watched.order.settle()
         self.finish()
@@ -364,7 +365,9 @@ class StepObserver:
         self._begin_backward()
         for loss, root in zip(losses, roots, strict=True):
             if loss.is_cpu:
-                self._add_loss(float(loss.item()), root)
+                value = float(loss.item())
+                self.user_log.backward_begins(value)
+                self._add_loss(value, root)
             elif loss.is_cuda:
                 self.progress.device_losses.append(loss.detach())
                 self._tend_busy()
@@ -393,6 +396,7 @@ class StepObserver:
             or self._closure_base
             or self._manual
             or self._suspects.evidence
+            or self.user_log.in_doubt
         )
 
     def _add_loss(self, value: float, root: Tensor) -> None:
@@ -569,6 +573,14 @@ class StepObserver:
         optimizer = watched.reference()
         if optimizer is not None:
             self._look(optimizer, watched, before=True)
+
+    @shielded(None)
+    def tell_unfinished(self) -> None:
+        """The run ends: report a loss that was not finite, and whose step will not come."""
+        loss, watched = self.progress.host_loss, self.roster.leader
+        if self.progress.suspicious and loss is not None and not math.isfinite(loss) and watched is not None:
+            self.progress.suspicious = False
+            self._suspects.skipped(self.roster.step, watched, loss)
 
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
@@ -818,6 +830,7 @@ class StepObserver:
 
     def finish(self) -> None:
         """Hand over what there is. Device values that have not arrived are asked for, briefly."""
+        self.user_log.settle()
         self._arrivals.close_step()
         for _ in range(_LAST_QUERIES):
             self._arrivals.drain()

@@ -309,6 +309,7 @@ class Run:
                 ending.exception_message,
             )
         if ending.status == FAILED:
+            self.observer.tell_unfinished()
             if ending.out_of_memory is not None and not self._allocator.attached:
                 self._ran_out_of_memory(ending.out_of_memory)
             self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,15 @@ from gradwatch.watched import WatchedOptimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A loss given after a step had ended with another: of that step, or of the next, before its backward."""
+
+    of: WatchedOptimizer
+    captured: float
+    given: float
 
 
 class UserLog:
@@ -46,6 +56,7 @@ class UserLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._alert = alert
+        self._doubt: _Doubt | None = None
 
     def log(self, values: Mapping[str, object]) -> None:
         """Take ``watch.log(**values)``; tensors on a device travel through the ring."""
@@ -75,18 +86,51 @@ class UserLog:
         last = self._last()
         if last is None:
             self._progress.given_loss = loss
-            self._progress.suspicious = isinstance(loss, float) and not math.isfinite(loss)
+            self._progress.suspicious |= isinstance(loss, float) and not math.isfinite(loss)
             self._alert()
         elif self._arrivals.holds_step:
             self._arrivals.replace_loss(loss)
         elif isinstance(loss, float):
-            if not math.isfinite(loss) and not last.last_nonfinite:
-                last.last_nonfinite = True
-                self._sink.nonfinite(NonfiniteStep(self._roster.last_step_of(last), loss=loss))
+            captured = last.losses[-1]
             last.losses[-1] = loss
+            if captured is not None and captured != loss:
+                self._settle(_Doubt(last, captured, loss))
+            else:
+                self._judge(last, loss)
         else:
             last.losses[-1] = None
             self._arrivals.send_logged("loss", last.last_end, loss)
+
+    def _judge(self, last: WatchedOptimizer, loss: float) -> None:
+        if not math.isfinite(loss) and not last.last_nonfinite:
+            last.last_nonfinite = True
+            self._sink.nonfinite(NonfiniteStep(self._roster.last_step_of(last), loss=loss))
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a loss was given of which only the next backward will tell whose it is."""
+        return self._doubt is not None
+
+    def backward_begins(self, loss: float) -> None:
+        """From this loss: if it is the one that was given last, that was meant for this step."""
+        doubt = self._doubt
+        if doubt is not None and (loss == doubt.given or (math.isnan(loss) and math.isnan(doubt.given))):
+            self._doubt = None
+            if doubt.of.losses:
+                doubt.of.losses[-1] = doubt.captured
+        else:
+            self.settle()
+
+    def settle(self) -> None:
+        """No backward will tell: a loss that is in doubt was the last step's."""
+        self._settle(None)
+
+    def _settle(self, doubt: _Doubt | None) -> None:
+        before, self._doubt = self._doubt, doubt
+        if before is not None:
+            self._judge(before.of, before.given)
+        if doubt is not None:
+            self._progress.busy = True  # have the next backward tell its loss
 
     def _log_rate(self, rate: float) -> None:
         last = self._last()

@@ -273,3 +273,66 @@ def test_a_norm_that_is_only_looked_at_keeps_no_gradient_alive(watching: Watchin
         optimizer.step()
         optimizer.zero_grad()
         assert reference() is None
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_loss_logged_before_its_backward_is_its_own_steps(exporter: InMemoryExporter, every: int) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=every) as watch:
+        for _ in range(7):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4)).square().mean()
+            losses.append(loss.item())
+            watch.log(loss=loss)
+            loss.backward()
+            optimizer.step()
+    assert exporter.values(names.LOSS) == losses
+
+
+def test_a_nan_logged_before_its_backward_is_told_of_its_own_step(exporter: InMemoryExporter) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=1) as watch:
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4)).square().mean() * (math.nan if step == 4 else 1.0)
+            watch.log(loss=loss)
+            loss.backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert (event.attributes[names.STEP], event.attributes[names.BORN_IN]) == (4, "loss")
+
+
+def test_another_loss_logged_after_the_step_is_that_steps(exporter: InMemoryExporter) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=1) as watch:
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            watch.log(loss=float(step) if step < 4 else math.nan)
+    assert exporter.values(names.LOSS)[:4] == [0.0, 1.0, 2.0, 3.0]
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == 4
+
+
+def test_a_bad_loss_whose_step_never_comes_is_told_when_the_run_fails(exporter: InMemoryExporter) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with (
+        pytest.raises(ValueError, match="diverged"),
+        gradwatch.watch(model, optimizer, exporter=exporter, every=1),
+    ):
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4)).square().mean() * (math.nan if step == 3 else 1.0)
+            loss.backward()
+            if not torch.isfinite(loss):
+                raise ValueError("diverged")
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert (event.attributes[names.STEP], event.attributes[names.BORN_IN]) == (3, "loss")
+    assert exporter.event_names()[-1] == names.RUN_ENDED.name
