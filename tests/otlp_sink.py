@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,10 +25,17 @@ class ReceivedEvent:
 
 @dataclass
 class OtlpSink:
-    """What arrived. ``status`` is what the next requests are answered with."""
+    """What arrived. ``status``, ``headers`` and ``reply`` are what the next requests are answered with.
+
+    What ``refuses`` says of a body is refused for good.
+    """
 
     endpoint: str
     status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    reply: bytes = b""
+    refuses: Callable[[bytes], bool] = lambda _body: False
+    requests: list[tuple[str, bytes]] = field(default_factory=list)
     events: list[ReceivedEvent] = field(default_factory=list)
     metrics: list[Any] = field(default_factory=list)
     encodings: set[str] = field(default_factory=set)
@@ -68,17 +75,21 @@ def otlp_sink() -> Iterator[OtlpSink]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
             encoding = self.headers.get("Content-Encoding", "")
-            body = gzip.decompress(body) if encoding == "gzip" else body
+            body = gzip.decompress(raw) if encoding == "gzip" else raw
             with sink.arrived:
+                status = 400 if sink.refuses(body) else sink.status
                 sink.encodings.add(encoding)
-                if sink.status == 200:
+                sink.requests.append((self.path, raw))
+                if status == 200:
                     self._keep(body)
                 sink.arrived.notify_all()
-            self.send_response(sink.status)
-            self.send_header("Content-Length", "0")
+            self.send_response_only(status)
+            for name, value in {"Content-Length": str(len(sink.reply)), **sink.headers}.items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(sink.reply)
 
         def _keep(self, body: bytes) -> None:
             if self.path == "/v1/logs":

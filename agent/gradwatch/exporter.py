@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
-from gradwatch.safety import Throttle, internal_error, log
-from gradwatch.telemetry import Attributes, Event, Exporter, Metrics, RefusedError, count_points
-
-T = TypeVar("T")
+from gradwatch.safety import internal_error
+from gradwatch.telemetry import Attributes, Event, Exporter, Metrics
 
 HEARTBEAT_SECONDS: Final = 5.0
 
-# Kept for a collector that is away; past these the oldest go, and are counted. About 20 MB together.
+# Kept while this thread is at a long delivery; past these the oldest go, and are counted.
 _EVENTS_KEPT: Final = 10_000
-_POINTS_KEPT: Final = 50_000
+# A long backlog is delivered in turns with signs of life and fresh telemetry.
+_TURN_SECONDS: Final = 1.0
+# At the end of the process, for a collection under way.
+_COLLECT_SECONDS: Final = 0.2
 # Python threads share one lock: hold it for about this long, then let training have it.
 _SLICE_SECONDS: Final = 0.0003
 _REST_SECONDS: Final = 0.0005
@@ -48,7 +49,7 @@ class Pacer:
 
 
 class ExportThread:
-    """Delivers events at once and metrics once an interval; keeps what could not be delivered, within a bound.
+    """Hands events over at once and metrics once an interval, and has the exporter deliver them.
 
     Args:
         exporter: Where to.
@@ -57,7 +58,6 @@ class ExportThread:
             processor time this thread took, since the last call.
         heartbeat: Emits a sign of life.
         interval: Seconds between deliveries of metrics.
-        destination: Named in the one warning a minute about a collector that is away.
     """
 
     def __init__(
@@ -67,24 +67,19 @@ class ExportThread:
         collect: Callable[[int, int], Metrics],
         heartbeat: Callable[[], None],
         interval: float,
-        destination: str,
     ) -> None:
         self._exporter = exporter
         self._resource = resource
         self._collect = collect
         self._heartbeat = heartbeat
         self._interval = interval
-        self._destination = destination
         self._lock = threading.Lock()
+        self._collecting = threading.Lock()
         self._events: deque[Event] = deque()
-        self._metrics: deque[Metrics] = deque()
-        self._kept_points = 0
         self._dropped = 0
         self._cpu = 0
-        self._away = Throttle()
-        self._refused = Throttle()
         self._wake = threading.Event()
-        self._flushes: deque[threading.Event] = deque()
+        self._flushes: deque[tuple[threading.Event, float]] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="gradwatch-export", daemon=True)
 
@@ -104,37 +99,55 @@ class ExportThread:
     def flush(self, timeout: float) -> bool:
         """Have all sent, events first; wait at most ``timeout`` seconds. True when the attempt is over."""
         done = threading.Event()
-        self._flushes.append(done)
+        # The rest of the time is for keeping what could not be sent.
+        self._flushes.append((done, time.monotonic() + 0.9 * timeout))
         self._wake.set()
         return done.wait(timeout)
 
     def send_last_words(self, timeout: float) -> None:
         """Have the waiting events sent within ``timeout`` seconds, then what else there is time for.
 
-        The export thread may be at a long delivery, so the events go from a thread of their own.
+        The export thread may be at a long delivery, so the events go from a thread of their own. What cannot
+        be sent is kept.
         """
         deadline = time.monotonic() + timeout
-        sender = threading.Thread(target=self._send_events, name="gradwatch-last-words", daemon=True)
+        sender = threading.Thread(
+            target=self._send_events, args=(timeout,), name="gradwatch-last-words", daemon=True
+        )
         sender.start()
         sender.join(timeout)
         self.flush(max(0.0, deadline - time.monotonic()))
+        self._exporter.keep()
 
     def close(self, timeout: float) -> None:
-        """Flush, and end the thread, within ``timeout`` seconds."""
+        """Flush, and end the thread, within ``timeout`` seconds; what could not be sent is kept."""
         if not self._thread.is_alive():
             return  # never started, or this is a forked child
         deadline = time.monotonic() + timeout
-        self.flush(timeout)
-        self._closing = True
-        self._wake.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+        try:
+            if not self.flush(timeout) and self._collecting.acquire(timeout=_COLLECT_SECONDS):
+                # The thread is at a delivery that takes too long, and would not come to this before the end.
+                try:
+                    self._hand_over_metrics()
+                finally:
+                    self._collecting.release()
+            self._hand_over_events()
+            self._closing = True
+            self._wake.set()
+            if self._thread is not threading.current_thread():
+                self._thread.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            self._exporter.close()
+
+    def forget_in_child(self) -> None:
+        """After a fork: everything is the parent's."""
+        self._exporter.forget_in_child()
 
     def _run(self) -> None:
-        next_beat = time.monotonic() + HEARTBEAT_SECONDS
-        next_metrics = time.monotonic() + self._interval
+        now = time.monotonic()
+        next_beat, next_metrics, next_delivery = now + HEARTBEAT_SECONDS, now + self._interval, now
         while not self._closing:
-            self._wake.wait(max(0.0, min(next_beat, next_metrics) - time.monotonic()))
+            self._wake.wait(max(0.0, min(next_beat, next_metrics, next_delivery) - time.monotonic()))
             self._wake.clear()
             flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
             now = time.monotonic()
@@ -142,77 +155,42 @@ class ExportThread:
                 if now >= next_beat:
                     next_beat = now + HEARTBEAT_SECONDS
                     self._heartbeat()
-                self._send_events()
+                self._hand_over_events()
                 if flushes or now >= next_metrics:
                     next_metrics = now + self._interval
-                    self._send_metrics()
+                    with self._collecting:
+                        self._hand_over_metrics()
+                    self._hand_over_events()  # those that the points gave rise to
+                turn = max((until - now for _, until in flushes), default=_TURN_SECONDS)
+                next_delivery = self._exporter.deliver(turn, at_once=bool(flushes)) + time.monotonic()
             except Exception as error:  # noqa: BLE001 - rule 2: this thread must live as long as training
-                for done in flushes:
+                next_delivery = time.monotonic() + self._interval
+                for done, _ in flushes:
                     done.set()
                 internal_error(error, "export thread")
-            for done in flushes:
+            for done, _ in flushes:
                 done.set()
         try:
             self._exporter.close()
         except Exception as error:  # noqa: BLE001
             internal_error(error, "closing the exporter")
 
-    def _send_events(self) -> None:
+    def _send_events(self, seconds: float) -> None:
+        self._hand_over_events()
+        self._exporter.send_last_words(seconds)
+
+    def _hand_over_events(self) -> None:
         with self._lock:
             batch, self._events = self._events, deque()
-        if not batch:
-            return
-        try:
-            if not self._delivered(self._exporter.send_events, tuple(batch)):
-                with self._lock:
-                    self._events.extendleft(reversed(batch))
-        except RefusedError as refusal:
-            if len(batch) == 1:
-                self._give_up(1, refusal)
-            else:  # whichever it was that is not taken, the ending must not go with it
-                for event in batch:
-                    self._send_alone(event)
+        if batch:
+            self._exporter.send_events(self._resource(), tuple(batch))
 
-    def _send_alone(self, event: Event) -> None:
-        try:
-            if not self._delivered(self._exporter.send_events, (event,)):
-                with self._lock:
-                    self._events.append(event)
-        except RefusedError as refusal:
-            self._give_up(1, refusal)
-
-    def _give_up(self, items: int, refusal: RefusedError) -> None:
-        self._dropped += items
-        if self._refused.allows():
-            log.warning("%s refuses telemetry (%s): dropped; training goes on", self._destination, refusal)
-
-    def _send_metrics(self) -> None:
-        dropped, self._dropped = self._dropped, 0
-        cpu = time.thread_time_ns()
-        points = self._collect(dropped, cpu - self._cpu)
-        self._cpu = cpu
-        self._metrics.append(points)
-        self._kept_points += count_points(points)
-        while self._kept_points > _POINTS_KEPT and len(self._metrics) > 1:
-            lost = count_points(self._metrics.popleft())
-            self._kept_points -= lost
-            self._dropped += lost
-        while self._metrics:
-            size = count_points(self._metrics[0])
-            try:
-                if not self._delivered(self._exporter.send_metrics, self._metrics[0]):
-                    return
-            except RefusedError as refusal:
-                self._give_up(size, refusal)
-            self._metrics.popleft()
-            self._kept_points -= size
-
-    def _delivered(self, send: Callable[[Attributes, Sequence[T]], bool], batch: Sequence[T]) -> bool:
-        if send(self._resource(), batch):
-            return True
-        if self._away.allows():
-            log.warning(
-                "cannot deliver telemetry to %s; training goes on, and up to %d points are kept for it",
-                self._destination, _POINTS_KEPT,
-            )  # fmt: skip
-        return False
+    def _hand_over_metrics(self) -> None:
+        dropped = self._exporter.take_lost()
+        with self._lock:
+            dropped, self._dropped = dropped + self._dropped, 0
+        used = 0
+        if threading.current_thread() is self._thread:
+            cpu = time.thread_time_ns()
+            used, self._cpu = cpu - self._cpu, cpu
+        self._exporter.send_metrics(self._resource(), self._collect(dropped, used))

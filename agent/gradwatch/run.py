@@ -32,6 +32,7 @@ from gradwatch.redaction import redact
 from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
 from gradwatch.sigterm import SigtermWatch
+from gradwatch.spool import Spool, places
 from gradwatch.step_log import StepLog
 from gradwatch.telemetry import (
     Attributes,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from gradwatch.capture import Capture
     from gradwatch.watching import Watch
 
-_EXIT_SECONDS: Final = 2.0
 _SIGTERM_SECONDS: Final = 0.15
 
 
@@ -101,7 +101,6 @@ class Run:
             self._collect,
             self._heartbeat,
             settings.export_interval,
-            settings.endpoint,
         )
         self._capture: Capture | None = None
         if settings.capture is not None:
@@ -144,7 +143,7 @@ class Run:
         self._endings.remove()
         self._sigterm.remove()
         atexit.unregister(self._at_exit)
-        self._thread.close(_EXIT_SECONDS)
+        self._thread.close(self.settings.exit_timeout)
 
     def abandon_in_child(self) -> None:
         """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
@@ -153,6 +152,7 @@ class Run:
         self._allocator.silence()
         if self._capture is not None:
             self._capture.remove()
+        self._thread.forget_in_child()
         self._endings.remove()
         self._sigterm.forget_in_child()
         atexit.unregister(self._at_exit)
@@ -397,9 +397,16 @@ class Run:
 
 
 def _otlp(settings: Settings, pace: Callable[[], None]) -> Exporter:
-    from gradwatch.otlp import OtlpExporter
+    from gradwatch.delivery import Delivery
+    from gradwatch.otlp import OtlpEncoder, compressed_signals
+    from gradwatch.transport import Transport
 
-    return OtlpExporter(settings.endpoint, settings.headers, pace)
+    spool = None
+    if settings.spool_max_bytes:
+        spool = Spool(places(settings.directory), settings.endpoint, settings.spool_max_bytes)
+    transport = Transport(settings.endpoint, settings.headers)
+    encoder = OtlpEncoder(pace, compressed_signals(settings.endpoint))
+    return Delivery(encoder, transport, spool, settings.endpoint)
 
 
 # --- The run of this process -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gradwatch import conventions
 from gradwatch import manifest as manifests
 from gradwatch.local_files import default_directory
 from gradwatch.manifest import ManifestError
+from gradwatch.spool import DEFAULT_BYTES
 from gradwatch.target import Target
 
 T = TypeVar("T")
@@ -49,7 +50,9 @@ class Settings:
         endpoint: Base URL of the OTLP/HTTP collector.
         headers: Sent with each request.
         resource: Additional resource attributes.
-        directory: Where black boxes and bundles are written on this host.
+        directory: Where black boxes, bundles and undelivered telemetry are written on this host.
+        spool_max_bytes: Bound on undelivered telemetry on disk; 0 keeps it in memory only.
+        exit_timeout: Seconds that delivery may hold up the end of the process.
         flight_steps: Steps that the black box holds.
         capture: ``on_nonfinite`` writes a reproduction bundle of the first non-finite step; None none.
         replay: ``module:function`` that builds the model again for ``gradwatch replay``.
@@ -80,6 +83,8 @@ class Settings:
     headers: Mapping[str, str]
     resource: Mapping[str, str]
     directory: Path
+    spool_max_bytes: int = DEFAULT_BYTES
+    exit_timeout: float = 2.0
     flight_steps: int = 256
     capture: str | None = None
     replay: str | None = None
@@ -141,6 +146,8 @@ class Settings:
             headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
             resource=resource,
             directory=setting("directory", _directory, default_directory(environ)),
+            spool_max_bytes=setting("spool_max_bytes", _integer(0), DEFAULT_BYTES),
+            exit_timeout=setting("exit_timeout", _positive, 2.0),
             flight_steps=setting("flight_steps", _integer(1), 256),
             capture=setting("capture", _capture, None),
             replay=setting("replay", _reference, None),

@@ -139,22 +139,35 @@ def count_points(metrics: Metrics) -> int:
     return sum(map(len, metrics))
 
 
-class RefusedError(Exception):
-    """The receiver does not take this and never will."""
-
-
 class Exporter(Protocol):
-    """Where telemetry goes. Called from one background thread; False means: keep it and try again.
+    """Where telemetry goes: takes it over, and delivers it when told to.
 
-    Raises:
-        RefusedError: trying again is useless.
+    Called from one background thread; from others only when the process ends.
     """
 
-    def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
-        """Deliver events, oldest first."""
+    def send_events(self, resource: Attributes, events: Sequence[Event]) -> None:
+        """Take events over, oldest first."""
 
-    def send_metrics(self, resource: Attributes, metrics: Metrics) -> bool:
-        """Deliver points."""
+    def send_metrics(self, resource: Attributes, metrics: Metrics) -> None:
+        """Take points over."""
+
+    def deliver(self, seconds: float, *, at_once: bool = False) -> float:
+        """Deliver what waits, for about ``seconds``; return after how many more to call again.
+
+        ``at_once``: now or never, but for a receiver that asked to be left alone.
+        """
+
+    def send_last_words(self, seconds: float) -> None:
+        """Deliver what is urgent, though a delivery may be under way in the background thread."""
+
+    def keep(self) -> None:
+        """Put what waits where it survives this process."""
+
+    def take_lost(self) -> int:
+        """Events and points given up since the last call."""
 
     def close(self) -> None:
-        """Release what the exporter holds."""
+        """Keep what waits, and release what the exporter holds."""
+
+    def forget_in_child(self) -> None:
+        """After a fork: everything is the parent's."""

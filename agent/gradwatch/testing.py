@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from gradwatch.conventions import RUN_HEARTBEAT, Metric
@@ -38,20 +39,35 @@ class InMemoryExporter:
         self.events: list[Event] = []
         self.metrics: list[MetricPoints | MetricSeries] = []
 
-    def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
+    def send_events(self, resource: Attributes, events: Sequence[Event]) -> None:
         """See ``gradwatch.telemetry.Exporter``."""
         self.resource = resource
         self.events.extend(events)
-        return True
 
-    def send_metrics(self, resource: Attributes, metrics: Metrics) -> bool:
+    def send_metrics(self, resource: Attributes, metrics: Metrics) -> None:
         """See ``gradwatch.telemetry.Exporter``."""
         self.resource = resource
         self.metrics.extend(metrics)
-        return True
+
+    def deliver(self, seconds: float, *, at_once: bool = False) -> float:  # noqa: ARG002 - nothing ever waits
+        """See ``gradwatch.telemetry.Exporter``."""
+        return math.inf
+
+    def send_last_words(self, seconds: float) -> None:
+        """See ``gradwatch.telemetry.Exporter``."""
+
+    def keep(self) -> None:
+        """See ``gradwatch.telemetry.Exporter``."""
+
+    def take_lost(self) -> int:
+        """See ``gradwatch.telemetry.Exporter``."""
+        return 0
 
     def close(self) -> None:
-        """Nothing to release."""
+        """See ``gradwatch.telemetry.Exporter``."""
+
+    def forget_in_child(self) -> None:
+        """See ``gradwatch.telemetry.Exporter``."""
 
     def event_names(self) -> list[str]:
         """Names of the events, oldest first, but for signs of life, which come when they come."""

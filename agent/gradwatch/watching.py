@@ -244,6 +244,8 @@ def watch(
     collectives: bool | None = None,
     nvtx: bool | Literal["layers"] | None = None,
     directory: str | PathLike[str] | None = None,
+    spool_max_bytes: int | None = None,
+    exit_timeout: float | None = None,
     flight_steps: int | None = None,
     capture: str | None = None,
     replay: str | Callable[..., Any] | None = None,
@@ -283,7 +285,10 @@ def watch(
             True).
         collectives: Time the collective calls of ``torch.distributed``; DDP's own are timed anyway.
         nvtx: Make NVTX ranges for steps, or with ``"layers"`` for the forwards of leaf modules too.
-        directory: Where black boxes and bundles are written (default ``$XDG_STATE_HOME/gradwatch``).
+        directory: Where black boxes, bundles and undelivered telemetry are written (default
+            ``$XDG_STATE_HOME/gradwatch``).
+        spool_max_bytes: Bound on undelivered telemetry on disk (default 256 MiB); 0 keeps it in memory only.
+        exit_timeout: Seconds that delivery may hold up the end of the process (default 2).
         flight_steps: Steps that the black box holds (default 256).
         capture: ``on_nonfinite`` writes a bundle with which ``gradwatch replay`` runs the first non-finite step
             again. It holds the model's inputs and state, and stays on this host.

@@ -14,7 +14,6 @@ from torch.nn.utils import clip_grad_norm_
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.telemetry import Attributes, Event, MetricPoints, RefusedError
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]
@@ -137,41 +136,6 @@ def test_the_norm_is_that_before_the_first_of_two_clips_observed_or_not(
         optimizer.step()
     watch.close()
     assert exporter.values(names.GRADIENT_NORM) == pytest.approx(truth, rel=1e-5)
-
-
-class Refusing(InMemoryExporter):
-    """A receiver that refuses one event and the first points for good."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refusals = 0
-
-    def send_events(self, resource: Attributes, events: object) -> bool:
-        batch: list[Event] = list(events)  # type: ignore[call-overload]
-        if any(event.name == names.RUN_STARTED.name for event in batch):
-            raise RefusedError("HTTP 400")
-        return super().send_events(resource, batch)
-
-    def send_metrics(self, resource: Attributes, metrics: object) -> bool:
-        self.refusals += 1
-        if self.refusals == 1:
-            raise RefusedError("HTTP 413")
-        batch: list[MetricPoints] = list(metrics)  # type: ignore[call-overload]
-        return super().send_metrics(resource, batch)
-
-
-def test_what_is_refused_for_good_does_not_hold_back_the_rest() -> None:
-    exporter = Refusing()
-    model = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with gradwatch.watch(model, optimizer, exporter=exporter, export_interval=0.01, every=1):
-        while exporter.refusals < 3:
-            optimizer.zero_grad()
-            model(torch.randn(8, 4)).mean().backward()
-            optimizer.step()
-    assert exporter.event_names() == [names.RUN_ENDED.name]
-    assert exporter.values(names.LOSS)
-    assert sum(exporter.values(names.AGENT_DROPPED)) > 1
 
 
 def test_hyper_parameters_of_any_kind_are_hashed(watching: Watching, exporter: InMemoryExporter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import os
 import pickle
 import signal
@@ -354,38 +355,11 @@ def test_a_data_loader_worker_gets_a_watch_that_watches_nothing(
     assert exporter.points(names.LOGGED) == []
 
 
-class Broken(InMemoryExporter):
-    """Fails until told otherwise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.works = False
-
-    def send_events(self, resource: Attributes, events: Any) -> bool:
-        return self.works and super().send_events(resource, events)
-
-    def send_metrics(self, resource: Attributes, metrics: Any) -> bool:
-        return self.works and super().send_metrics(resource, metrics)
-
-
-def test_what_could_not_be_delivered_is_delivered_later_in_order() -> None:
-    model, optimizer = make()
-    broken = Broken()
-    with gradwatch.watch(model, optimizer, every=1, exporter=broken, export_interval=0.01) as watch:
-        for _ in range(5):
-            step(model, optimizer)
-            watch._run._thread.flush(5.0)  # type: ignore[union-attr]
-        assert broken.events == []
-        broken.works = True
-    assert broken.event_names() == ["training.run.started", "training.run.ended"]
-    assert broken.values(names.STEP_INDEX) == [0, 1, 2, 3, 4]
-
-
 class Raising(InMemoryExporter):
-    def send_events(self, _resource: Attributes, _events: Any) -> bool:
+    def send_events(self, _resource: Attributes, _events: Any) -> None:
         raise OSError("planted")
 
-    def send_metrics(self, _resource: Attributes, _metrics: Any) -> bool:
+    def send_metrics(self, _resource: Attributes, _metrics: Any) -> None:
         raise OSError("planted")
 
 
@@ -404,6 +378,8 @@ def test_internal_errors_are_counted_and_never_surface(
 
 
 def test_an_event_and_a_point_are_what_the_exporter_protocol_says(exporter: InMemoryExporter) -> None:
-    assert exporter.send_events({}, [Event("a", 1, {})])
-    assert exporter.send_metrics({}, [MetricPoints(names.LOSS, [])])
+    exporter.send_events({}, [Event("a", 1, {})])
+    exporter.send_metrics({}, [MetricPoints(names.LOSS, [])])
+    assert exporter.deliver(1.0) == math.inf
+    assert exporter.take_lost() == 0
     assert exporter.event_names() == ["a"]
