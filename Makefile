@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent servers clean
+.PHONY: help demo test lint format bench bench-agent soak-outage servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev ## Print figures in two minutes: agent overhead, roughly; in
 bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an idle machine, in an hour and a half
 	$(BIN)/python benchmarks/agent_overhead.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/agent_memory.py
+
+soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
+	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
 
 servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
 	@scripts/install-servers

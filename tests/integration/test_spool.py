@@ -20,6 +20,7 @@ from gradwatch.spool_records import unpack
 from gradwatch_collector import database as db
 from gradwatch_collector.reading import read_series
 from tests.collector_process import Collector, collector, eventually, train
+from tests.soak.outage import outage
 
 STEPS = 40
 LOOP = """
@@ -186,3 +187,10 @@ def test_a_terminated_process_leaves_its_ending_to_be_told(place: Place) -> None
         run = running.runs()["terminated"]
         assert (run["status"], run["reason"]) == ("cancelled", "SIGTERM")
     assert place.steps("terminated") == list(range(20))
+
+
+def test_an_outage_in_short_is_replayed_in_full_and_costs_little_disk(tmp_path: Path) -> None:
+    seen = outage(tmp_path, exports=30, interval=0.05)
+    assert seen.complete
+    assert seen.requests > 10
+    assert 1 < seen.ratio < 1.2
