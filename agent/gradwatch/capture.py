@@ -19,6 +19,7 @@ import torch
 from gradwatch.bundle import Bundle, BundleError, Call, ModelState, save
 from gradwatch.device_ring import is_capturing
 from gradwatch.local_files import file_name
+from gradwatch.module_hooks import is_script
 from gradwatch.nested import mapped, tensors, version
 from gradwatch.random_state import portable, random_state
 from gradwatch.safety import internal_error, log, shielded
@@ -90,6 +91,9 @@ class Capture:
         """Remember this model's passes from now on."""
         if any(is_distributed_tensor(parameter) for parameter in model.parameters()):
             log.warning("capture: %s is sharded, and one rank alone cannot replay its step; not captured", name)
+            return
+        if is_script(model):
+            log.warning("capture: TorchScript has no hooks that show its inputs; %s is not captured", name)
             return
         base, number = name, 1
         while name in self._models:

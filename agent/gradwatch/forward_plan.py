@@ -18,6 +18,7 @@ import torch
 
 from gradwatch.gradients import layer_name
 from gradwatch.graph_walk import Graph, Operation, growing, operations_behind
+from gradwatch.module_hooks import is_script
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +66,7 @@ class PlanRecorder:
         self._stack = [""]
         self._handles: list[Any] = []
         for name, module in model.named_modules():
-            if module is not model:
+            if module is not model and not is_script(module):
                 path = layer_name(name)
                 self._handles.append(module.register_forward_pre_hook(self._enter(path)))
                 self._handles.append(module.register_forward_hook(self._leave))

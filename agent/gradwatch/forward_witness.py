@@ -22,6 +22,7 @@ from gradwatch.device_ring import is_capturing
 from gradwatch.forward_plan import ForwardPlan, PlanRecorder
 from gradwatch.gradients import DeviceNorms
 from gradwatch.graph_walk import Graph, suspects_behind
+from gradwatch.module_hooks import is_script
 from gradwatch.nested import tensors
 from gradwatch.safety import internal_error
 from gradwatch.step_in_progress import StepInProgress
@@ -189,7 +190,7 @@ class ForwardWitness:
             self.arm(True)
 
     def _attach(self, index: int, model: nn.Module) -> None:
-        if self._compiles and not hasattr(model, "_orig_mod"):
+        if is_script(model) or (self._compiles and not hasattr(model, "_orig_mod")):
             return
         hook = _Hook(self, index, is_before=False)
         handles = [model.register_forward_hook(hook, with_kwargs=True)]

@@ -9,15 +9,21 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch.amp.grad_scaler import GradScaler, OptState
+from torch.autograd.graph import Node
 
 from gradwatch.phases import PhaseTimer
 from gradwatch.safety import internal_error
 from gradwatch.sharding import is_distributed_tensor
 from gradwatch.step_in_progress import StepInProgress
+
+# Number of what accumulates into a leaf.
+_LEAF: Final = 2**64 - 1
+# Operations between the scaling of a loss and ``backward()`` that are looked through.
+_MOST_NODES: Final = 64
 
 
 class LossSink(Protocol):
@@ -60,7 +66,8 @@ class LossCapture:
         self._sink = sink
         self._phases = phases
         self._capture_loss = capture_loss
-        # id of the scaled loss -> (itself, what it was before). Weak: an entry must not keep the graph alive.
+        # autograd's number of the scaling -> (its result, what it was before). Weak: an entry must not keep the
+        # graph alive.
         self._scaled: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
 
@@ -192,19 +199,54 @@ class LossCapture:
             return losses, losses
         losses, roots = [], []
         for tensor in tensors:
-            known = self._scaled.pop(id(tensor), None)
-            unscaled = known[1] if known and known[0]() is tensor else tensor
-            if _is_loss(unscaled):
+            unscaled = self._unscaled(tensor)
+            if unscaled is not None and _is_loss(unscaled):
                 losses.append(unscaled)
                 roots.append(tensor)
         return losses, roots
 
+    def _unscaled(self, root: torch.Tensor) -> torch.Tensor | None:
+        """The loss before scaling; None where this was made of scaled losses, and nobody knows what of them."""
+        node = root.grad_fn
+        if node is None:
+            return root
+        number = node._sequence_nr()  # noqa: SLF001 - no other name that does not keep the graph alive
+        known = self._scaled.get(number)
+        if known is not None and known[0]() is root:
+            del self._scaled[number]
+            return known[1]
+        derived = self._scaled_behind(node)
+        for number in derived:
+            if self._scaled[number][0]() is None:  # never a root itself
+                del self._scaled[number]
+        return None if derived else root
+
+    def _scaled_behind(self, root: Node) -> set[int]:
+        """Numbers of the scalings this was computed from."""
+        first = min(self._scaled, default=_LEAF)
+        found: set[int] = set()
+        seen: set[Node] = set()
+        waiting = [root]
+        while waiting and len(seen) < _MOST_NODES:
+            node = waiting.pop()
+            number = node._sequence_nr()  # noqa: SLF001
+            # What was computed earlier, and leaves, cannot be made of a scaled loss.
+            if number < first or number == _LEAF or node in seen:
+                continue
+            seen.add(node)
+            if number in self._scaled:
+                found.add(number)
+            else:
+                waiting += [below for below, _ in node.next_functions if below is not None]
+        return found
+
     def _remember(self, outputs: Any, scaled: Any) -> None:
         if isinstance(outputs, torch.Tensor):
-            if scaled is not outputs:
+            if scaled is not outputs and scaled.grad_fn is not None:
                 if len(self._scaled) > 64:  # scaled but never backpropagated
                     self._scaled.clear()
-                self._scaled[id(scaled)] = (weakref.ref(scaled), outputs.detach())
+                number = scaled.grad_fn._sequence_nr()  # noqa: SLF001
+                self._scaled[number] = (weakref.ref(scaled), outputs.detach())
         elif isinstance(outputs, (list, tuple)):
             for before, after in zip(outputs, scaled, strict=True):
                 self._remember(before, after)

@@ -6,14 +6,24 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradwatch.safety import internal_error
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether hooks inside this module would be compiled with it, and break its graph."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    """Whether hooks inside this module would be compiled with it, and break its graph, or are not possible."""
+    return (
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or is_script(module)
+    )
+
+
+def is_script(module: nn.Module) -> bool:
+    """Whether this is TorchScript's, which refuses hooks."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 class ModuleHook:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradwatch.gradients import layer_name
-from gradwatch.module_hooks import ModuleHook, is_compiled
+from gradwatch.module_hooks import ModuleHook, is_compiled, is_script
 from gradwatch.safety import log
 
 
@@ -64,7 +64,7 @@ class NvtxRanges:
         if not self._layers or is_compiled(model):
             return
         for path, module in model.named_modules():
-            if next(module.children(), None) is None:
+            if next(module.children(), None) is None and not is_script(module):
                 begin, end = self._around(module, layer_name(path) if path else name)
                 self._handles += [
                     module.register_forward_pre_hook(ModuleHook(begin)),

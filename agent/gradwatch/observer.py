@@ -382,11 +382,23 @@ class StepObserver:
             self._end_manual_step(perf_counter_ns())
         elif self.progress.loss is not None or self.progress.device_losses:
             self._drop_discarded()
+        if self._closure_base is not None:
+            self._drop_raised_closure()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
             self.progress.loss = base[0]
             del self.progress.device_losses[base[1] :]
+
+    def _drop_raised_closure(self) -> None:
+        """No hook follows a step whose closure raised: it is over if this backward is not inside it."""
+        frame = sys._getframe(2)  # noqa: SLF001 - the step's own frame is among its callers
+        late = [watched for watched in self.roster.everyone() if watched.is_late]
+        if not any(watched.is_nested(frame) for watched in late):
+            for watched in late:
+                watched.is_late = False
+            self._closure_base = None
+            self._tend_busy()
 
     def _tend_busy(self) -> None:
         """A pause, losses on a device, a closure, steps that no hook tells of, or an earlier loss in doubt."""
@@ -411,7 +423,8 @@ class StepObserver:
     def _drop_discarded(self) -> None:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
         for watched in self._watched.values():
-            if any(p.grad is not None for p in watched.reader.parameters):
+            # From the last: that of a head's bias is small, and hardly ever zero.
+            if any(_holds_something(p.grad) for p in reversed(watched.reader.parameters)):
                 return
         self.progress.loss = None
         self.progress.device_losses.clear()
@@ -837,6 +850,15 @@ class StepObserver:
             if not self._arrivals:
                 return
             time.sleep(0.002)
+
+
+def _holds_something(grad: Tensor | None) -> bool:
+    """Whether this gradient was kept. One on a device is: to look at it would be to wait for it."""
+    if grad is None:
+        return False
+    if type(grad) is not torch.Tensor or not grad.is_cpu or grad.layout is not torch.strided:
+        return True
+    return bool(torch.count_nonzero(grad))  # a NaN is not zero
 
 
 def _is_captured(watched: WatchedOptimizer) -> bool:

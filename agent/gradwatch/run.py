@@ -423,9 +423,18 @@ def open_run(settings: Settings, model: str | None, exporter: Exporter | None) -
     """Begin the run of this process."""
     global _current
     run = Run(settings, model, exporter)
-    run.begin()
+    try:
+        run.begin()
+    except Exception as error:
+        run.close(not_watched(error))
+        raise
     _current = run
     return run
+
+
+def not_watched(error: Exception) -> Ending:
+    """The ending of a run that ``watch()`` could not begin: training goes on, and nobody sees how."""
+    return Ending(CANCELLED, f"not watched: {type(error).__name__}")
 
 
 def close_run(run: Run, ending: Ending) -> None:

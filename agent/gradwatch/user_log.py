@@ -86,6 +86,7 @@ class UserLog:
         last = self._last()
         if last is None:
             self._progress.given_loss = loss
+            # A captured NaN has reached the gradients, whatever is logged in its place.
             self._progress.suspicious |= isinstance(loss, float) and not math.isfinite(loss)
             self._alert()
         elif self._arrivals.holds_step:

@@ -34,6 +34,7 @@ class Watch:
         self, run: Run | None, optimizers: Sequence[Optimizer] = (), models: Iterable[nn.Module] = ()
     ) -> None:
         self._run = run
+        self._last_step = 0
         self._optimizers = tuple(map(weakref.ref, optimizers))
         self._models = tuple(map(weakref.ref, models))
         # A retry inside `except`: the exception being handled now is not this run's ending. It is marked, not
@@ -113,8 +114,8 @@ class Watch:
 
     @property
     def step(self) -> int:
-        """Index of the optimizer step in progress: ``start_step`` plus the steps that ended."""
-        return self._run.observer.roster.step if self._run is not None else 0
+        """Index of the optimizer step in progress: ``start_step`` plus the steps that ended until `close`."""
+        return self._run.observer.roster.step if self._run is not None else self._last_step
 
     @property
     def run_id(self) -> str | None:
@@ -203,6 +204,7 @@ class Watch:
         run, self._run = self._run, None
         if run is None:
             return
+        self._last_step = run.observer.roster.step
         run.watches.remove(self)
         if run.watches:
             run.observer.forget([one for reference in self._optimizers if (one := reference()) is not None])
@@ -319,10 +321,19 @@ def _attach(
     run = runs.current()
     if run is None:
         run = runs.open_run(settings, next(iter(models), None), exporter)
-    new_models = [run.add_model(module, name) for name, module in models.items()]
-    new = [one for one in optimizers if run.observer.add_optimizer(one)]
-    if not optimizers:
-        run.observer.adopt_optimizers()
+    new: list[Any] = []
+    try:
+        new_models = [run.add_model(module, name) for name, module in models.items()]
+        new += [one for one in optimizers if run.observer.add_optimizer(one)]
+        if not optimizers:
+            run.observer.adopt_optimizers()
+    except Exception as error:
+        # Nobody has a watch to close: what was begun would stay, and the next `watch()` would join it.
+        if run.watches:
+            run.observer.forget(new)
+        else:
+            runs.close_run(run, runs.not_watched(error))
+        raise
     known = run.watches[-1] if run.watches and not new and not any(new_models) else None
     return known or Watch(run, new, models.values())
 

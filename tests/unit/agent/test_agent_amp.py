@@ -100,3 +100,60 @@ def test_one_scaler_over_two_optimizers_tells_both(watching: Watching, exporter:
         scaler.update()
     assert exporter.values(names.GRADIENT_NORM) == pytest.approx(truth)
     assert exporter.values(names.LOSS_SCALE) == [64.0, 64.0]
+
+
+Combine = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda scale, a, b: scale(a) + scale(b),
+        lambda scale, a, b: sum([scale(a), scale(b)]),
+        lambda scale, a, b: scale(a + b) / 4,
+        lambda scale, a, b: scale(a).add_(scale(b)),
+    ],
+    ids=["added", "summed", "divided", "added in place"],
+)
+def test_what_is_made_of_scaled_losses_is_not_told_as_a_loss(
+    watching: Watching, exporter: InMemoryExporter, combine: Combine
+) -> None:
+    """Scaled by so much it would be wrong, and no loss at all is better."""
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plain = []
+    with watching(model, optimizer):
+        for step in range(4):
+            optimizer.zero_grad()
+            out = model(torch.randn(8, 4))
+            if step < 3:
+                combine(scaler.scale, out.square().mean(), out.abs().mean()).backward()
+            else:  # what was scaled before does not keep a loss from being told
+                loss = out.square().mean()
+                scaler.scale(loss).backward()
+                plain.append(loss.item())
+            scaler.step(optimizer)
+            scaler.update()
+    assert exporter.values(names.LOSS) == pytest.approx(plain)
+    assert exporter.values(names.STEP_INDEX) == [0, 1, 2, 3]
+
+
+def test_a_loss_that_is_not_scaled_is_told_beside_those_that_are(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    told = []
+    with watching(model, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaled = scaler.scale(model(torch.randn(8, 4)).square().mean())
+            plain = model(torch.randn(8, 4)).square().mean()
+            plain.backward()
+            scaled.backward()
+            told.append(plain.item() + scaled.item() / 4)
+            scaler.step(optimizer)
+            scaler.update()
+    assert exporter.values(names.LOSS) == pytest.approx(told)

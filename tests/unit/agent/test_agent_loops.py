@@ -50,6 +50,54 @@ def test_a_batch_that_is_thrown_away_leaves_no_trace_in_the_next_step(
     assert exporter.find_events(names.NONFINITE_STEP.name) == []
 
 
+@pytest.mark.parametrize("fault", [math.nan, 1.0])
+def test_a_batch_thrown_away_by_setting_its_gradients_to_zero_leaves_no_trace_either(
+    exporter: InMemoryExporter, fault: float
+) -> None:
+    """Also where every number of the batch is finite, and no step is observed that could tell its own norm."""
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses, norms = [], []
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=1000):
+        for batch in range(8):
+            optimizer.zero_grad(set_to_none=False)
+            loss = (100 * model(torch.randn(8, 4))).square().mean() * (fault if batch == 4 else 1.0)
+            loss.backward()
+            if batch == 4:
+                clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.zero_grad(set_to_none=False)
+                continue
+            losses.append(loss.item())
+            norms.append(dense_norm(model))
+            optimizer.step()
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+    told = exporter.values(names.GRADIENT_NORM)  # of the first, and after a NaN of the one that came next
+    assert told == pytest.approx(norms[:1] if math.isfinite(fault) else [norms[0], norms[4]])
+    assert exporter.values(names.CLIP_RATIO) == []
+    assert exporter.find_events(names.NONFINITE_STEP.name) == []
+
+
+def test_micro_batches_are_summed_where_gradients_are_kept_as_zeros(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    """Some of a kept batch's gradients are always zero, the last ones among them."""
+    model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    with watching(model, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=False)
+            total = 0.0
+            for _ in range(3):
+                loss = model(torch.randn(8, 4)).square().mean()
+                loss.backward()
+                model[1].bias.grad.zero_()
+                total += loss.item()
+            losses.append(total)
+            optimizer.step()
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+
+
 def test_a_loss_that_is_nan_before_scaling_is_no_overflow_of_the_scaler(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:
@@ -300,3 +348,47 @@ def test_a_bad_loss_whose_step_never_comes_is_told_when_the_run_fails(exporter: 
     (event,) = exporter.find_events(names.NONFINITE_STEP.name)
     assert (event.attributes[names.STEP], event.attributes[names.BORN_IN]) == (3, "loss")
     assert exporter.event_names()[-1] == names.RUN_ENDED.name
+
+
+def test_a_captured_nan_stays_a_finding_where_a_finite_loss_is_logged_in_its_place(
+    exporter: InMemoryExporter,
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=1000) as watch:
+        for step in range(8):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4)).square().mean() * (math.nan if step == 5 else 1.0)
+            loss.backward()
+            watch.log(loss=torch.nan_to_num(loss).item())
+            optimizer.step()
+    events = exporter.find_events(names.NONFINITE_STEP.name)
+    assert [event.attributes[names.STEP] for event in events] == [5, 6, 7]
+    assert events[0].attributes[names.NONFINITE_ELEMENTS] == 5
+
+
+def test_a_closure_that_raises_does_not_change_what_later_losses_add_up_to(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        raise ValueError("no loss today")
+
+    losses = []
+    with watching(model, optimizer):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="no loss"):
+                optimizer.step(closure)
+            total = 0.0
+            optimizer.zero_grad()
+            for _ in range(3):
+                loss = model(torch.randn(8, 4)).square().mean()
+                loss.backward()
+                total += loss.item()
+            losses.append(total)
+            optimizer.step()
+    assert exporter.values(names.LOSS) == pytest.approx(losses)

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch import safety
+from gradwatch.observer import StepObserver
 from gradwatch.telemetry import Attributes, Event, MetricPoints
 from gradwatch.testing import InMemoryExporter
 
@@ -174,6 +176,15 @@ def test_a_forgotten_optimizer_is_freed(watching: Watching) -> None:
         del model, optimizer
         gc.collect()
         assert gone() is None
+
+
+def test_a_closed_watch_still_tells_how_many_steps_there_were(watching: Watching) -> None:
+    model, optimizer = make()
+    watch = watching(model, optimizer, start_step=7)
+    for _ in range(3):
+        step(model, optimizer)
+    watch.close()
+    assert watch.step == 10
 
 
 @pytest.mark.parametrize(
@@ -375,6 +386,47 @@ def test_internal_errors_are_counted_and_never_surface(
             step(model, optimizer)
         assert safety.error_count() >= 3
     assert caplog.text.count("training is not affected") == 1
+
+
+def test_a_watch_that_fails_half_way_leaves_nothing_that_the_next_one_would_join(
+    monkeypatch: pytest.MonkeyPatch, exporter: InMemoryExporter
+) -> None:
+    monkeypatch.delenv("GRADWATCH_TESTING")
+    before = patched()
+    model, optimizer = make()
+    with monkeypatch.context() as broken:
+        broken.setattr(StepObserver, "add_optimizer", lambda *_: 1 / 0)
+        failed = gradwatch.watch(model, optimizer, exporter=InMemoryExporter())
+    assert failed.run_id is None
+    assert patched() == before
+    with gradwatch.watch(model, optimizer, exporter=exporter) as watch:
+        step(model, optimizer)
+    assert watch.step == 1
+    assert exporter.event_names()[0] == names.RUN_STARTED.name
+    assert exporter.event_names()[-1] == names.RUN_ENDED.name
+    assert patched() == before
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_script_module_is_watched_without_hooks(
+    watching: Watching, exporter: InMemoryExporter, nested: bool
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and in use
+        script = torch.jit.script(nn.Linear(4, 1))
+    model = nn.Sequential(script) if nested else script
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses, norms = [], []
+    with watching(model, optimizer, nvtx="layers"):
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4)).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm()))
+            optimizer.step()
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(norms)
 
 
 def test_an_event_and_a_point_are_what_the_exporter_protocol_says(exporter: InMemoryExporter) -> None:
