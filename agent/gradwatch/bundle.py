@@ -100,6 +100,10 @@ def save(bundle: Bundle, directory: Path, name: str) -> Path:
         return keep(directory, name, lambda file: torch.save({"format": _FORMAT, **_tree(bundle)}, file))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise BundleError(f"an input of the model cannot be written: {error}") from error
+    except RuntimeError as error:
+        # torch closes its archive whatever happened, and then tells of that instead of why writing failed.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise BundleError(f"cannot write it: {str(cause).splitlines()[0]}") from error
 
 
 def load(path: Path, device: str = "cpu", *, trusted: bool = False) -> Bundle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from gradwatch.identity import Identity
+    from gradwatch.step_in_progress import StepInProgress
 
 # A finding on a device arrives one step late. More passes in a step than this are accumulation without end.
 _STEPS_KEPT: Final = 2
@@ -60,6 +62,7 @@ class Capture:
 
     Args:
         step: Index of the step in progress.
+        progress: Tells what is not training's: evaluation, and other threads.
         optimizers: Those that are watched.
         saved: Told about the file.
     """
@@ -67,6 +70,7 @@ class Capture:
     def __init__(
         self,
         step: Callable[[], int],
+        progress: StepInProgress,
         optimizers: Callable[[], Sequence[Optimizer]],
         saved: Callable[[int, Path], None],
         directory: Path,
@@ -74,17 +78,19 @@ class Capture:
         replay: str | None,
     ) -> None:
         self._step = step
+        self._progress = progress
         self._optimizers = optimizers
         self._saved = saved
         self._directory = directory
         self._identity = identity
         self._replay = replay
         self._models: dict[str, nn.Module] = {}
-        self._copies: dict[tuple[str, str], tuple[int, Tensor]] = {}
+        self._copies: dict[tuple[str, str], tuple[weakref.ref[Tensor], int, Tensor]] = {}
         self._steps: list[_Step] = []
         self._handles: dict[str, list[Any]] = {}
         self._compiles = False
         self._done = False
+        self._told = False
 
     @shielded(None)
     def add_model(self, model: nn.Module, name: str) -> None:
@@ -129,7 +135,7 @@ class Capture:
         self._steps.clear()
 
     def _before(self, name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_capturing():
+        if not self._is_training() or is_capturing():
             return
         step = self._current()
         step.versions.setdefault(name, [version(parameter) for parameter in model.parameters()])
@@ -151,7 +157,7 @@ class Capture:
             del step.passes[0]
 
     def _after(self, name: str, _model: nn.Module, _args: Any, output: Any) -> None:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._steps:
+        if not self._is_training() or not self._steps:
             return
         begun = [each for each in self._steps[-1].passes if each.call.model == name and not each.gradients]
         if not begun:
@@ -162,6 +168,11 @@ class Capture:
                 begun[-1].gradients.append(arrived)
                 tensor.register_hook(_keeper(arrived))  # type: ignore[no-untyped-call] # torch
 
+    def _is_training(self) -> bool:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return not (self._progress.pauses or self._progress.is_elsewhere)
+
     def _current(self) -> _Step:
         number = self._step()
         if not self._steps or self._steps[-1].number != number:
@@ -171,16 +182,27 @@ class Capture:
     def _copy(self, model: str, name: str, buffer: Tensor, owner: nn.Module) -> Tensor:
         """The buffer as it is now; unchanged ones (masks, tables) share one copy over all passes."""
         known = self._copies.get((model, name))
+        # A module may put another tensor in its place, whose version says nothing of the one before.
+        is_known = known is not None and known[0]() is buffer and known[1] == version(buffer)
         # The kernels that update running statistics do not count as in-place changes.
-        if known is None or known[0] != version(buffer) or getattr(owner, "track_running_stats", False):
-            known = self._copies[model, name] = (version(buffer), buffer.detach().clone())
-        return known[1]
+        if known is None or not is_known or getattr(owner, "track_running_stats", False):
+            known = (weakref.ref(buffer), version(buffer), buffer.detach().clone())
+            self._copies[model, name] = known
+        return known[2]
 
     @shielded(None)
     def nonfinite(self, found: NonfiniteStep) -> None:
         """Write the bundle of this step, on the thread that trains and before its update: once a run."""
         step = next((each for each in self._steps if each.number == found.step), None)
-        if self._done or step is None:
+        if self._done:
+            return
+        if step is None:
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "capture: no bundle of step %d: no forward pass of a watched model was seen in it; "
+                    "only model(...) is, not a method of the model's own", found.step,
+                )  # fmt: skip
             return
         self._done = True
         who = self._identity
@@ -188,7 +210,7 @@ class Capture:
         try:
             path = save(self._bundle(step, found), self._directory, name)
         except (OSError, BundleError) as error:
-            log.warning("capture: no bundle of step %d was written: %s", found.step, error)
+            log.warning("capture: no bundle of step %d: %s", found.step, error)
         else:
             self._saved(found.step, path)
         finally:
@@ -262,9 +284,21 @@ def _make_inert() -> Callable[..., None]:
 
 def _keeper(arrived: list[Tensor]) -> Callable[[Tensor], None]:
     def keep(gradient: Tensor) -> None:
-        arrived.append(gradient.detach())
+        try:
+            arrived.append(_copied(gradient.detach()))
+        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
+            internal_error(error, "capture")
 
     return keep
+
+
+def _copied(gradient: Tensor) -> Tensor:
+    """With memory of its own: autograd may make this memory a parameter's gradient and add to it."""
+    if gradient.layout != torch.strided or gradient.is_nested:
+        return gradient.clone()
+    # What ``sum()`` sends back is one value, repeated: no more is copied than there is.
+    once = tuple(slice(None) if stride else slice(1) for stride in gradient.stride())
+    return gradient[once].clone().expand(gradient.shape)
 
 
 def _detached(tensor: Tensor) -> Tensor:

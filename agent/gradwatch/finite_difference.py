@@ -82,17 +82,17 @@ class _Case:
             for (name, variable), grad in zip(self.variables.items(), found, strict=True)
         }
 
-    def difference(self, variable: Tensor, place: int, middle: Tensor) -> tuple[float, bool]:
+    def difference(self, variable: Tensor, element: tuple[int, ...], middle: Tensor) -> tuple[float, bool]:
         """The central difference over the outputs that are finite, and whether left and right agree."""
-        flat = variable.data.view(-1)
-        before = float(flat[place])
+        values = variable.data
+        before = float(values[element])
         step = _STEP * max(1.0, abs(before))
         with torch.no_grad():
-            flat[place] = before + step
+            values[element] = before + step
             above = self.outputs()
-            flat[place] = before - step
+            values[element] = before - step
             below = self.outputs()
-            flat[place] = before
+            values[element] = before
         usable = torch.isfinite(above) & torch.isfinite(below) & torch.isfinite(middle)
         left, right = (float(d[usable].sum()) / step for d in (middle - below, above - middle))
         return (left + right) / 2, _close(left, right, _rounding(middle))
@@ -126,14 +126,14 @@ def _rows(
     case: _Case, name: str, variable: Tensor, analytic: Tensor, middle: Tensor, sample: int, seed: int
 ) -> Iterator[Row]:
     for place in _sample(analytic, sample, seed):
-        said = float(analytic.reshape(-1)[place])
-        numeric, smooth = case.difference(variable, place, middle)
+        element = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), analytic.shape))
+        said = float(analytic[element])
+        numeric, smooth = case.difference(variable, element, middle)
         outcome: Outcome = "ok"
         if not (math.isfinite(said) and math.isfinite(numeric)):
             outcome = "non-finite"
         elif not _close(said, numeric, _rounding(middle)):
             outcome = "wrong" if smooth else "kink"
-        element = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), analytic.shape))
         yield Row(name, element, said, numeric, outcome)
 
 

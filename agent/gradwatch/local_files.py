@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,11 @@ from typing import IO, Final
 # A black box takes at most a megabyte or two, a bundle as much as a checkpoint.
 _MOST_BYTES: Final = 8 << 30
 _MOST_FILES: Final = 256
-_OURS: Final = ("flight-*", "bundle-*")
+# Just what `file_name` makes: whatever else lies in the folder is not ours to delete.
+_WHO: Final = r"[\w.\-]{0,64}(-a\d+)?-r\d+"
+_OURS: Final = re.compile(
+    rf"flight-{_WHO}-(nonfinite|exception|oom|stalled|SIGTERM)\.json\.gz|bundle-{_WHO}-step\d+\.pt"
+)
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
@@ -49,20 +54,26 @@ def keep(directory: Path, name: str, write: Callable[[IO[bytes]], object]) -> Pa
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _make_room(directory, target)
+    with contextlib.suppress(
+        OSError
+    ):  # the file is written; a folder that cannot be tidied is no reason to fail
+        _make_room(directory, target)
     return target
 
 
 def _make_room(directory: Path, newest: Path) -> None:
     aged: list[tuple[int, int, Path]] = []
-    for pattern in _OURS:
-        for path in directory.glob(pattern):
-            with contextlib.suppress(OSError):  # another process of ours tidies too
-                status = path.stat()
+    for path in directory.iterdir():
+        if _OURS.fullmatch(path.name) is None:
+            continue
+        with contextlib.suppress(OSError):  # another process of ours tidies too
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
                 aged.append((status.st_mtime_ns, status.st_size, path))
     aged.sort(reverse=True)
     size = 0
     for count, (_, bytes_, path) in enumerate(aged, start=1):
         size += bytes_
         if path != newest and (size > _MOST_BYTES or count > _MOST_FILES):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink()

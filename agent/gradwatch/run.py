@@ -108,6 +108,7 @@ class Run:
 
             self._capture = Capture(
                 lambda: self.observer.roster.step,
+                self.observer.progress,
                 self.observer.roster.optimizers,
                 self._bundle_saved,
                 settings.directory,

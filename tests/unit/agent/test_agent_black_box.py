@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
 import struct
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ import gradwatch
 from gradwatch import conventions as names
 from gradwatch import local_files
 from gradwatch import run as runs
-from gradwatch.black_box import StallWatch
+from gradwatch.black_box import StallWatch, Trigger
 from gradwatch.flight_recorder import FlightRecorder, FlightStep, compress, compress_for_file, decode, fitting
 from gradwatch.testing import InMemoryExporter
 
@@ -261,10 +262,46 @@ def test_a_full_disk_keeps_nobody_from_hearing(
 
 def test_the_folder_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_files, "_MOST_BYTES", 250)
-    (tmp_path / "mine.txt").write_text("x" * 1000)
-    for number in range(5):
-        local_files.keep(tmp_path, f"flight-{number}", lambda file: file.write(b"x" * 100))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flight-3", "flight-4", "mine.txt"]
+    endings = [*(f"{trigger}.json.gz" for trigger in get_args(Trigger)), "step7.pt", "step12.pt"]
+    for age, ending in enumerate(endings):
+        kind = "bundle" if ending.endswith(".pt") else "flight"
+        name = local_files.file_name(kind, "my run/3", age if age % 2 else None, 11, ending)
+        file = local_files.keep(tmp_path, name, lambda file: file.write(b"x" * 100))
+        os.utime(file, ns=(age, age))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bundle-my_run_3-a5-r11-step7.pt",
+        "bundle-my_run_3-r11-step12.pt",
+    ]
+
+
+def test_nothing_but_our_own_files_is_ever_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "_MOST_FILES", 1)
+    users = [
+        "flight-data.csv", "flight-delays-r2-2024.json.gz", "flight-log", "bundle-of-joy.pt",
+        "bundle-run-r0-step7.pt.bak", "bundle-run-r0-step.pt", "my-bundle-run-r0-step7.pt", "mine.txt",
+    ]  # fmt: skip
+    for name in users:
+        (tmp_path / name).write_text("the user's")
+    (tmp_path / "flight-folder-r0-oom.json.gz").mkdir()
+    (tmp_path / "bundle-linked-r0-step7.pt").symlink_to(tmp_path / "mine.txt")
+    before = {path.name for path in tmp_path.iterdir()}
+    for rank in range(2):
+        local_files.keep(tmp_path, f"flight-run-r{rank}-oom.json.gz", lambda file: file.write(b"box"))
+    assert {path.name for path in tmp_path.iterdir()} == before | {"flight-run-r1-oom.json.gz"}
+
+
+def test_a_file_that_cannot_be_tidied_away_does_not_fail_the_one_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_files, "_MOST_FILES", 1)
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError("another user's")
+
+    local_files.keep(tmp_path, "flight-run-r0-oom.json.gz", lambda file: file.write(b"box"))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    written = local_files.keep(tmp_path, "flight-run-r1-oom.json.gz", lambda file: file.write(b"box"))
+    assert written.read_bytes() == b"box"
 
 
 class Hand:

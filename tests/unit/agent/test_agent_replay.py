@@ -7,6 +7,8 @@ import io
 import math
 import pickle
 import random
+import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,64 @@ def test_the_step_is_the_one_that_failed_bit_by_bit(
     torch.set_rng_state(state)
 
 
+class Counting(nn.Linear):
+    """Puts a new tensor in the place of its buffer at each pass, as averages written by hand do."""
+
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__(6, 2)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count = self.count + 1
+        return super().forward(x) * torch.where(self.count > 4, math.nan, 1.0)
+
+
+def test_a_buffer_that_the_model_replaces_is_that_of_the_moment(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(watching, exporter, Counting(), steps=3, batches=2)
+    assert [call.buffers["count"].item() for call in bundle.calls] == [4, 5]
+    assert replay(bundle, build(bundle, None, "cpu"), None)[0].born_in == "forward"
+
+
+class Shifted(nn.Module):
+    """Adds a parameter, whose gradient autograd then makes of the very memory that the output's came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift
+
+
+def test_a_captured_gradient_is_not_what_became_of_its_memory(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    weights = iter([torch.full((2, 3), 5.0), torch.full((2, 3), math.nan)])
+    bundle = captured(
+        watching, exporter, Shifted(), lambda output: (output * next(weights)).sum(),
+        batches=2, inputs=lambda: torch.ones(2, 3),
+    )  # fmt: skip
+    (first,), (second,) = (call.gradients for call in bundle.calls)
+    assert torch.equal(first, torch.full((2, 3), 5.0))
+    assert second.isnan().all()
+
+
+def test_a_gradient_that_is_one_value_repeated_is_kept_as_that(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(
+        watching, exporter, Shifted(), lambda output: output.sum() * math.nan, inputs=lambda: torch.ones(2, 3)
+    )
+    ((gradient,),) = (call.gradients for call in bundle.calls)
+    assert gradient.shape == (2, 3)
+    assert gradient.isnan().all()
+    assert gradient.untyped_storage().nbytes() == gradient.element_size()
+
+
 def test_the_optimizers_state_is_that_before_the_update(
     watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
 ) -> None:
@@ -361,6 +421,80 @@ def test_one_bundle_a_run_and_none_without_being_asked(
         assert len(list((tmp_path / "gradwatch").glob("bundle-*"))) == expected
 
 
+@pytest.mark.parametrize("where", ["evaluation", "checkpoint", "another thread"])
+def test_only_the_passes_of_training_are_captured(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, where: str
+) -> None:
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def other_pass() -> None:
+        with torch.enable_grad():
+            model(torch.zeros(4, 6))
+
+    with watching(model, optimizer, capture="on_nonfinite") as watch:
+        for scale in (1.0, math.nan):
+            loss = model(torch.ones(4, 6)).sum() * scale
+            if where == "another thread":
+                thread = threading.Thread(target=other_pass)
+                thread.start()
+                thread.join()
+            else:
+                with getattr(watch, where)():
+                    other_pass()
+            loss.backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    (call,) = load(Path(str(event.attributes[names.BUNDLE_PATH]))).calls
+    assert torch.equal(call.args[0], torch.ones(4, 6))
+    assert len(call.gradients) == 1
+
+
+def test_a_model_used_through_a_method_of_its_own_is_told_of_in_one_line(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Encoder(nn.Linear):
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    model = Encoder(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        for _ in range(3):
+            (model.encode(torch.ones(4, 6)).sum() * math.nan).backward()
+            optimizer.step()
+    (line,) = told_by_capture(caplog)
+    assert line.startswith("capture: no bundle of step 0: no forward pass of a watched model was seen")
+    assert not exporter.find_events(names.BUNDLE_SAVED.name)
+
+
+def test_running_out_of_room_is_one_line_and_leaves_nothing_behind(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Linear(300, 300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        (model(torch.ones(4, 300)).sum() * math.nan).backward()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            optimizer.step()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list((tmp_path / "gradwatch").iterdir()) == []
+    (line,) = told_by_capture(caplog)
+    assert line.startswith("capture: no bundle of step 0: ")
+    assert line.endswith("File too large")
+    assert not exporter.find_events(names.BUNDLE_SAVED.name)
+
+
+def told_by_capture(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for record in caplog.records if (line := record.getMessage()).startswith("capture: ")]
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -430,6 +564,32 @@ def test_right_backwards_agree_with_finite_differences() -> None:
     assert {row.tensor for row in compared.rows} >= {"input 0", "0.weight", "1.bias", "4.weight"}
     assert compared.output_finite
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Turned(nn.Module):
+    """Its weight is a transposed view, and it has one parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4).t())
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight) ** 2 * self.scale
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), (1, 3, 6, 6)),  # type: ignore[call-overload] # torch
+        (Turned(), (2, 4)),
+    ],
+    ids=["channels last", "transposed"],
+)
+def test_the_order_of_a_weight_in_memory_does_not_matter(module: nn.Module, shape: tuple[int, ...]) -> None:
+    compared = compare(module, (torch.randn(shape),), {}, 200)
+    assert {row.outcome for row in compared.rows} == {"ok"}
+    assert len(compared.rows) == math.prod(shape) + sum(p.numel() for p in module.parameters())
 
 
 def test_a_wrong_backward_is_told_from_a_kink_and_from_nan() -> None:
