@@ -28,7 +28,7 @@ class BlackBox:
 
     Args:
         recorder: Fed by the export thread.
-        tail: Steps that the export thread has not drained yet.
+        tail: Steps that the export thread has not drained yet, up to a few after the one given, if any.
         emit: Sends the event's attributes.
         directory: Where files go.
     """
@@ -36,7 +36,7 @@ class BlackBox:
     def __init__(
         self,
         recorder: FlightRecorder,
-        tail: Callable[[], Iterable[FlightStep]],
+        tail: Callable[[int | None], Iterable[FlightStep]],
         emit: Callable[[Mapping[str, AttributeValue | None]], None],
         directory: Path,
         identity: Identity,
@@ -47,37 +47,54 @@ class BlackBox:
         self._directory = directory
         self._identity = identity
         self._lock = threading.Lock()
-        self._written: set[Trigger] = set()
-        self._due: tuple[Trigger, int | None] | None = None
+        self._written: set[str] = set()
+        # By trigger, in the order asked: the step, and when it was asked for.
+        self._due: dict[Trigger, tuple[int | None, float]] = {}
 
-    def ask(self, trigger: Trigger, step: int | None) -> None:
-        """Have it written by the export thread once this step is over. Costs the training thread nothing."""
-        if self._due is None and trigger not in self._written:
-            self._due = (trigger, step)
+    def ask(self, trigger: Trigger, step: int | None) -> bool:
+        """Have it written by the export thread once this step is over; False if that was asked before.
 
-    def write_if_due(self, last_step: float | None = math.inf) -> None:
-        """Called by the export thread after it drained, with the last step that ended, and at the end."""
-        due = self._due
-        if due is not None and (due[1] is None or (last_step is not None and last_step >= due[1])):
-            self.write(*due)
+        Costs the training thread nothing.
+        """
+        if trigger in self._due or _story(trigger, step) in self._written:
+            return False
+        self._due[trigger] = step, time.monotonic()
+        return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something that was asked for is not written yet."""
+        return bool(self._due)
+
+    @shielded(None)
+    def write_if_due(self, last_step: float | None = math.inf, settled: float = 0.0) -> None:
+        """Write what was asked for ``settled`` seconds ago or longer and whose step is over.
+
+        Called by the export thread with the last step that ended, before it drains any further; and at the end.
+        """
+        latest = time.monotonic() - settled
+        for trigger, (step, asked) in list(self._due.items()):
+            if asked <= latest and (step is None or (last_step is not None and last_step >= step)):
+                self.write(trigger, step)
 
     @shielded(None)
     def write(self, trigger: Trigger, step: int | None) -> None:
-        """Write the file and send the event, unless this trigger has had its own or no step was recorded."""
+        """Write the file and send the event, unless this trigger has had its own or no step was recorded.
+
+        A stall at another step is another one: the loop went on after what was taken for a stall before.
+        """
         with self._lock:
-            if self._due is not None and self._due[0] != trigger:
-                due, self._due = self._due, None
-                self._write(*due)
-            self._due = None
+            self._due.pop(trigger, None)
             self._write(trigger, step)
 
     def _write(self, trigger: Trigger, step: int | None) -> None:
-        if trigger in self._written:
+        story = _story(trigger, step)
+        if story in self._written:
             return
-        self.recorder.include(self._tail())
+        self.recorder.include(self._tail(step))
         if not self.recorder.steps():
             return
-        self._written.add(trigger)
+        self._written.add(story)
         who = self._identity
         about = {
             "run_id": who.run_id,
@@ -87,7 +104,9 @@ class BlackBox:
             "at_step": step,
             "written_at": time.time_ns(),
         }
-        name = file_name("flight", who.run_id, who.attempt, who.rank, f"{trigger}.json.gz")
+        # Nobody may know which attempt this is: the next one must not write over what this one died of.
+        ending = f"{story}-{who.instance[:8]}.json.gz"
+        name = file_name("flight", who.run_id, who.attempt, who.rank, ending)
         whole = compress_for_file(self.recorder.document(about))
         try:
             keep(self._directory, name, lambda file: file.write(whole))
@@ -104,11 +123,16 @@ class BlackBox:
         )
 
 
+def _story(trigger: Trigger, step: int | None) -> str:
+    return f"{trigger}-step{step}" if trigger == "stalled" else trigger
+
+
 class StallWatch:
     """Tells when no step ended for far longer than any pause before. An idle prompt is not a stalled run.
 
     Args:
         median: Median step duration in seconds, None while it is not known.
+        first_step: Index of the run's first step.
         monotonic: The clock, in seconds.
     """
 
@@ -118,26 +142,33 @@ class StallWatch:
     _LEAST_STEPS: Final = 10
 
     def __init__(
-        self, median: Callable[[], float | None], monotonic: Callable[[], float] = time.monotonic
+        self,
+        median: Callable[[], float | None],
+        first_step: int = 0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._median = median
         self._monotonic = monotonic
+        self._first_step = first_step
         self._step: int | None = None
-        self._first: int | None = None
         self._since = monotonic()
         self._longest = 0.0
 
-    def stalled(self, last_step: int | None) -> bool:
-        """Whether the loop hangs, as far as one can tell. Asked every few seconds with the last step."""
+    def stalled(self, last_step: int | None, *, paused: bool = False) -> bool:
+        """Whether the loop hangs, as far as one can tell. Asked every few seconds with the last step.
+
+        Not while it is ``paused`` on purpose (evaluation, checkpoint), however long that takes.
+        """
         now = self._monotonic()
+        if paused:
+            self._step, self._since = last_step, now
+            return False
         if last_step != self._step:
             if self._step is not None:
                 self._longest = max(self._longest, now - self._since)
-            elif last_step is not None:
-                self._first = last_step
             self._step, self._since = last_step, now
             return False
-        if last_step is None or self._first is None or last_step - self._first < self._LEAST_STEPS:
+        if last_step is None or last_step - self._first_step < self._LEAST_STEPS:
             return False
         limit = max(
             self.LEAST_SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -57,6 +58,8 @@ class ExportThread:
         collect: Makes the points of the interval; gets the number of items dropped, and the nanoseconds of
             processor time this thread took, since the last call.
         heartbeat: Emits a sign of life.
+        errand: Called whenever the thread is awake, before anything is collected; returns the seconds after
+            which it wants to be called again, None if that has time.
         interval: Seconds between deliveries of metrics.
     """
 
@@ -66,12 +69,14 @@ class ExportThread:
         resource: Callable[[], Attributes],
         collect: Callable[[int, int], Metrics],
         heartbeat: Callable[[], None],
+        errand: Callable[[], float | None],
         interval: float,
     ) -> None:
         self._exporter = exporter
         self._resource = resource
         self._collect = collect
         self._heartbeat = heartbeat
+        self._errand = errand
         self._interval = interval
         self._lock = threading.Lock()
         self._collecting = threading.Lock()
@@ -94,6 +99,10 @@ class ExportThread:
                 self._events.popleft()
                 self._dropped += 1
             self._events.append(event)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """There is an errand to run. Never waits."""
         self._wake.set()
 
     def flush(self, timeout: float) -> bool:
@@ -146,12 +155,18 @@ class ExportThread:
     def _run(self) -> None:
         now = time.monotonic()
         next_beat, next_metrics, next_delivery = now + HEARTBEAT_SECONDS, now + self._interval, now
+        next_errand = math.inf
         while not self._closing:
-            self._wake.wait(max(0.0, min(next_beat, next_metrics, next_delivery) - time.monotonic()))
+            next_time = min(next_beat, next_metrics, next_delivery, next_errand)
+            self._wake.wait(max(0.0, next_time - time.monotonic()))
             self._wake.clear()
             flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
             now = time.monotonic()
+            next_errand = math.inf
             try:
+                again = self._errand()
+                if again is not None:
+                    next_errand = now + again
                 if now >= next_beat:
                     next_beat = now + HEARTBEAT_SECONDS
                     self._heartbeat()

@@ -33,7 +33,7 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def file_name(kind: str, run_id: str, attempt: int | None, rank: int, ending: str) -> str:
-    """Such as ``flight-3f2a-a1-r0-SIGTERM.json.gz``; whatever the run is called, it stays within the folder."""
+    """Such as ``flight-3f2a-a1-r0-SIGTERM-9b1c04de.json.gz``; in the folder, whatever the run is called."""
     safe = re.sub(r"[^\w.\-]", "_", run_id)[:64]
     return f"{kind}-{safe}" + (f"-a{attempt}" if attempt is not None else "") + f"-r{rank}-{ending}"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
-from gradwatch.black_box import BlackBox, StallWatch
+from gradwatch.black_box import BlackBox, StallWatch, Trigger
 from gradwatch.calibration import thin_cost
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     from gradwatch.watching import Watch
 
 _SIGTERM_SECONDS: Final = 0.15
+# How long a black box waits for what else is said of its step, and how often it is asked whether that is over.
+_SETTLED_SECONDS: Final = 0.05
+_ASK_SECONDS: Final = 0.02
+# Steps in a black box after the one that it is about.
+_STEPS_AFTER: Final = 3
 
 
 class Run:
@@ -78,7 +83,7 @@ class Run:
         self._box = BlackBox(
             self._recorder, self._tail, self._emit_black_box, settings.directory, self.identity
         )
-        self._stall = StallWatch(self._recorder.median_duration)
+        self._stall = StallWatch(self._recorder.median_duration, settings.start_step)
         self._allocator = AllocatorWatch(self._ran_out_of_memory)
         self._out_of_memory = 0
         self._interval = Interval(clock.now(), self._record)
@@ -100,6 +105,7 @@ class Run:
             lambda: self._resource,
             self._collect,
             self._heartbeat,
+            self._tend_black_box,
             settings.export_interval,
         )
         self._capture: Capture | None = None
@@ -198,7 +204,7 @@ class Run:
         """See ``StepSink``."""
         self._nonfinite += 1
         self._interval.nonfinite += 1
-        self._box.ask("nonfinite", step.step)
+        self._ask_black_box("nonfinite", step.step)
         if self._capture is not None:
             self._capture.nonfinite(step)
         if is_reported(self._nonfinite):
@@ -288,7 +294,7 @@ class Run:
         if not self._ended:
             last = self.observer.roster.last_step
             self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
-            if self._stall.stalled(last):
+            if self._stall.stalled(last, paused=self.observer.progress.pauses > 0):
                 self._box.write("stalled", last)
 
     def end(self, ending: Ending) -> None:
@@ -309,13 +315,12 @@ class Run:
                 ending.exception_type,
                 ending.exception_message,
             )
+        self._box.write_if_due()
         if ending.status == FAILED:
             self.observer.tell_unfinished()
             if ending.out_of_memory is not None and not self._allocator.attached:
                 self._ran_out_of_memory(ending.out_of_memory)
             self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
-        else:
-            self._box.write_if_due()
         self._emit(
             conventions.RUN_ENDED,
             {
@@ -341,7 +346,7 @@ class Run:
 
     def _note_sigterm(self) -> None:
         self._sigterm_came = True
-        self._box.ask("SIGTERM", None)
+        self._ask_black_box("SIGTERM", None)
 
     def _die_of_sigterm(self) -> None:
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
@@ -369,10 +374,26 @@ class Run:
     def _emit_black_box(self, attributes: Mapping[str, AttributeValue | None]) -> None:
         self._emit(conventions.FLIGHT_RECORD, attributes)
 
-    def _tail(self) -> Iterator[FlightStep]:
-        """Steps that the export thread has not drained yet."""
+    def _ask_black_box(self, trigger: Trigger, step: int | None) -> None:
+        if self._box.ask(trigger, step):
+            self._thread.wake()
+
+    def _tail(self, step: int | None) -> Iterator[FlightStep]:
+        """Steps that the export thread has not drained yet, up to a few after this one.
+
+        However many have ended since: those before it are what a black box is for.
+        """
+        until = None if step is None else self._end_of(step + _STEPS_AFTER)
         for each in list(self._interval.logs):
-            yield from each.last_steps(self.settings.flight_steps)
+            yield from each.last_steps(self.settings.flight_steps, until)
+
+    def _end_of(self, step: int) -> int | None:
+        """When this step of the run ended, Unix nanoseconds, or the last one drained after it; None before."""
+        for each in list(self._interval.logs):
+            ends, place = each.ends[:], step - each.first_step
+            if each.leads and place < len(ends):
+                return ends[place] if place >= 0 else each.drained_until
+        return None
 
     def _record(self, drained: StepLog) -> None:
         """Keep what is about to be drained."""
@@ -382,14 +403,19 @@ class Run:
 
     # --- Export thread -----------------------------------------------------------------------------------
 
+    def _tend_black_box(self) -> float | None:
+        self._box.write_if_due(self.observer.roster.last_step, _SETTLED_SECONDS)
+        return _ASK_SECONDS if self._box.is_due else None
+
     def _collect(self, dropped: int, background: int) -> Metrics:
+        # What is drained now would push what came before that step out of the recorder.
+        self._box.write_if_due(self.observer.roster.last_step)
         now = self._clock_now()
         points = self._interval.points(
             now, self.observer.roster.optimizer_count, dropped, background, self._pace
         )
         self._check_losses(points)
         self.observer.note_background(self._interval.background_a_step)
-        self._box.write_if_due(self.observer.roster.last_step)
         return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
 
     def _clock_now(self) -> int:

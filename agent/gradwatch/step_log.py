@@ -46,11 +46,11 @@ class Column:
         del self.values[:count]
         return taken
 
-    def since(self, time: int) -> dict[int, float]:
-        """Any thread: the values from this time on, by time. Takes nothing away."""
+    def between(self, since: int, until: int) -> dict[int, float]:
+        """Any thread: the values from the one time to the other, by time. Takes nothing away."""
         times = self.times[:]
-        place = bisect_left(times, time)
-        return dict(zip(times[place:], self.values[place:], strict=False))
+        part = slice(bisect_left(times, since), bisect_right(times, until))
+        return dict(zip(times[part], self.values[part], strict=False))
 
 
 class Rows:
@@ -83,16 +83,16 @@ class Rows:
         del self.times[:count]
         del self.norms[: count * width]
 
-    def since(self, time: int) -> Iterator[tuple[int, array[float]]]:
-        """Any thread: times and norms (float32) of the rows from this time on. Takes nothing away."""
+    def between(self, since: int, until: int) -> Iterator[tuple[int, array[float]]]:
+        """Any thread: times and norms (float32) of the rows of that time. Takes nothing away."""
         times = self.times[:]
         width = len(self.indices)
-        place = bisect_left(times, time)
-        norms = self.norms[place * width : len(times) * width]
+        first, stop = bisect_left(times, since), bisect_right(times, until)
+        norms = self.norms[first * width : stop * width]
         single = array("f", bytes(4 * len(norms)))
         for narrow, wide in blocks(single, norms):
             narrow.copy_(wide)
-        for row, end in enumerate(times[place:]):
+        for row, end in enumerate(times[first:stop]):
             yield end, single[row * width : (row + 1) * width]
 
     def belongs(self, layers: Sequence[str], indices: Sequence[int]) -> bool:
@@ -209,18 +209,26 @@ class StepLog:
             del self.marks[0]
         return taken
 
-    def last_steps(self, most: int) -> Iterator[FlightStep]:
-        """Any thread: what waits here of the last ``most`` steps, for the black box. Takes nothing away."""
+    def last_steps(self, most: int, until: int | None = None) -> Iterator[FlightStep]:
+        """Any thread: what waits of the last ``most`` steps (that ended ``until`` then), for the black box.
+
+        Takes nothing away.
+        """
         ends = self.ends[:]
+        if until is not None:
+            del ends[bisect_right(ends, until) :]
+        if not ends:
+            return
         losses = self.losses[: len(ends)]
         start = max(0, len(ends) - most)
-        since = ends[start] if ends else 0
-        columns = {metric: c.since(since) for metric, c in self.columns.items()}
+        since, until = ends[start], ends[-1]
+        columns = {metric: c.between(since, until) for metric, c in self.columns.items()}
         late_losses = columns.get(conventions.LOSS, {})
         norms = columns.get(conventions.GRADIENT_NORM, {})
         ratios = columns.get(conventions.CLIP_RATIO, {})
         marks = {time: flags for time, *flags in self.marks}
-        observed = {time: (rows, norms) for rows in self.rows[:] for time, norms in rows.since(since)}
+        observed = {time: (rows, norms) for rows in self.rows[:] for time, norms in rows.between(since, until)}
+        pauses = dict(self.pauses[:])
         changes = [*self.rates, (sys.maxsize, ())]
         change = bisect_right(changes, since, key=itemgetter(0))
         rates = changes[change - 1][1] if change else self.rates_now
@@ -235,7 +243,7 @@ class StepLog:
                 self.index,
                 self.first_step + place,
                 time,
-                None if before is None else time - before,
+                None if before is None else time - before - pauses.get(time, 0),
                 late_losses.get(time, losses[place]),
                 rates,
                 () if rows is None else rows.layers,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 import struct
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +27,7 @@ from gradwatch import local_files
 from gradwatch import run as runs
 from gradwatch.black_box import StallWatch, Trigger
 from gradwatch.flight_recorder import FlightRecorder, FlightStep, compress, compress_for_file, decode, fitting
+from gradwatch.telemetry import Attributes, Event
 from gradwatch.testing import InMemoryExporter
 
 NORM = st.floats(min_value=0, width=32) | st.sampled_from([math.nan, math.inf])
@@ -197,10 +201,93 @@ def test_the_first_nan_sends_the_steps_up_to_it(
     assert all(math.isfinite(norm) for norm in ring["norms"]["0.weight"][:4])
     assert event.attributes[names.FLIGHT_STEPS] == len(ring["step"])
     (file,) = (tmp_path / "new" / "place").iterdir()
-    assert file.name == "flight-nan_run_1-r0-nonfinite.json.gz"
+    assert re.fullmatch(r"flight-nan_run_1-r0-nonfinite-[0-9a-f]{8}\.json\.gz", file.name)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert same(decode(file.read_bytes())["optimizers"], whole["optimizers"])
+
+
+def holds_what_came_before(ring: dict[str, Any], bad: int) -> bool:
+    """Whether a box is about this step: a hundred good ones, the bad one, and a few after it."""
+    place = ring["step"].index(bad)
+    good, poisoned = ring["loss"][:place], ring["loss"][place:]
+    assert ring["step"] == list(range(ring["step"][0], ring["step"][-1] + 1))
+    return len(good) >= 100 and all(map(math.isfinite, good)) and all(map(math.isnan, poisoned[:1]))
+
+
+def test_however_fast_the_loop_the_box_of_a_nan_ends_with_it(
+    exporter: InMemoryExporter, model: nn.Module
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, exporter=exporter):
+        train(model, optimizer, 5000, poison=1000)
+    ring = black_boxes(exporter)["nonfinite"]["optimizers"][0]
+    assert holds_what_came_before(ring, 1000)
+    assert ring["step"][-1] < 1030
+
+
+class Slow(InMemoryExporter):
+    """Keeps the export thread at its first delivery until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def send_events(self, resource: Attributes, events: Sequence[Event]) -> bool:
+        self.reached.set()
+        self.released.wait(60.0)
+        return super().send_events(resource, events)
+
+
+@pytest.mark.parametrize("drained_next", [True, False])
+def test_steps_that_wait_for_a_slow_collector_do_not_push_out_what_came_before_a_nan(
+    watching: Callable[..., gradwatch.Watch], model: nn.Module, drained_next: bool
+) -> None:
+    exporter = Slow()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, exporter=exporter):
+        assert exporter.reached.wait(60.0)
+        train(model, optimizer, 1000, poison=400)
+        run = runs.current()
+        assert run is not None
+        if drained_next:
+            run._collect(0, 0)
+        exporter.released.set()
+    ring = black_boxes(exporter)["nonfinite"]["optimizers"][0]
+    assert holds_what_came_before(ring, 400)
+    assert ring["step"][-1] == 403
+    assert math.isnan(ring["norms"]["0.weight"][ring["step"].index(400)])
+
+
+def test_the_box_of_a_nan_is_sent_while_training_goes_on(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, export_interval=3600.0):
+        train(model, optimizer, 3, poison=2)
+        deadline = time.monotonic() + 60.0
+        while not black_boxes(exporter) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert black_boxes(exporter)["nonfinite"]["optimizers"][0]["step"] == [0, 1, 2]
+
+
+def test_a_box_that_waits_for_the_end_of_its_step_makes_no_other_wait_or_go(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(KeyError), watching(model, optimizer, directory=tmp_path / "boxes"):
+        train(model, optimizer, 3)
+        run = runs.current()
+        assert run is not None
+        run._ask_black_box("nonfinite", 3)
+        run._note_sigterm()
+        run._ask_black_box("nonfinite", 4)
+        raise KeyError("lost")
+    events = exporter.find_events(names.FLIGHT_RECORD.name)
+    assert {e.attributes[names.FLIGHT_TRIGGER]: e.attributes.get(names.STEP) for e in events} == {
+        "nonfinite": 3, "SIGTERM": None, "exception": 2
+    }  # fmt: skip
+    assert len(events) == len(list((tmp_path / "boxes").iterdir())) == 3
 
 
 def test_an_exception_sends_every_step_that_ended(
@@ -235,13 +322,95 @@ def test_a_stall_and_a_sigterm_that_was_handled_send_it_once(
         train(model, optimizer, 3)
         run = runs.current()
         assert run is not None
-        monkeypatch.setattr(StallWatch, "stalled", lambda _watch, step: step == 2)
+        monkeypatch.setattr(StallWatch, "stalled", lambda _watch, step, **_: step == 2)
         run._heartbeat()
         run._heartbeat()
         run._note_sigterm()
     triggers = [e.attributes[names.FLIGHT_TRIGGER] for e in exporter.find_events(names.FLIGHT_RECORD.name)]
     assert triggers == ["stalled", "SIGTERM"]
     assert black_boxes(exporter)["stalled"]["optimizers"][0]["step"] == [0, 1, 2]
+
+
+def test_a_stall_that_passed_does_not_use_up_the_next(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(StallWatch, "stalled", lambda _watch, step, **_: step in {2, 5})
+    with watching(model, optimizer):
+        run = runs.current()
+        assert run is not None
+        for _ in range(2):
+            train(model, optimizer, 3)
+            run._heartbeat()
+            run._heartbeat()
+    events = exporter.find_events(names.FLIGHT_RECORD.name)
+    assert [e.attributes[names.STEP] for e in events] == [2, 5]
+
+
+def test_an_evaluation_is_no_stall_and_a_hang_before_the_first_sign_of_life_is_one(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module
+) -> None:
+    clock = Hand()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, start_step=1000) as watch:
+        run = runs.current()
+        assert run is not None
+        run._stall._monotonic, run._stall._since = clock, clock.now
+        train(model, optimizer, 50)
+        with watch.evaluation():
+            for _ in range(100):
+                clock.now += 5
+                run._heartbeat()
+        assert run._thread.flush(60.0)
+        assert black_boxes(exporter) == {}
+        clock.now += 61
+        run._heartbeat()
+    assert black_boxes(exporter)["stalled"]["at_step"] == 1049
+
+
+def test_few_steps_after_a_resume_are_few() -> None:
+    clock = Hand()
+    watch = StallWatch(lambda: 1.0, 1000, clock)
+    for last_step in (1005, 1005, 1005):
+        clock.now += 100
+        assert not watch.stalled(last_step)
+
+
+@pytest.mark.parametrize("drained_before", [True, False])
+def test_evaluation_is_not_in_a_steps_duration_as_it_is_not_in_what_is_exported(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    model: nn.Module,
+    drained_before: bool,
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(KeyError), watching(model, optimizer) as watch:
+        train(model, optimizer, 3)
+        with watch.evaluation():
+            time.sleep(0.2)
+        train(model, optimizer, 3)
+        if drained_before:
+            run = runs.current()
+            assert run is not None
+            assert run._thread.flush(60.0)
+        raise KeyError("lost")
+    ring = black_boxes(exporter)["exception"]["optimizers"][0]
+    assert ring["duration"][1:] == exporter.values(names.STEP_DURATION)
+
+
+def test_the_next_attempt_of_a_run_leaves_the_box_of_the_last(
+    watching: Callable[..., gradwatch.Watch], model: nn.Module, tmp_path: Path
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for steps in (2, 4):
+        with pytest.raises(KeyError), watching(model, optimizer, run_id="again", directory=tmp_path / "boxes"):
+            train(model, optimizer, steps)
+            raise KeyError("lost")
+    boxes = [decode(file.read_bytes()) for file in (tmp_path / "boxes").iterdir()]
+    assert sorted(len(box["optimizers"][0]["step"]) for box in boxes) == [2, 4]
 
 
 def test_a_full_disk_keeps_nobody_from_hearing(
@@ -315,7 +484,7 @@ class Hand:
 
 def test_a_loop_that_hangs_is_told_from_one_that_pauses() -> None:
     clock = Hand()
-    watch = StallWatch(lambda: 1.0, clock)
+    watch = StallWatch(lambda: 1.0, monotonic=clock)
     for step in range(20):
         clock.now += 1
         assert not watch.stalled(step)
@@ -327,7 +496,7 @@ def test_a_loop_that_hangs_is_told_from_one_that_pauses() -> None:
 
 def test_pauses_as_long_as_earlier_ones_are_no_stall() -> None:
     clock = Hand()
-    watch = StallWatch(lambda: 1.0, clock)
+    watch = StallWatch(lambda: 1.0, monotonic=clock)
     for step in range(20):
         clock.now += 100 if step == 10 else 1
         watch.stalled(step)
@@ -339,7 +508,7 @@ def test_pauses_as_long_as_earlier_ones_are_no_stall() -> None:
 
 def test_slow_steps_few_steps_and_an_idle_prompt_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Hand()
-    slow, young, idle = (StallWatch(partial(float, median), clock) for median in (60, 1, 1))
+    slow, young, idle = (StallWatch(partial(float, median), monotonic=clock) for median in (60, 1, 1))
     for step in range(20):
         slow.stalled(step)
         idle.stalled(step)
