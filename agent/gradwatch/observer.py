@@ -228,7 +228,9 @@ class StepObserver:
     def _find(self, optimizer: Optimizer) -> WatchedOptimizer | None:
         if self._together is not None and optimizer in self._together:
             return self._watched[id(self._together)]
-        watched = self._watched.get(id(optimizer))
+        watched = self.roster.find(optimizer)
+        if watched is None and not self.progress.pauses and backward_in_progress() is None:
+            watched = self.roster.find_around(optimizer)
         if watched is None and self.roster.adopts and self.roster.is_adoptable(optimizer):
             self.add_optimizer(optimizer)
             return self._watched[id(optimizer)]
@@ -436,7 +438,7 @@ class StepObserver:
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
-        watched = self._watched.get(id(unwrap(optimizer)))
+        watched = self.roster.find(unwrap(optimizer))
         return None if watched is None else watched.last_end
 
     def backward_begins(self, tensors: Any) -> None:
@@ -552,7 +554,7 @@ class StepObserver:
     def skipped_by_scaler(self, optimizer: object) -> None:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
         inner = unwrap(optimizer)
-        watched = self._watched.get(id(inner))
+        watched = self.roster.find(inner)
         if watched is not None and not self.progress.pauses:
             watched.reading = None
             self._end_step(inner, watched, perf_counter_ns(), skipped=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,8 @@ class Roster:
         self.leader: WatchedOptimizer | None = None
         self._created = 0
         self._refused: set[int] = set()
+        # Key of the watched one, by the optimizer within that steps for it.
+        self._inner: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._strange_steps = 0
 
     # --- Steps -----------------------------------------------------------------------------------------
@@ -190,6 +193,28 @@ class Roster:
             return False
         return True
 
+    def find(self, optimizer: Optimizer) -> WatchedOptimizer | None:
+        """How this optimizer is watched, or the one around it that it steps for."""
+        key = self._inner.get(optimizer) if self._inner else None
+        return self.watched.get(id(optimizer) if key is None else key)
+
+    def find_around(self, optimizer: Optimizer) -> WatchedOptimizer | None:
+        """The watched optimizer that this one, which nobody named, steps for from now on.
+
+        As in sharpness-aware minimisation: its ``step`` is never called, and the optimizer within, which has
+        the same parameters, is stepped by another method of it.
+        """
+        for key, watched in self.watched.items():
+            if watched.count or watched.frame is not None:
+                continue
+            parameters = watched.reader.parameters
+            if len(parameters) == sum(len(group["params"]) for group in optimizer.param_groups) and (
+                set(map(id, parameters)) == set(map(id, parameters_of(optimizer)))
+            ):
+                self._inner[optimizer] = key
+                return watched
+        return None
+
     def note_stranger(self) -> None:
         """An optimizer stepped that is not watched; tell once, if no other does."""
         if not self.watched and self.models:
@@ -201,5 +226,6 @@ class Roster:
         """Watch nothing."""
         self._steps_before, self.leader = self.step - self._start_step, None
         self.watched.clear()
+        self._inner.clear()
         self.adopts = False
         self.models.clear()

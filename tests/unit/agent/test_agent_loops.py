@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -392,3 +393,84 @@ def test_a_closure_that_raises_does_not_change_what_later_losses_add_up_to(
             losses.append(total)
             optimizer.step()
     assert exporter.values(names.LOSS) == pytest.approx(losses)
+
+
+class Sharpness(torch.optim.Optimizer):
+    """As in sharpness-aware minimisation: two passes a step, taken by the optimizer within."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.01})
+        self.base_optimizer = torch.optim.SGD(self.param_groups)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["old"] = parameter.clone()
+            parameter += 0.05 * parameter.grad
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.copy_(self.state[parameter]["old"])
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_optimizer_within_steps_for_the_one_that_was_named(exporter: InMemoryExporter, every: int) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = Sharpness(model.parameters())
+    losses, norms = [], []
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=every) as watch:
+        assert gradwatch.watch(model, optimizer) is watch
+        for _ in range(12):
+            x = torch.randn(8, 4)
+            model(x).square().mean().backward()
+            optimizer.first_step()
+            loss = model(x).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            norms.append(dense_norm(model))
+            optimizer.second_step()
+            assert gradwatch.watch(model, optimizer) is watch
+        assert watch.step == 12
+    # Of the pass whose gradients were stepped with; the other pass's are thrown away.
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(norms[::every])
+    assert exporter.values(names.LEARNING_RATE)[0] == 0.01
+    assert exporter.find_events(names.INSTRUMENTATION_MISSING.name) == []
+
+
+def test_a_scaler_that_skips_the_optimizer_within_skips_the_one_that_was_named(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = Sharpness(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with watching(model, optimizer) as watch:
+        for step in range(4):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(8, 4)).square().mean()).backward()
+            if step == 2:
+                model.weight.grad[0, 0] = math.inf
+            scaler.step(optimizer.base_optimizer)
+            scaler.update()
+        assert watch.step == 4
+    assert exporter.find_events(names.NONFINITE_STEP.name) == []
+
+
+def test_an_optimizer_of_other_parameters_steps_for_nobody(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model, other = nn.Linear(4, 1), nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    stranger = torch.optim.SGD(other.parameters(), lr=0.01)
+    with watching(model, optimizer) as watch:
+        other(torch.randn(8, 4)).mean().backward()
+        stranger.step()
+        assert watch.step == 0
