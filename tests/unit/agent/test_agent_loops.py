@@ -464,9 +464,7 @@ def test_a_scaler_that_skips_the_optimizer_within_skips_the_one_that_was_named(
     assert exporter.find_events(names.NONFINITE_STEP.name) == []
 
 
-def test_an_optimizer_of_other_parameters_steps_for_nobody(
-    watching: Watching, exporter: InMemoryExporter
-) -> None:
+def test_an_optimizer_of_other_parameters_steps_for_nobody(watching: Watching) -> None:
     model, other = nn.Linear(4, 1), nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     stranger = torch.optim.SGD(other.parameters(), lr=0.01)
