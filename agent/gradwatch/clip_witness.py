@@ -61,10 +61,9 @@ class ClipWitness:
                 # It is paid for already: every clipped step is checked, observed or not.
                 if not math.isfinite(total):
                     self._observe(watched)
-                elif not watched.is_clipped:  # a second time sees clipped gradients
-                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
+                elif watched.clip_total is None:  # a second time sees clipped gradients
                     # Of gradients clipped in parts there is no one norm, and no one ratio.
-                    watched.is_clipped = watched.clip_total is not None
+                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._progress.passes):
                 start = perf_counter_ns()
                 if whole:
@@ -106,5 +105,5 @@ class ClipWitness:
         if self._progress.pauses or self._progress.is_elsewhere:
             return
         for watched in self._roster.watched.values():
-            if watched.is_clipped and watched.owns(grads):
+            if watched.clip_total is not None and watched.owns(grads):
                 watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio

@@ -10,7 +10,6 @@ import math
 import random
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
@@ -18,7 +17,7 @@ from typing import Final, Protocol
 from gradwatch import conventions
 from gradwatch.safety import Throttle, internal_error, log
 from gradwatch.spool import Lane, Spool
-from gradwatch.spool_records import Request
+from gradwatch.spool_records import Request, gzipped
 from gradwatch.telemetry import Attributes, Event, Metrics
 from gradwatch.transport import REPLY_SECONDS, Away, Outcome, Taken
 
@@ -27,7 +26,6 @@ _MEMORY_BYTES: Final = 16 << 20
 _FIRST_PAUSE: Final = 1.0
 # Half of the silence after which a collector that is back calls a run lost.
 _LONGEST_PAUSE: Final = 15.0
-_GZIP: Final = 31  # zlib's window bits for a gzip header
 
 
 class Encoder(Protocol):
@@ -178,7 +176,7 @@ class Delivery:
         if self._spool is None or self._closed:
             return
         for queue in (self._urgent, self._normal):
-            while queue.requests and self._spool.append(_gzipped(queue.requests[0])):
+            while queue.requests and self._spool.append(_compressed(queue.requests[0])):
                 queue.popleft()
 
     def _waiting(self) -> bool:
@@ -291,7 +289,7 @@ def is_urgent(event: Event) -> bool:
     )
 
 
-def _gzipped(request: Request) -> Request:
+def _compressed(request: Request) -> Request:
     if request.gzipped:
         return request
-    return request._replace(body=zlib.compress(request.body, 1, wbits=_GZIP), gzipped=True)
+    return request._replace(body=gzipped(request.body), gzipped=True)

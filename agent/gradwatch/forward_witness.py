@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradwatch.device_ring import is_capturing
 from gradwatch.forward_plan import ForwardPlan, PlanRecorder
-from gradwatch.gradients import DeviceNorms
+from gradwatch.gradients import HALF, DeviceNorms
 from gradwatch.graph_walk import Graph, suspects_behind
 from gradwatch.module_hooks import is_script
 from gradwatch.nested import tensors
@@ -39,9 +39,8 @@ _MAX_VALUES: Final = 256
 # Forward passes kept for one step: micro-batches of an accumulation; the oldest go first.
 _MAX_READINGS: Final = 64
 _NONE: Final[frozenset[int]] = frozenset()
-_HALF: Final = frozenset({torch.float16, torch.bfloat16})
 _PLAIN: Final = frozenset({Tensor, torch.nn.Parameter})
-_READABLE: Final = frozenset({torch.float32, torch.float64, *_HALF, torch.complex64, torch.complex128})
+_READABLE: Final = frozenset({torch.float32, torch.float64, *HALF, torch.complex64, torch.complex128})
 
 
 @dataclass(slots=True, eq=False)
@@ -255,7 +254,7 @@ class ForwardWitness:
 
     def _read_on_device(self, index: int, inputs: list[Tensor], outputs: list[Tensor]) -> ForwardReading:
         norms = tuple(
-            torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.dtype in _HALF else None)
+            torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.dtype in HALF else None)
             for tensor in (*inputs, *outputs)
         )
         return ForwardReading(
@@ -334,7 +333,7 @@ def _is_bad(tensor: Tensor) -> bool:
     """Whether a CPU tensor holds a NaN or Inf."""
     values = tensor.detach()
     # Either makes the sum of all one of them, and a sum is the cheapest read there is: 4 microseconds.
-    total = (values.sum(dtype=torch.float32) if values.dtype in _HALF else values.sum()).item()
+    total = (values.sum(dtype=torch.float32) if values.dtype in HALF else values.sum()).item()
     return total - total != 0 and not bool(torch.isfinite(values).all())
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WRAPPER_PARTS: Final = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 # Squares of these overflow or lose half their digits in their own type: an fp16 norm above 256 would be inf.
-_HALF: Final = frozenset({torch.float16, torch.bfloat16})
+HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 
 def layer_name(qualified: str) -> str:
@@ -102,7 +102,7 @@ class GradientReader:
         self._groups = tuple(
             _Group(
                 device,
-                torch.float32 if dtype in _HALF else None,
+                torch.float32 if dtype in HALF else None,
                 tuple(indices),
                 tuple(self.parameters[i] for i in indices),
             )
@@ -262,7 +262,7 @@ def nonfinite_among(tensors: Sequence[Tensor]) -> list[bool]:
     bad = [False] * len(tensors)
     for dtype, places in groups.items():
         values = [tensors[place].detach() for place in places]
-        norms = _foreach_norm(values, torch.float32 if dtype in _HALF else None)
+        norms = _foreach_norm(values, torch.float32 if dtype in HALF else None)
         for place, norm, value in zip(places, norms, values, strict=True):
             bad[place] = _is_bad(norm, value)
     return bad

@@ -265,7 +265,7 @@ class StepObserver:
             groups = optimizer.param_groups
             if groups[0].get("lr") is not watched.rate or len(groups) != 1:
                 watched.note_rates(now, optimizer)
-            if watched.is_clipped:
+            if watched.clip_total is not None:
                 watched.record_clip(now)
             if not watched.leads:
                 watched.last_step = self.roster.step
@@ -633,7 +633,7 @@ class StepObserver:
         total, watched.total = watched.total, None
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
             watched.log.observe(now, watched.layers, reading.indices, reading.norms, total)
-            if watched.is_clipped:
+            if watched.clip_total is not None:
                 watched.clip_total = None
                 watched.record_clip(now)
             if optimizer.param_groups[0].get("lr") is not watched.rate or len(optimizer.param_groups) != 1:

@@ -6,20 +6,14 @@ only to deliver to a collector.
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from ipaddress import ip_address
-from typing import Final
 from urllib.parse import urlsplit
 
 from gradwatch.otlp_encoding import encoded_resource, logs_request, metrics_request
-from gradwatch.spool_records import SIGNALS, Request, Signal
+from gradwatch.spool_records import SIGNALS, Request, Signal, gzipped
 from gradwatch.telemetry import Attributes, Event, Metrics, count_points
-
-# Compressed at once, in a third of a millisecond.
-_PIECE: Final = 1 << 15
-_GZIP: Final = 31  # zlib's window bits for a gzip header
+from gradwatch.transport import exporter_setting
 
 
 class OtlpEncoder:
@@ -40,10 +34,10 @@ class OtlpEncoder:
         return self._request("metrics", body, count_points(metrics))
 
     def _request(self, signal: Signal, body: bytes, items: int, *, urgent: bool = False) -> Request:
-        gzipped = signal in self._compressed
-        body = _gzipped(body, self._pace) if gzipped else body
+        is_compressed = signal in self._compressed
+        body = gzipped(body, self._pace) if is_compressed else body
         self._pace()
-        return Request(signal, body, items, gzipped=gzipped, urgent=urgent)
+        return Request(signal, body, items, gzipped=is_compressed, urgent=urgent)
 
     def _encoded(self, resource: Attributes) -> bytes:
         # Kept together: an ending may be on its way from a thread of its own.
@@ -58,9 +52,8 @@ def compressed_signals(endpoint: str) -> list[Signal]:
     return [signal for signal in SIGNALS if _is_compressed(signal, endpoint)]
 
 
-def _is_compressed(signal: str, url: str) -> bool:
-    prefix = "OTEL_EXPORTER_OTLP"
-    asked = os.environ.get(f"{prefix}_{signal.upper()}_COMPRESSION") or os.environ.get(f"{prefix}_COMPRESSION")
+def _is_compressed(signal: Signal, url: str) -> bool:
+    asked = exporter_setting(signal, "COMPRESSION")
     if asked:
         return asked == "gzip"
     host = urlsplit(url).hostname or ""
@@ -68,12 +61,3 @@ def _is_compressed(signal: str, url: str) -> bool:
         return not ip_address(host).is_loopback
     except ValueError:
         return host != "localhost"
-
-
-def _gzipped(body: bytes, pace: Callable[[], None]) -> bytes:
-    packer = zlib.compressobj(1, wbits=_GZIP)
-    packed = []
-    for start in range(0, len(body), _PIECE):
-        packed.append(packer.compress(memoryview(body)[start : start + _PIECE]))
-        pace()
-    return b"".join((*packed, packer.flush()))

@@ -129,12 +129,15 @@ class _Receiver:
             requests.Request("POST", url, {**headers, "Content-Type": "application/x-protobuf"})
         )
         # As the SDK's exporters read them: https://opentelemetry.io/docs/specs/otel/protocol/exporter/
-        certificate, key = _setting(signal, "CLIENT_CERTIFICATE"), _setting(signal, "CLIENT_KEY")
+        certificate, key = (
+            exporter_setting(signal, "CLIENT_CERTIFICATE"),
+            exporter_setting(signal, "CLIENT_KEY"),
+        )
         self._environment = self._session.merge_environment_settings(
             url,
             {},
             stream=True,
-            verify=_setting(signal, "CERTIFICATE"),
+            verify=exporter_setting(signal, "CERTIFICATE"),
             cert=(certificate, key) if certificate and key else certificate,
         )
 
@@ -212,7 +215,8 @@ def _brief(error: Exception) -> str:
     return re.sub(r"^(<.*?>|\w+\(.*?\)): ", "", str(reason))[:200] or type(error).__name__
 
 
-def _setting(signal: Signal, name: str) -> str | None:
+def exporter_setting(signal: Signal, name: str) -> str | None:
+    """What the environment says, for this signal or for all, as the SDK's exporters read it."""
     return os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}") or os.environ.get(
         f"OTEL_EXPORTER_OTLP_{name}"
     )

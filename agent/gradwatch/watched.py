@@ -111,7 +111,7 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame", "index",
-        "is_aligned", "is_clipped", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
+        "is_aligned", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
         "last_observed", "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin",
         "nonfinite", "observe", "order", "planned", "poisoned", "rate", "rates", "reader", "reading",
         "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "total", "trust",
@@ -142,7 +142,6 @@ class WatchedOptimizer:
         self.total: float | None = None
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
-        self.is_clipped = False
         self.last_step = 0
         self.last_epoch = -1
         self.last_nonfinite = False
@@ -234,7 +233,6 @@ class WatchedOptimizer:
 
     def forget_clip(self) -> None:
         """The gradients that were clipped are gone."""
-        self.is_clipped = False
         self.clip_total = self.clip_ratio = None
 
     def record_wait(self, now: int, waited: int) -> None:

@@ -38,8 +38,9 @@ from gradwatch.aggregate import LayerAggregate, _moves, aggregate_rows, bucket_i
 from gradwatch.calibration import thin_cost
 from gradwatch.columns import tensor
 from gradwatch.interval import Interval
-from gradwatch.otlp import _gzipped, _is_compressed
+from gradwatch.otlp import _is_compressed
 from gradwatch.otlp_encoding import encoded_resource, logs_request, metrics_request
+from gradwatch.spool_records import gzipped
 from gradwatch.step_log import MOST_WAITING
 from gradwatch.telemetry import Event, HistogramPoint, MetricPoints, MetricSeries, Point, StepRecord
 from gradwatch.testing import InMemoryExporter
@@ -273,7 +274,6 @@ def test_an_export_starts_no_threads_of_torchs_own() -> None:
 import os, threading, torch
 from gradwatch import conventions as names
 from gradwatch.interval import Interval
-from gradwatch.otlp import _gzipped, _is_compressed
 from gradwatch.otlp_encoding import metrics_request
 from gradwatch.telemetry import StepRecord
 
@@ -450,4 +450,4 @@ def test_what_leaves_the_machine_is_compressed_unless_told(
         monkeypatch.setenv(name, value)
     assert _is_compressed("logs", url) is compressed
     body = bytes(range(256)) * 400
-    assert gzip.decompress(_gzipped(body, lambda: None)) == body
+    assert gzip.decompress(gzipped(body)) == body
