@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -76,6 +76,7 @@ def test_a_secret_planted_anywhere_in_a_text_is_gone(before: str, plant: tuple[s
 
 
 @given(words, planted(), words)
+@example("", ("password='0000000", "0000000"), "'0")
 def test_redacting_twice_is_redacting_once(before: str, plant: tuple[str, str], after: str) -> None:
     once = redact_text(f"{before} {plant[0]} {after}")
     assert redact_text(once) == once
