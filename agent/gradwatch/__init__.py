@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor the OpenTelemetry SDK; ``watch()`` does.
 """
 
-from gradwatch.checkpoints import latest_checkpoint
+from gradwatch.checkpoints.finding import latest_checkpoint
 from gradwatch.settings import SettingsError
 from gradwatch.watching import Watch, watch
 

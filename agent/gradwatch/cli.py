@@ -13,12 +13,15 @@ import click
 # SQL and the collector without torch, and `gradwatch --help` costs neither.
 COMMANDS: Final = {
     "alerts": ("gradwatch_collector.commands.export:alerts", "Copy the Prometheus rules and runbooks."),
-    "checkpoint": ("gradwatch.checkpoint_command:checkpoint", "Are the checkpoints whole?"),
+    "checkpoint": ("gradwatch.checkpoints.command:checkpoint", "Are the checkpoints whole?"),
     "collector": ("gradwatch_collector.commands.serve:collector", "Receive, store and evaluate telemetry."),
     "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),
     "db": ("gradwatch_collector.commands.db:db", "Create and migrate the database."),
     "demo": ("gradwatch_collector.commands.demo:demo", "See the whole thing on this machine."),
-    "replay": ("gradwatch.replay_command:replay", "Run a captured step again and find where it went bad."),
+    "replay": (
+        "gradwatch.reproduction.command:replay",
+        "Run a captured step again, find where it went bad.",
+    ),
     "runs": ("gradwatch_collector.commands.runs:runs", "What ran, and how it ended."),
     "slo": ("gradwatch_collector.commands.slo:slo", "Is the training service healthy?"),
     "token": ("gradwatch_collector.commands.token:token", "Access tokens of the collector."),

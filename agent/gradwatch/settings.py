@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from gradwatch import conventions
-from gradwatch import manifest as manifests
+from gradwatch.checkpoints import manifest as manifests
+from gradwatch.checkpoints.manifest import ManifestError
+from gradwatch.export.spool import DEFAULT_BYTES
 from gradwatch.local_files import default_directory
-from gradwatch.manifest import ManifestError
-from gradwatch.spool import DEFAULT_BYTES
 from gradwatch.target import Target
 
 T = TypeVar("T")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from gradwatch.run import Run
     from gradwatch.target import Target
     from gradwatch.telemetry import Exporter
+    from gradwatch.training_run import Run
 
 
 _HANDLED_BEFORE: Final = "__gradwatch_handled_before__"
@@ -96,7 +96,7 @@ class Watch:
         return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
     def _parameters(self, optimizers: list[torch.optim.Optimizer]) -> list[torch.Tensor]:
-        from gradwatch.watched import parameters_of
+        from gradwatch.loop.watched import parameters_of
 
         if optimizers:
             return [parameter for one in optimizers for parameter in parameters_of(one)]
@@ -161,7 +161,7 @@ class Watch:
             if path is None:
                 yield None
                 return
-            from gradwatch.saving import saving
+            from gradwatch.checkpoints.saving import saving
 
             run = self._run
             known: dict[str, Any] = {"step": step}
@@ -209,8 +209,8 @@ class Watch:
         if run.watches:
             run.observer.forget([one for reference in self._optimizers if (one := reference()) is not None])
         else:
-            from gradwatch.endings import ending_of
-            from gradwatch.run import close_run
+            from gradwatch.life.endings import ending_of
+            from gradwatch.training_run import close_run
 
             close_run(run, ending_of(error))
 
@@ -316,7 +316,7 @@ def watch(
 def _attach(
     settings: Settings, models: Mapping[str, nn.Module], optimizers: list[Any], exporter: Exporter | None
 ) -> Watch | None:
-    from gradwatch import run as runs
+    from gradwatch import training_run as runs
 
     run = runs.current()
     if run is None:
@@ -381,7 +381,7 @@ def _class_name(module: Any) -> str:
 
 
 def _optimizers(optimizer: Any) -> list[Any]:
-    from gradwatch.watched import unwrap
+    from gradwatch.loop.watched import unwrap
 
     if optimizer is None:
         return []

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gradwatch import conventions as names
-from gradwatch.flight_recorder import decode
+from gradwatch.life.flight_recorder import decode
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 LOOP = """

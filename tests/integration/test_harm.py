@@ -158,7 +158,7 @@ def test_nvml_that_does_not_work_changes_nothing_and_signs_of_life_go_on(
         "is_available": True, "is_initialized": True, "device_count": 1, "get_device_properties": properties,
         "memory_allocated": 1, "memory_reserved": 2, "max_memory_reserved": 2,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"gradwatch.memory.torch.cuda.{name}", lambda *_, value=value: value)
+        monkeypatch.setattr(f"gradwatch.measures.memory.torch.cuda.{name}", lambda *_, value=value: value)
     told = InMemoryExporter()
     assert train(attach=watching(exporter=told)) == expected
     assert len(told.values(names.STEP_INDEX)) == STEPS

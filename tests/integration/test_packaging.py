@@ -60,7 +60,7 @@ def test_the_agent_works_without_torch_sql_or_the_collector(installed: Path, age
 import importlib.util, sys
 for absent in ("torch", "sqlalchemy", "numpy", "starlette", "pydantic"):
     assert importlib.util.find_spec(absent) is None, absent
-import gradwatch, gradwatch.otlp
+import gradwatch, gradwatch.export.otlp
 from gradwatch.assets import asset_dir
 assert (asset_dir("migrations") / "env.py").is_file()
 """

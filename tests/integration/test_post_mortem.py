@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gradwatch import conventions as names
-from gradwatch.flight_recorder import decode
+from gradwatch.life.flight_recorder import decode
 from tests.collector_process import GRADWATCH, collector, environment, eventually, gradwatch, train
 from tests.otlp_sink import ReceivedEvent, otlp_sink
 

@@ -15,8 +15,8 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from gradwatch import conventions as names
-from gradwatch.spool import drain
-from gradwatch.spool_records import unpack
+from gradwatch.export.spool import drain
+from gradwatch.export.spool_records import unpack
 from gradwatch_collector import database as db
 from gradwatch_collector.reading import read_series
 from tests.collector_process import Collector, collector, eventually, train

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradwatch import conventions as c
-from gradwatch.flight_recorder import decode
+from gradwatch.life.flight_recorder import decode
 from gradwatch_collector import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_slo.problems import printable
@@ -154,7 +154,7 @@ def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
     """One line for each black box, oldest first: what it holds and how to get at it."""
     boxes = [event for event in reversed(events) if event["name"] == c.FLIGHT_RECORD.name]
     if boxes:
-        yield f"\nBLACK BOX ({c.FLIGHT_DATA} in --format json, for gradwatch.flight_recorder.decode)"
+        yield f"\nBLACK BOX ({c.FLIGHT_DATA} in --format json, for gradwatch.life.flight_recorder.decode)"
     for event in boxes:
         attributes = event["attributes"]
         trigger, steps = attributes.get(c.FLIGHT_TRIGGER, "unknown"), attributes.get(c.FLIGHT_STEPS, "?")

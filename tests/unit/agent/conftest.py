@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gradwatch
-from gradwatch import run as runs
-from gradwatch.endings import RETURNED
+from gradwatch import training_run as runs
+from gradwatch.life.endings import RETURNED
 from gradwatch.testing import InMemoryExporter
 
 # Hundreds of tests begin a run, and each would measure anew, for 10 ms, what a step costs.

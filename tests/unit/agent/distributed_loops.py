@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from gradwatch.budget import Budget
+from gradwatch.loop.budget import Budget
 from tests.unit.agent.ranks import RANKS, Truth, Watch
 
 STEPS = 4

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from gradwatch import arrivals
-from gradwatch.arrivals import Arrivals
-from gradwatch.forward_witness import DeviceWitness, ForwardReading, ForwardWitness
-from gradwatch.gradients import DeviceNorms
-from gradwatch.step_in_progress import StepInProgress
-from gradwatch.step_log import StepLog
-from gradwatch.suspects import Suspects
+from gradwatch.gradients.norms import DeviceNorms
+from gradwatch.loop import arrivals
+from gradwatch.loop.arrivals import Arrivals
+from gradwatch.loop.step_in_progress import StepInProgress
+from gradwatch.loop.step_log import StepLog
+from gradwatch.nonfinite.forward_witness import DeviceWitness, ForwardReading, ForwardWitness
+from gradwatch.nonfinite.suspects import Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
 
 

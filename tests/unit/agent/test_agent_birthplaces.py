@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import gradwatch
-from gradwatch import black_box, conventions
-from gradwatch import run as runs
+from gradwatch import conventions
+from gradwatch import training_run as runs
+from gradwatch.life import black_box
 from gradwatch.testing import InMemoryExporter
 from tests.unit.agent.planted import Fault, Task, actor_critic, faults, gan, gpt, half_precision, lstm
 from tests.unit.agent.ranks import RANKS, prepare_ranks, run_ranks

@@ -24,9 +24,16 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch import local_files
-from gradwatch import run as runs
-from gradwatch.black_box import StallWatch, Trigger
-from gradwatch.flight_recorder import FlightRecorder, FlightStep, compress, compress_for_file, decode, fitting
+from gradwatch import training_run as runs
+from gradwatch.life.black_box import StallWatch, Trigger
+from gradwatch.life.flight_recorder import (
+    FlightRecorder,
+    FlightStep,
+    compress,
+    compress_for_file,
+    decode,
+    fitting,
+)
 from gradwatch.telemetry import Attributes, Event
 from gradwatch.testing import InMemoryExporter
 

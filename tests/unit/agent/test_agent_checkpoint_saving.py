@@ -23,9 +23,11 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 
 import gradwatch
-from gradwatch import checkpoint_writing, checkpoints, manifest
 from gradwatch import conventions as names
-from gradwatch.checkpoints import verify
+from gradwatch.checkpoints import finding as checkpoints
+from gradwatch.checkpoints import manifest
+from gradwatch.checkpoints import writing as checkpoint_writing
+from gradwatch.checkpoints.finding import verify
 from gradwatch.settings import SettingsError
 from gradwatch.testing import InMemoryExporter
 
@@ -376,7 +378,7 @@ for kill in range(15):
         os.waitpid(child, 0)
         rest = [line for line in told.read().splitlines()]
     done = int(rest[-1]) if rest else 1 + kill % 3
-    from gradwatch import checkpoints
+    from gradwatch.checkpoints import finding as checkpoints
     found = checkpoints.latest_checkpoint(sys.argv[2])
     verdict = checkpoints.verify(found)
     inner = found if found.is_file() else found / "2.pt"

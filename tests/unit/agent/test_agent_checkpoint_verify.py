@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradwatch
-from gradwatch import manifest
-from gradwatch.checkpoint_formats import problem_of_file
-from gradwatch.checkpoints import find_all, latest_checkpoint, verify
+from gradwatch.checkpoints import manifest
+from gradwatch.checkpoints.finding import find_all, latest_checkpoint, verify
+from gradwatch.checkpoints.formats import problem_of_file
+from gradwatch.checkpoints.manifest import FileRecord, Manifest, ManifestError
 from gradwatch.cli import main
-from gradwatch.manifest import FileRecord, Manifest, ManifestError
 from gradwatch.testing import InMemoryExporter
 
 Damage = Callable[[Path], None]

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.clipping import ClipCapture
+from gradwatch.gradients.clipping import ClipCapture
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.collectives import OPERATIONS, CollectiveCalls, CollectiveTimes, DdpTimes
-from gradwatch.stopwatch import HostStopwatch
+from gradwatch.measures.collectives import OPERATIONS, CollectiveCalls, CollectiveTimes, DdpTimes
+from gradwatch.measures.stopwatch import HostStopwatch
 from gradwatch.telemetry import HistogramPoint
 from gradwatch.testing import InMemoryExporter
 from tests.unit.agent.ranks import run_ranks

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import data_wait
-from gradwatch.data_wait import _ITERATOR
+from gradwatch.measures import data_wait
+from gradwatch.measures.data_wait import _ITERATOR
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.forward_plan import Map, PlanRecorder, common_path, site
-from gradwatch.graph_walk import suspects_behind
+from gradwatch.nonfinite.forward_plan import Map, PlanRecorder, common_path, site
+from gradwatch.nonfinite.graph_walk import suspects_behind
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]

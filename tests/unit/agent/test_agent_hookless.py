@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradwatch import conventions as names
-from gradwatch import observer as observing
+from gradwatch.loop import observer as observing
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., Any]

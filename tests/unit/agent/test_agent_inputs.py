@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import inputs
-from gradwatch.inputs import InputProbe, floating_inputs, input_statistics, statistics_vector
+from gradwatch.measures import inputs
+from gradwatch.measures.inputs import InputProbe, floating_inputs, input_statistics, statistics_vector
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]

@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.arrivals import Arrivals
-from gradwatch.cadence import Cadence
-from gradwatch.forward_witness import ForwardWitness
-from gradwatch.measures import Measures
+from gradwatch.loop.arrivals import Arrivals
+from gradwatch.loop.step_in_progress import StepInProgress
+from gradwatch.measures.cadence import Cadence
+from gradwatch.measures.measures import Measures
+from gradwatch.measures.weights import WeightReading
+from gradwatch.nonfinite.forward_witness import ForwardWitness
+from gradwatch.nonfinite.suspects import Suspects
 from gradwatch.settings import Settings, SettingsError
-from gradwatch.step_in_progress import StepInProgress
-from gradwatch.suspects import Suspects
 from gradwatch.telemetry import Point
 from gradwatch.testing import InMemoryExporter
-from gradwatch.weights import WeightReading
 
 Watching = Callable[..., gradwatch.Watch]
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gradwatch import conventions as names
-from gradwatch.memory import allocator_readings, memory_points, nvml_readings, process_peak
+from gradwatch.measures.memory import allocator_readings, memory_points, nvml_readings, process_peak
 
 
 class NVMLError(Exception):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradwatch.nested import mapped, tensors, walk
+from gradwatch.tensors.nested import mapped, tensors, walk
 
 
 @dataclass

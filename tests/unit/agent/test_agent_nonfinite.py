@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.forward_plan import NOWHERE, Site
-from gradwatch.nonfinite import Origin, Witnesses, is_reported, origin
+from gradwatch.nonfinite.birthplace import Origin, Witnesses, is_reported, origin
+from gradwatch.nonfinite.forward_plan import NOWHERE, Site
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., Any]

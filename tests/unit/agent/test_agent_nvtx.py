@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import gradwatch
-from gradwatch import measures
-from gradwatch.nvtx import Ranges, nvtx_ranges
+from gradwatch.measures import measures
+from gradwatch.measures.nvtx import Ranges, nvtx_ranges
 
 Watching = Callable[..., gradwatch.Watch]
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.oom import AllocatorWatch, OutOfMemory, out_of_memory
+from gradwatch.life.oom import AllocatorWatch, OutOfMemory, out_of_memory
 from gradwatch.testing import InMemoryExporter
 
 CUDA_MESSAGE = (
@@ -153,7 +153,7 @@ def test_the_allocators_observer_speaks_while_a_run_is_open_and_is_inert_after(
             return super().forward(x)
 
     model = Recovering(2, 1)
-    monkeypatch.setattr("gradwatch.run.memory_points", lambda _now: [])
+    monkeypatch.setattr("gradwatch.training_run.memory_points", lambda _now: [])
     with watching(model):
         model(torch.ones(1, 2))
     model(torch.ones(1, 2))

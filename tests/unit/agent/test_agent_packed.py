@@ -33,15 +33,16 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import exporter as exporter_module
-from gradwatch.aggregate import LayerAggregate, _moves, aggregate_rows, bucket_index
-from gradwatch.calibration import thin_cost
-from gradwatch.columns import tensor
-from gradwatch.interval import Interval
-from gradwatch.otlp import _is_compressed
-from gradwatch.otlp_encoding import encoded_resource, logs_request, metrics_request
-from gradwatch.spool_records import gzipped
-from gradwatch.step_log import MOST_WAITING
+from gradwatch.export import exporter as exporter_module
+from gradwatch.export.aggregate import LayerAggregate, _moves, aggregate_rows, bucket_index
+from gradwatch.export.columns import tensor
+from gradwatch.export.interval import Interval
+from gradwatch.export.otlp import _is_compressed
+from gradwatch.export.otlp_encoding import encoded_resource, logs_request, metrics_request
+from gradwatch.export.otlp_values import encoded_attribute
+from gradwatch.export.spool_records import gzipped
+from gradwatch.loop.calibration import thin_cost
+from gradwatch.loop.step_log import MOST_WAITING
 from gradwatch.telemetry import Event, HistogramPoint, MetricPoints, MetricSeries, Point, StepRecord
 from gradwatch.testing import InMemoryExporter
 
@@ -243,6 +244,11 @@ def test_points_are_what_the_sdk_would_have_sent(
     assert ExportMetricsServiceRequest.FromString(told) == expected
 
 
+def test_a_negative_zero_is_not_taken_for_the_zero_before_it() -> None:
+    told = [encoded_attribute(7, "training.x", zero) for zero in (0.0, -0.0)]
+    assert told[0] != told[1]
+
+
 @given(st.lists(st.tuples(TIMES, SDK_ATTRIBUTES), min_size=1, max_size=4))
 def test_events_are_what_the_sdk_would_have_sent(events: list[tuple[int, dict[str, Any]]]) -> None:
     attributes = {"service.name": "job"}
@@ -273,8 +279,8 @@ def test_an_export_starts_no_threads_of_torchs_own() -> None:
     code = """
 import os, threading, torch
 from gradwatch import conventions as names
-from gradwatch.interval import Interval
-from gradwatch.otlp_encoding import metrics_request
+from gradwatch.export.interval import Interval
+from gradwatch.export.otlp_encoding import metrics_request
 from gradwatch.telemetry import StepRecord
 
 def export():

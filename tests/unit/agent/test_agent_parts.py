@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch.aggregate import LayerAggregate, bucket_index
-from gradwatch.budget import MAX_INTERVAL, Budget
 from gradwatch.clock import Clock
+from gradwatch.export.aggregate import LayerAggregate, bucket_index
 from gradwatch.identity import Identity, git_commit
+from gradwatch.loop.budget import MAX_INTERVAL, Budget
 from gradwatch.safety import Throttle
 from gradwatch.settings import DEFAULT_ENDPOINT, Settings, SettingsError
 from gradwatch.target import Target

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import measures
-from gradwatch.phases import PhaseTimer
+from gradwatch.measures import measures
+from gradwatch.measures.phases import PhaseTimer
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., gradwatch.Watch]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradwatch import conventions as names
-from gradwatch.endings import ending_of
+from gradwatch.life.endings import ending_of
 from gradwatch.redaction import REDACTED, redact, redact_text
 from gradwatch.testing import InMemoryExporter
 

@@ -20,9 +20,9 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.bundle import Bundle, BundleError, load
-from gradwatch.finite_difference import compare
-from gradwatch.replay import build, replay, run
+from gradwatch.reproduction.bundle import Bundle, BundleError, load
+from gradwatch.reproduction.finite_difference import compare
+from gradwatch.reproduction.replay import build, replay, run
 from gradwatch.testing import InMemoryExporter
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as names
-from gradwatch.sharding import common_stride
+from gradwatch.tensors.sharding import common_stride
 from tests.unit.agent.distributed_loops import SHARDED, STEPS
 from tests.unit.agent.ranks import Told, on_ranks
 

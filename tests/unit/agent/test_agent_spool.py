@@ -25,12 +25,12 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.delivery import Delivery
-from gradwatch.otlp import OtlpEncoder
-from gradwatch.spool import Drained, Lane, Spool, drain, places
-from gradwatch.spool_records import Request, pack, unpack
+from gradwatch.export.delivery import Delivery
+from gradwatch.export.otlp import OtlpEncoder
+from gradwatch.export.spool import Drained, Lane, Spool, drain, places
+from gradwatch.export.spool_records import Request, pack, unpack
+from gradwatch.export.transport import Away, Outcome, Taken, Transport
 from gradwatch.telemetry import Event, MetricPoints, Point
-from gradwatch.transport import Away, Outcome, Taken, Transport
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 ENDPOINT = "http://collector:4318"
@@ -277,7 +277,7 @@ ADOPT = """
 import sys
 from pathlib import Path
 sys.modules["torch"] = None
-from gradwatch.spool import Spool
+from gradwatch.export.spool import Spool
 spool = Spool([Path(sys.argv[1])], sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -361,7 +361,7 @@ def test_draining_delivers_the_very_same_bytes_without_torch(sink: OtlpSink, tmp
     import sys
     from pathlib import Path
     sys.modules["torch"] = None
-    from gradwatch.spool import drain
+    from gradwatch.export.spool import drain
     print(*drain(Path(sys.argv[1]), sys.argv[2], {}, 10.0))
     """
     drained, _ = python(code, str(tmp_path), sink.endpoint).communicate(timeout=60)
@@ -576,7 +576,7 @@ def test_what_may_be_mended_is_tried_again(sink: OtlpSink, status: int) -> None:
 
 
 def test_memory_is_bounded_where_there_is_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradwatch.delivery._MEMORY_BYTES", 100)
+    monkeypatch.setattr("gradwatch.export.delivery._MEMORY_BYTES", 100)
     clock, sender = Clock(), Scripted(Away("down"))
     delivery = Delivery(Named(), sender, None, ENDPOINT, clock)
     delivery.send_events({}, [ENDED])
@@ -661,7 +661,7 @@ def test_without_any_disk_a_run_is_the_same_and_delivers_at_its_end(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     sink.status = 503
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr("gradwatch.delivery._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("gradwatch.export.delivery._FIRST_PAUSE", 0.01)
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings: dict[str, Any] = {

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch import safety
-from gradwatch.observer import StepObserver
+from gradwatch.loop.observer import StepObserver
 from gradwatch.telemetry import Attributes, Event, MetricPoints
 from gradwatch.testing import InMemoryExporter
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from gradwatch.weights import COPY_BYTES, Weight, WeightRounds
+from gradwatch.measures.weights import COPY_BYTES, Weight, WeightRounds
 
 Truth = dict[int, tuple[float, float]]
 

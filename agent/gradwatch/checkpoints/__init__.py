@@ -1,0 +1,1 @@
+"""Writing checkpoints so that they are whole, and telling whether they are."""

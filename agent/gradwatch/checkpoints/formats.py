@@ -1,0 +1,212 @@
+"""Whether a file of weights can be loaded, found out without loading it: nothing that it holds is executed.
+
+Formats: torch's zip archives and its older plain streams, other pickles, safetensors. Pickles are read opcode
+by opcode with ``pickletools``, which builds no objects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickletools
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from gradwatch.checkpoints.manifest import Fault, Problem
+
+# What files with these endings hold is known; a `.bin` may be anything.
+_OURS: Final = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
+_PICKLE: Final = b"\x80"
+_ZIP: Final = b"PK"
+# torch writes five pickles and then the storages; see torch/serialization.py, _legacy_save.
+_LEGACY_START: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES: Final = 5
+_SAFETENSORS_MOST_HEADER: Final = 100_000_000
+# Bits, by the names of https://github.com/huggingface/safetensors.
+_SAFETENSORS_BITS: Final = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64,
+    "I64": 64, "U64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+_STORAGE_BYTES: Final = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
+    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+    "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1,
+}  # fmt: skip
+# What pickletools, zipfile and struct raise at bytes that are not what they should be.
+_BROKEN: Final = (
+    ValueError, LookupError, OverflowError, EOFError, struct.error, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, MemoryError, RecursionError, RuntimeError,
+)  # fmt: skip
+
+_LONGEST_REFERENCE: Final = 8
+
+Storages = dict[str, int | None]
+
+
+class _FaultError(Exception):
+    def __init__(self, fault: Fault, evidence: str) -> None:
+        super().__init__(evidence)
+        self.problem = Problem(fault, evidence)
+
+
+def problem_of_file(path: Path, *, as_written: bool = False) -> Problem | None:
+    """Why a file cannot be loaded; None where nothing speaks against it.
+
+    ``as_written``: its checksum is right, so that an empty file or an unknown format is what was meant.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(len(_LEGACY_START))
+            file.seek(0)
+            known = _examine(file, start, size, path.suffix)
+    except _FaultError as error:
+        return error.problem
+    except FileNotFoundError:
+        return Problem(Fault.MISSING, f"{path.name} is not there")
+    except OSError as error:
+        return Problem(Fault.UNLOADABLE, f"cannot read {path.name}: {error.strerror or error}")
+    except _BROKEN as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return Problem(Fault.UNLOADABLE, f"{path.name} is broken: {reason[:200]}")
+    if not known and not as_written:
+        if not size:
+            return Problem(Fault.TRUNCATED, f"{path.name} is empty")
+        if path.suffix in _OURS:
+            return Problem(Fault.UNLOADABLE, f"{path.name} is no zip archive, pickle or safetensors file")
+    return None
+
+
+def _examine(file: IO[bytes], start: bytes, size: int, suffix: str) -> bool:
+    """Whether it is of a known format; raises what is wrong with it then."""
+    if start.startswith(_ZIP):
+        _examine_zip(file)
+    elif start == _LEGACY_START:
+        _examine_legacy(file, size)
+    elif start.startswith(_PICKLE):
+        _walk(file)
+    elif start and (suffix == ".safetensors" or start[8:9] == b"{"):
+        _examine_safetensors(file, size)
+    else:
+        return False
+    return True
+
+
+def _examine_zip(file: IO[bytes]) -> None:
+    if not zipfile.is_zipfile(file):
+        # The directory of an archive is its end.
+        raise _FaultError(Fault.TRUNCATED, "the end of the archive is not there")
+    with zipfile.ZipFile(file) as archive:
+        bad = archive.testzip()
+        if bad is not None:
+            raise _FaultError(Fault.ALTERED, f"{bad} in the archive has another checksum than what was written")
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        for name in sizes:
+            folder, slash, last = name.rpartition("/")
+            if last == "data.pkl":
+                with archive.open(name) as pickled:
+                    _check_storages(f"{folder}{slash}data/", sizes, _walk(pickled))
+
+
+def _check_storages(folder: str, sizes: dict[str, int], storages: Storages) -> None:
+    for key, bytes_ in storages.items():
+        held = sizes.get(folder + key)
+        if held is None:
+            raise _FaultError(Fault.UNLOADABLE, f"{folder}{key} is not in the archive")
+        if bytes_ is not None and held != bytes_:
+            raise _FaultError(Fault.UNLOADABLE, f"{folder}{key} has {held} bytes, its tensors need {bytes_}")
+
+
+def _examine_legacy(file: IO[bytes], size: int) -> None:
+    """Five pickles, the fourth of which refers to storages, then these, each with its length in front."""
+    storages: Storages = {}
+    for _ in range(_LEGACY_PICKLES):
+        storages |= _walk(file)
+    known = [bytes_ for bytes_ in storages.values() if bytes_ is not None]
+    expected = file.tell() + sum(8 + bytes_ for bytes_ in known)
+    if len(known) == len(storages) and size != expected:
+        fault = Fault.TRUNCATED if size < expected else Fault.ALTERED
+        raise _FaultError(fault, f"{size} of {expected} bytes are there")
+
+
+def _walk(file: IO[bytes]) -> Storages:
+    """Read one pickle to its end; the storages that it refers to, with the bytes that their tensors need.
+
+    torch refers to a storage as ("storage", class, key, device, elements, ...). Only what such a tuple is made
+    of is followed: names, numbers, and where the pickle remembers them.
+    """
+    storages: Storages = {}
+    memory: dict[int, Any] = {}
+    recent: list[Any] = [None]
+    for name, value in _opcodes(file):
+        if name in {"BINPUT", "LONG_BINPUT", "PUT"}:
+            memory[value] = recent[-1]
+        elif name == "MEMOIZE":
+            memory[len(memory)] = recent[-1]
+        elif name == "BINPERSID":
+            storages |= _storage(recent)
+        elif name == "MARK":
+            recent = [None]
+        elif name in {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}:
+            recent.append(tuple(recent[:_LONGEST_REFERENCE]) if name == "TUPLE" else None)
+        elif name in {"BINGET", "LONG_BINGET", "GET"}:
+            recent.append(memory.get(value))
+        else:
+            recent.append(value)
+    return storages
+
+
+def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    try:
+        for opcode, value, _ in pickletools.genops(file):
+            yield opcode.name, value
+    except ValueError as error:
+        ended = "exhausted" in str(error) or "not enough data" in str(error) or "expected" in str(error)
+        fault = Fault.TRUNCATED if ended and not file.read(1) else Fault.UNLOADABLE
+        raise _FaultError(fault, f"the pickle is broken: {str(error).splitlines()[0][:200]}") from error
+
+
+def _storage(recent: list[Any]) -> Storages:
+    told = next((each for each in reversed(recent) if isinstance(each, tuple)), ())
+    match told:
+        case (None, "storage", str(kind), str(key), _, int(elements), *_):
+            width = _STORAGE_BYTES.get(kind.rpartition(" ")[2])
+            return {key: None if width is None else width * elements}
+    return {}
+
+
+def _examine_safetensors(file: IO[bytes], size: int) -> None:
+    length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else _SAFETENSORS_MOST_HEADER + 1
+    if length > _SAFETENSORS_MOST_HEADER:
+        raise _FaultError(Fault.UNLOADABLE, "it has no safetensors header")
+    if 8 + length > size:
+        raise _FaultError(Fault.TRUNCATED, "its header is cut off")
+    header = json.loads(file.read(length))
+    spans = sorted(_span(name, told) for name, told in header.items() if name != "__metadata__")
+    end = 0
+    for start, stop, name in spans:
+        if start != end:
+            raise _FaultError(Fault.UNLOADABLE, f"{name} does not begin where the tensor before it ends")
+        end = stop
+    if size != 8 + length + end:
+        fault = Fault.TRUNCATED if size < 8 + length + end else Fault.ALTERED
+        raise _FaultError(fault, f"{size} of {8 + length + end} bytes are there")
+
+
+def _span(name: str, told: Any) -> tuple[int, int, str]:
+    try:
+        start, stop = map(int, told["data_offsets"])
+        elements, bits = math.prod(map(int, told["shape"])), _SAFETENSORS_BITS.get(told["dtype"])
+    except (KeyError, TypeError) as error:
+        raise _FaultError(Fault.UNLOADABLE, f"the header does not describe {name}") from error
+    if bits is not None and (stop - start) * 8 != elements * bits:
+        raise _FaultError(
+            Fault.UNLOADABLE, f"{name} has {stop - start} bytes, its shape needs {elements * bits / 8:g}"
+        )
+    return start, stop, name

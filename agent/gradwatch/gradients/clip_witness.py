@@ -1,0 +1,109 @@
+"""What clipping tells of a step: norms as they were before it, and by how much gradients were made smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from gradwatch.gradients.norms import are_plain
+from gradwatch.loop.roster import Roster
+from gradwatch.loop.step_in_progress import StepInProgress
+from gradwatch.loop.watched import WatchedOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class ClipWitness:
+    """Hears of clipping (``ClipSink``), and writes down what it means for the watched optimizers.
+
+    Args:
+        observe: Has this optimizer's step observed, though it was to be left out.
+        look_at_once: Looks at its gradients now, since the step will not come.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        progress: StepInProgress,
+        observe: Callable[[WatchedOptimizer], None],
+        look_at_once: Callable[[WatchedOptimizer], None],
+    ) -> None:
+        self._roster = roster
+        self._progress = progress
+        self._observe = observe
+        self._look_at_once = look_at_once
+        # Whose gradients, all of them, are about to be clipped.
+        self._owner: WatchedOptimizer | None = None
+
+    def before_clipping(
+        self,
+        grads: Sequence[Tensor],
+        total: float | None,
+        norms: Sequence[Tensor] | None,
+        *,
+        raises: bool = False,
+    ) -> None:
+        """See ``ClipSink``."""
+        owner, self._owner = self._owner, None
+        if self._progress.pauses or self._progress.is_elsewhere:
+            return
+        for watched in self._roster.watched.values():
+            whole = watched is owner
+            if not whole:
+                watched.take_stock(self._roster.models)
+                if not watched.owns(grads):
+                    continue
+            if total is not None:
+                # It is paid for already: every clipped step is checked, observed or not.
+                if not math.isfinite(total):
+                    self._observe(watched)
+                elif watched.clip_total is None:  # a second time sees clipped gradients
+                    # Of gradients clipped in parts there is no one norm, and no one ratio.
+                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
+            if watched.observe and (watched.reading is None or watched.reading_epoch != self._progress.passes):
+                start = perf_counter_ns()
+                if whole:
+                    watched.reading = watched.reader.read_from(norms)
+                else:
+                    watched.reading = watched.reader.read()
+                watched.reading_epoch = self._progress.passes
+                self._progress.spent += perf_counter_ns() - start
+            if raises and total is not None and not math.isfinite(total):
+                self._look_at_once(watched)
+
+    def knows_alike(self, grads: Sequence[Tensor]) -> bool:
+        """See ``ClipSink``."""
+        if self._progress.is_elsewhere:
+            return False
+        for watched in self._roster.watched.values():
+            if watched.reader.alike and watched.reader.are_all(grads):
+                before = watched.reader
+                watched.take_stock(self._roster.models)
+                if watched.reader is before:
+                    self._owner = watched
+                    return True
+        return False
+
+    def gradients_alike(self, optimizer: Optimizer) -> list[Tensor] | None:
+        """See ``ClipSink``."""
+        watched = self._roster.watched.get(id(optimizer))
+        if watched is None or self._progress.is_elsewhere:
+            return None
+        watched.take_stock(self._roster.models)
+        grads = watched.reader.gradients()
+        if not watched.reader.alike or not are_plain(grads):
+            return None
+        self._owner = watched
+        return grads
+
+    def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
+        """See ``ClipSink``."""
+        if self._progress.pauses or self._progress.is_elsewhere:
+            return
+        for watched in self._roster.watched.values():
+            if watched.clip_total is not None and watched.owns(grads):
+                watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio

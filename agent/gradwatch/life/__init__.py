@@ -1,0 +1,1 @@
+"""How a process ends, and what it leaves behind when it ends badly."""

@@ -1,0 +1,155 @@
+"""What the user says with ``watch.log(...)``: a loss, a rate, or any number."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradwatch.clock import Clock
+from gradwatch.loop.arrivals import Arrivals
+from gradwatch.loop.roster import Roster
+from gradwatch.loop.step_in_progress import StepInProgress
+from gradwatch.loop.step_sink import StepSink
+from gradwatch.loop.watched import WatchedOptimizer
+from gradwatch.safety import log
+from gradwatch.telemetry import LoggedValue, NonfiniteStep
+from gradwatch.tensors.device_ring import is_capturing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A loss given after a step had ended with another: of that step, or of the next, before its backward."""
+
+    of: WatchedOptimizer
+    captured: float
+    given: float
+
+
+class UserLog:
+    """Takes numbers; a loss or a rate belongs to the step in progress, or to the one that has just ended.
+
+    Args:
+        alert: Makes the next step a full one.
+    """
+
+    def __init__(
+        self,
+        sink: StepSink,
+        roster: Roster,
+        progress: StepInProgress,
+        arrivals: Arrivals,
+        clock: Clock,
+        alert: Callable[[], None],
+    ) -> None:
+        self._sink = sink
+        self._roster = roster
+        self._progress = progress
+        self._arrivals = arrivals
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._alert = alert
+        self._doubt: _Doubt | None = None
+
+    def log(self, values: Mapping[str, object]) -> None:
+        """Take ``watch.log(**values)``; tensors on a device travel through the ring."""
+        for name, raw in values.items():
+            number = _number(raw)
+            if number is None:
+                log.warning("watch.log(%s=...): expected one number, got %s", name, type(raw).__name__)
+            elif name == "loss":
+                self._log_loss(number)
+            elif name == "lr" and isinstance(number, float):
+                self._log_rate(number)
+            elif isinstance(number, float):
+                with self._lock:
+                    self._sink.logged(LoggedValue(name, self._clock.now(), number))
+            else:
+                if not is_capturing():
+                    self._arrivals.send_logged(name, self._clock.now(), number)
+
+    def _last(self) -> WatchedOptimizer | None:
+        """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
+        if self._progress.loss is not None or self._progress.device_losses:
+            return None
+        last = max(self._roster.watched.values(), key=lambda watched: watched.last_end, default=None)
+        return last if last is not None and last.ends else None
+
+    def _log_loss(self, loss: float | Tensor) -> None:
+        last = self._last()
+        if last is None:
+            self._progress.given_loss = loss
+            # A captured NaN has reached the gradients, whatever is logged in its place.
+            self._progress.suspicious |= isinstance(loss, float) and not math.isfinite(loss)
+            self._alert()
+        elif self._arrivals.holds_step:
+            self._arrivals.replace_loss(loss)
+        elif isinstance(loss, float):
+            captured = last.losses[-1]
+            last.losses[-1] = loss
+            if captured is not None and captured != loss:
+                self._settle(_Doubt(last, captured, loss))
+            else:
+                self._judge(last, loss)
+        else:
+            last.losses[-1] = None
+            self._arrivals.send_logged("loss", last.last_end, loss)
+
+    def _judge(self, last: WatchedOptimizer, loss: float) -> None:
+        if not math.isfinite(loss) and not last.last_nonfinite:
+            last.last_nonfinite = True
+            self._sink.nonfinite(NonfiniteStep(self._roster.last_step_of(last), loss=loss))
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a loss was given of which only the next backward will tell whose it is."""
+        return self._doubt is not None
+
+    def backward_begins(self, loss: float) -> None:
+        """From this loss: if it is the one that was given last, that was meant for this step."""
+        doubt = self._doubt
+        if doubt is not None and (loss == doubt.given or (math.isnan(loss) and math.isnan(doubt.given))):
+            self._doubt = None
+            if doubt.of.losses:
+                doubt.of.losses[-1] = doubt.captured
+        else:
+            self.settle()
+
+    def settle(self) -> None:
+        """No backward will tell: a loss that is in doubt was the last step's."""
+        self._settle(None)
+
+    def _settle(self, doubt: _Doubt | None) -> None:
+        before, self._doubt = self._doubt, doubt
+        if before is not None:
+            self._judge(before.of, before.given)
+        if doubt is not None:
+            self._progress.busy = True  # have the next backward tell its loss
+
+    def _log_rate(self, rate: float) -> None:
+        last = self._last()
+        if last is None:
+            self._progress.given_rate = rate
+            self._alert()
+        else:
+            last.note_given_rate(last.last_end, rate)
+
+
+def _number(raw: object) -> float | Tensor | None:
+    if isinstance(raw, torch.Tensor):
+        if raw.numel() != 1:
+            return None
+        return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
+    if isinstance(raw, (str, bytes)):
+        return None
+    try:
+        return float(raw)  # type: ignore[arg-type] # numpy scalars, Decimal, Fraction: anything with __float__
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,1 @@
+"""What is measured beside gradients: memory, time by phase, data wait, collectives, inputs, weights."""

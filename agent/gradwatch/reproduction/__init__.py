@@ -1,0 +1,1 @@
+"""``capture="on_nonfinite"`` and ``gradwatch replay``: a bad step, kept and run again."""

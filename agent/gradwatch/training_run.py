@@ -1,0 +1,504 @@
+"""One run of this process: everything between the hooks on the training thread and the exporter."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from gradwatch import conventions
+from gradwatch.clock import Clock
+from gradwatch.conventions import Event as EventName
+from gradwatch.export.exporter import ExportThread, Pacer
+from gradwatch.export.interval import Interval
+from gradwatch.export.spool import Spool, places
+from gradwatch.identity import Identity, resource_attributes
+from gradwatch.life.black_box import BlackBox, StallWatch, Trigger
+from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
+from gradwatch.life.flight_recorder import FlightRecorder, FlightStep
+from gradwatch.life.oom import AllocatorWatch, OutOfMemory
+from gradwatch.life.sigterm import SigtermWatch
+from gradwatch.loop.calibration import thin_cost
+from gradwatch.loop.observer import StepObserver
+from gradwatch.loop.step_log import StepLog
+from gradwatch.measures.memory import memory_points
+from gradwatch.nonfinite.birthplace import is_reported
+from gradwatch.redaction import redact
+from gradwatch.safety import log, shielded
+from gradwatch.settings import Settings
+from gradwatch.telemetry import (
+    Attributes,
+    AttributeValue,
+    Event,
+    Exporter,
+    LoggedValue,
+    Metrics,
+    MetricSeries,
+    NonfiniteStep,
+    StepRecord,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gradwatch.reproduction.capture import Capture
+    from gradwatch.watching import Watch
+
+_SIGTERM_SECONDS: Final = 0.15
+# How long a black box waits for what else is said of its step, and how often it is asked whether that is over.
+_SETTLED_SECONDS: Final = 0.05
+_ASK_SECONDS: Final = 0.02
+# Steps in a black box after the one that it is about.
+_STEPS_AFTER: Final = 3
+
+
+class Run:
+    """Ties the observer, the interval, the export thread and the endings of one run together."""
+
+    def __init__(self, settings: Settings, model: str | None, exporter: Exporter | None = None) -> None:
+        clock = Clock()
+        self.settings = settings
+        self.watches: list[Watch] = []
+        self.identity = Identity.resolve(settings)
+        self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
+        self._clock = clock.branch()
+        self._lock = threading.Lock()
+        self._sequence = itertools.count()
+        self._nonfinite = 0
+        self._missing: set[str] = set()
+        self._target_reached = False
+        self._ended = False
+        self._sigterm_came = False
+        pace = Pacer()
+        self._pace = pace
+        self._recorder = FlightRecorder(settings.flight_steps)
+        self._box = BlackBox(
+            self._recorder, self._tail, self._emit_black_box, settings.directory, self.identity
+        )
+        self._stall = StallWatch(self._recorder.median_duration, settings.start_step)
+        self._allocator = AllocatorWatch(self._ran_out_of_memory)
+        self._out_of_memory = 0
+        self._interval = Interval(clock.now(), self._record)
+        self._interval.thin_cost = thin_cost()
+        self.observer = StepObserver(
+            self,
+            clock,
+            overhead_budget=settings.overhead_budget,
+            every=settings.every,
+            capture_loss=settings.capture_loss,
+            start_step=settings.start_step,
+            inputs=settings.inputs,
+            collectives=settings.collectives,
+            nvtx=settings.nvtx,
+        )
+        self.observer.roster.thin_cost = self._interval.thin_cost
+        self._thread = ExportThread(
+            exporter or _otlp(settings, pace),
+            lambda: self._resource,
+            self._collect,
+            self._heartbeat,
+            self._tend_black_box,
+            settings.export_interval,
+        )
+        self._capture: Capture | None = None
+        if settings.capture is not None:
+            from gradwatch.reproduction.capture import Capture
+
+            self._capture = Capture(
+                lambda: self.observer.roster.step,
+                self.observer.progress,
+                self.observer.roster.optimizers,
+                self._bundle_saved,
+                settings.directory,
+                self.identity,
+                settings.replay,
+            )
+            self.observer.compile_watch.tell(self._capture.compiles)
+        self._endings = EndingWatch(self.end)
+        self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
+
+    def begin(self) -> None:
+        """Install everything and say that the run started."""
+        self._thread.start()
+        self._emit(conventions.RUN_STARTED, {})
+        self.observer.install()
+        self._endings.install()
+        self._sigterm.install()
+        self._allocator.attach()
+        atexit.register(self._at_exit)
+        if multiprocessing.parent_process() is not None:
+            # A forked child of multiprocessing leaves by os._exit, past atexit, but not past its finalizers.
+            multiprocessing.util.Finalize(None, self._at_child_exit, exitpriority=0)
+
+    @shielded(None)
+    def close(self, ending: Ending) -> None:
+        """End the run and leave nothing behind."""
+        self.observer.remove()
+        self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
+        self._sigterm.settle()
+        self.end(ending)
+        self._endings.remove()
+        self._sigterm.remove()
+        atexit.unregister(self._at_exit)
+        self._thread.close(self.settings.exit_timeout)
+
+    def abandon_in_child(self) -> None:
+        """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
+        self._ended = True
+        self.observer.remove_in_child()
+        self._allocator.silence()
+        if self._capture is not None:
+            self._capture.remove()
+        self._thread.forget_in_child()
+        self._endings.remove()
+        self._sigterm.forget_in_child()
+        atexit.unregister(self._at_exit)
+
+    def add_model(self, model: nn.Module, name: str) -> bool:
+        """Watch this module too. False when it is watched already."""
+        is_new = self.observer.add_model(model, name)
+        if is_new and self._capture is not None:
+            self._capture.add_model(model, name)
+        return is_new
+
+    # --- StepSink: called on the training thread --------------------------------------------------------
+
+    def open_log(self, optimizer: int, first_step: int) -> StepLog:
+        """See ``StepSink``."""
+        return self._interval.open_log(optimizer, first_step)
+
+    def step(self, record: StepRecord) -> None:
+        """See ``StepSink``."""
+        self._interval.logs[record.optimizer].add(record)
+
+    def logged(self, value: LoggedValue) -> None:
+        """See ``StepSink``."""
+        if value.name == "loss":
+            self._interval.logs[0].column(conventions.LOSS).append(value.time, value.value)
+            return
+        self._interval.logged.append(value)
+        target = self.settings.target
+        if target is not None and not self._target_reached and target.metric == value.name:
+            self._check_target(value.value, self.observer.roster.last_step)
+
+    @property
+    def nonfinite_seen(self) -> bool:
+        """See ``StepSink``."""
+        return self._nonfinite > 0
+
+    def wants_nonfinite_detail(self) -> bool:
+        """See ``StepSink``."""
+        return is_reported(self._nonfinite + 1)
+
+    def nonfinite(self, step: NonfiniteStep) -> None:
+        """See ``StepSink``."""
+        self._nonfinite += 1
+        self._interval.nonfinite += 1
+        self._ask_black_box("nonfinite", step.step)
+        if self._capture is not None:
+            self._capture.nonfinite(step)
+        if is_reported(self._nonfinite):
+            known: dict[str, AttributeValue | None] = {
+                conventions.STEP: step.step,
+                conventions.LAYER_NAME: step.layer,
+                conventions.BORN_IN: step.born_in,
+                conventions.NONFINITE_STEPS: self._nonfinite,
+                conventions.NONFINITE_LAYERS: step.layers,
+                conventions.NONFINITE_ELEMENTS: step.elements,
+                conventions.LOSS_VALUE: step.loss,
+            }
+            self._emit(conventions.NONFINITE_STEP, known)
+
+    def missing(self, step: int, reason: str) -> None:
+        """See ``StepSink``."""
+        if reason not in self._missing:
+            self._missing.add(reason)
+            log.warning("missing instrumentation: %s", reason)
+            self._emit(
+                conventions.INSTRUMENTATION_MISSING,
+                {conventions.STEP: step, conventions.MISSING_REASON: reason},
+            )
+
+    def _check_target(self, value: float, step: int | None, time: int | None = None) -> None:
+        target = self.settings.target
+        if target is not None and math.isfinite(value) and target.holds(value):
+            self._target_reached = True
+            self._emit(
+                conventions.TARGET_REACHED,
+                {
+                    conventions.STEP: step,
+                    conventions.TARGET: str(target),
+                    conventions.TARGET_VALUE: value,
+                },
+                time,
+            )
+
+    def _check_losses(self, metrics: Metrics) -> None:
+        """A target for the captured loss: asked here, so that no step has to."""
+        target = self.settings.target
+        if target is None or self._target_reached or target.metric != "loss":
+            return
+        steps = {
+            time: int(step)
+            for batch in metrics
+            if isinstance(batch, MetricSeries) and batch.metric is conventions.STEP_INDEX
+            for time, step in zip(batch.times, batch.values, strict=True)
+        }
+        for batch in metrics:
+            if isinstance(batch, MetricSeries) and batch.metric is conventions.LOSS:
+                reached = (
+                    (time, loss)
+                    for time, loss in zip(batch.times, batch.values, strict=True)
+                    if math.isfinite(loss) and target.holds(loss)
+                )
+                for time, loss in itertools.islice(reached, 1):
+                    self._check_target(loss, steps.get(time), time)
+                    return
+
+    def _check_waiting(self, waiting: StepLog) -> None:
+        """The same of losses that were not drained yet, so that the target comes before the ending."""
+        target = self.settings.target
+        if target is None or self._target_reached or target.metric != "loss":
+            return
+        for step in waiting.last_steps(len(waiting.ends)):
+            if step.loss is not None and not self._target_reached:
+                self._check_target(step.loss, step.step, step.time)
+
+    # --- Events ------------------------------------------------------------------------------------------
+
+    @shielded(None)
+    def report(self, event: EventName, attributes: Mapping[str, AttributeValue | None]) -> None:
+        """Report what the watch's own methods did, such as saving a checkpoint."""
+        self._emit(event, attributes)
+
+    def _emit(
+        self, event: EventName, attributes: Mapping[str, AttributeValue | None], time: int | None = None
+    ) -> None:
+        with self._lock:  # time and sequence in the same order
+            known = redact({name: value for name, value in attributes.items() if value is not None})
+            known[conventions.EVENT_SEQUENCE] = next(self._sequence)
+            now = self._clock.now()
+            self._thread.emit(Event(event.name, now if time is None else time, known))
+
+    def _heartbeat(self) -> None:
+        if not self._ended:
+            last = self.observer.roster.last_step
+            self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
+            if self._stall.stalled(last, paused=self.observer.progress.pauses > 0):
+                self._box.write("stalled", last)
+
+    def end(self, ending: Ending) -> None:
+        """Report the ending; only the first one counts."""
+        if not self._ended:
+            for waiting in self._interval.logs:
+                self._check_waiting(waiting)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        # An exception of the program's own is the truth, whatever came before it.
+        if self._sigterm_came and (ending.exception_type is None or ending.status == CANCELLED):
+            ending = Ending(
+                CANCELLED,
+                self._sigterm_reason(),
+                ending.exit_code,
+                ending.exception_type,
+                ending.exception_message,
+            )
+        self._box.write_if_due()
+        if ending.status == FAILED:
+            self.observer.tell_unfinished()
+            if ending.out_of_memory is not None and not self._allocator.attached:
+                self._ran_out_of_memory(ending.out_of_memory)
+            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
+        self._emit(
+            conventions.RUN_ENDED,
+            {
+                conventions.STEP: self.observer.roster.last_step,
+                conventions.STATUS: ending.status,
+                conventions.REASON: ending.reason,
+                conventions.EXIT_CODE: ending.exit_code,
+                conventions.EXCEPTION_TYPE: ending.exception_type,
+                conventions.EXCEPTION_MESSAGE: ending.exception_message,
+            },
+        )
+
+    def _at_exit(self) -> None:
+        self.close(self._endings.at_exit())
+
+    def _at_child_exit(self) -> None:
+        # Called while the exception that ends the child, if any, is on its way out.
+        error = sys.exc_info()[1]
+        self.close(self._endings.at_exit() if error is None else ending_of(error))
+
+    def _sigterm_reason(self) -> str:
+        return "preempted" if self.settings.preemptible else "SIGTERM"
+
+    def _note_sigterm(self) -> None:
+        self._sigterm_came = True
+        self._ask_black_box("SIGTERM", None)
+
+    def _die_of_sigterm(self) -> None:
+        self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
+        self._thread.send_last_words(_SIGTERM_SECONDS)
+        # The ending is out: only now what takes longer.
+        self._box.write("SIGTERM", self.observer.roster.last_step)
+        self._thread.send_last_words(_SIGTERM_SECONDS)
+
+    def _ran_out_of_memory(self, what: OutOfMemory) -> None:
+        self._out_of_memory += 1
+        if is_reported(self._out_of_memory):  # a loop that tries again and again is one story, not a thousand
+            self._emit(
+                conventions.OUT_OF_MEMORY,
+                {
+                    conventions.STEP: self.observer.roster.step,
+                    conventions.DEVICE: what.device,
+                    conventions.OOM_DURING: what.during,
+                    conventions.OOM_REQUESTED: what.requested,
+                },
+            )
+
+    def _bundle_saved(self, step: int, path: Path) -> None:
+        self._emit(conventions.BUNDLE_SAVED, {conventions.STEP: step, conventions.BUNDLE_PATH: str(path)})
+
+    def _emit_black_box(self, attributes: Mapping[str, AttributeValue | None]) -> None:
+        self._emit(conventions.FLIGHT_RECORD, attributes)
+
+    def _ask_black_box(self, trigger: Trigger, step: int | None) -> None:
+        if self._box.ask(trigger, step):
+            self._thread.wake()
+
+    def _tail(self, step: int | None) -> Iterator[FlightStep]:
+        """Steps that the export thread has not drained yet, up to a few after this one.
+
+        However many have ended since: those before it are what a black box is for.
+        """
+        until = None if step is None else self._end_of(step + _STEPS_AFTER)
+        for each in list(self._interval.logs):
+            yield from each.last_steps(self.settings.flight_steps, until)
+
+    def _end_of(self, step: int) -> int | None:
+        """When this step of the run ended, Unix nanoseconds, or the last one drained after it; None before."""
+        for each in list(self._interval.logs):
+            ends, place = each.ends[:], step - each.first_step
+            if each.leads and place < len(ends):
+                return ends[place] if place >= 0 else each.drained_until
+        return None
+
+    def _record(self, drained: StepLog) -> None:
+        """Keep what is about to be drained."""
+        for step in drained.last_steps(self.settings.flight_steps):
+            self._recorder.add(step)
+            self._pace()
+
+    # --- Export thread -----------------------------------------------------------------------------------
+
+    def _tend_black_box(self) -> float | None:
+        self._box.write_if_due(self.observer.roster.last_step, _SETTLED_SECONDS)
+        return _ASK_SECONDS if self._box.is_due else None
+
+    def _collect(self, dropped: int, background: int) -> Metrics:
+        # What is drained now would push what came before that step out of the recorder.
+        self._box.write_if_due(self.observer.roster.last_step)
+        now = self._clock_now()
+        points = self._interval.points(
+            now, self.observer.roster.optimizer_count, dropped, background, self._pace
+        )
+        self._check_losses(points)
+        self.observer.note_background(self._interval.background_a_step)
+        return [*points, *self.observer.measures.points(now, self._pace), *memory_points(now)]
+
+    def _clock_now(self) -> int:
+        with self._lock:
+            return self._clock.now()
+
+
+def _otlp(settings: Settings, pace: Callable[[], None]) -> Exporter:
+    from gradwatch.export.delivery import Delivery
+    from gradwatch.export.otlp import OtlpEncoder, compressed_signals
+    from gradwatch.export.transport import Transport
+
+    spool = None
+    if settings.spool_max_bytes:
+        spool = Spool(places(settings.directory), settings.endpoint, settings.spool_max_bytes)
+    transport = Transport(settings.endpoint, settings.headers)
+    encoder = OtlpEncoder(pace, compressed_signals(settings.endpoint))
+    return Delivery(encoder, transport, spool, settings.endpoint)
+
+
+# --- The run of this process -------------------------------------------------------------------------------
+
+_current: Run | None = None
+
+
+def current() -> Run | None:
+    """The run that ``watch()`` calls share, if one is open."""
+    return _current
+
+
+def open_run(settings: Settings, model: str | None, exporter: Exporter | None) -> Run:
+    """Begin the run of this process."""
+    global _current
+    run = Run(settings, model, exporter)
+    try:
+        run.begin()
+    except Exception as error:
+        run.close(not_watched(error))
+        raise
+    _current = run
+    return run
+
+
+def not_watched(error: Exception) -> Ending:
+    """The ending of a run that ``watch()`` could not begin: training goes on, and nobody sees how."""
+    return Ending(CANCELLED, f"not watched: {type(error).__name__}")
+
+
+def close_run(run: Run, ending: Ending) -> None:
+    """End it."""
+    global _current
+    if _current is run:
+        _current = None
+    run.close(ending)
+
+
+# A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to
+# the child: it waits until the child has its own handling back. The mask is the forking thread's own.
+_masks: Final = threading.local()
+
+
+@shielded(None)
+def _before_fork() -> None:
+    if _current is not None:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+@shielded(None)
+def _after_fork_in_parent() -> None:
+    before = _masks.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@shielded(None)
+def _after_fork_in_child() -> None:
+    global _current
+    run, _current = _current, None
+    if run is not None:
+        run.abandon_in_child()
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
