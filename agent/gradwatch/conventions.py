@@ -34,6 +34,7 @@ CONFIG_HASH: Final = "training.config.hash"
 HOST_NAME: Final = "host.name"
 PROCESS_PID: Final = "process.pid"
 PROCESS_COMMAND: Final = "process.command"
+SUPERVISOR: Final = "training.supervisor"
 
 RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     SERVICE_NAME: "The job. Becomes the Prometheus label `training_job`.",
@@ -57,6 +58,7 @@ RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     HOST_NAME: "Host.",
     PROCESS_PID: "Process id.",
     PROCESS_COMMAND: "The script or module that is running, without its arguments.",
+    SUPERVISOR: "True for `gradwatch run`, which sees an attempt's processes from outside; it is no rank.",
 }
 
 TIER_PRODUCTION: Final = "production"
@@ -74,6 +76,9 @@ STEP: Final = "training.step"
 STATUS: Final = "training.run.status"
 REASON: Final = "training.run.reason"
 EXIT_CODE: Final = "process.exit.code"
+EVIDENCE: Final = "training.run.evidence"
+WILL_RETRY: Final = "training.run.will_retry"
+STACKS: Final = "training.stacks"
 EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
 BORN_IN: Final = "training.nonfinite.born_in"
@@ -108,6 +113,9 @@ ATTRIBUTES: Final[dict[str, str]] = {
     STATUS: "`succeeded`, `failed` or `cancelled`.",
     REASON: "Why the run ended so: exception type, `exit 3`, `SIGTERM`, `interrupted`.",
     EXIT_CODE: "Exit code, when known.",
+    EVIDENCE: "What the supervisor goes by, in one line, such as `the kernel killed 1 process of its cgroup`.",
+    WILL_RETRY: "True where the supervisor will start the command again: the attempt is over, the run is not.",
+    STACKS: "The stack of every thread, innermost frame last, at most 64 KiB.",
     EXCEPTION_TYPE: "Qualified class name of the exception.",
     EXCEPTION_MESSAGE: "First line of the exception's message, at most 200 characters.",
     BORN_IN: "Where a non-finite value was born, absent when not known: `input`, `forward`, `loss`, "
@@ -336,7 +344,14 @@ RUN_HEARTBEAT: Final = Event(
 )
 RUN_ENDED: Final = Event(
     "training.run.ended", "The process is about to end, and why.",
-    (EVENT_SEQUENCE, STEP, STATUS, REASON, EXIT_CODE, EXCEPTION_TYPE, EXCEPTION_MESSAGE),
+    (
+        EVENT_SEQUENCE, STEP, STATUS, REASON, EXIT_CODE, EXCEPTION_TYPE, EXCEPTION_MESSAGE, EVIDENCE,
+        WILL_RETRY,
+    ),
+)
+STALLED: Final = Event(
+    "training.stalled", "No step has ended for much longer than steps take; training may still go on.",
+    (EVENT_SEQUENCE, STEP, STACKS),
 )
 NONFINITE_STEP: Final = Event(
     "training.nonfinite", "A step with a non-finite loss or gradient: each of the first ten, then 100, 1000...",
@@ -375,7 +390,7 @@ CHECKPOINT_FAILED: Final = Event(
 )
 
 EVENTS: Final[tuple[Event, ...]] = (
-    RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, NONFINITE_STEP, TARGET_REACHED,
+    RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, STALLED, NONFINITE_STEP, TARGET_REACHED,
     INSTRUMENTATION_MISSING, FLIGHT_RECORD, BUNDLE_SAVED, OUT_OF_MEMORY, CHECKPOINT_SAVED, CHECKPOINT_FAILED,
 )
 
