@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent soak-outage servers clean
+.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an i
 
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
+
+soak-kills: $(VENV)/.dev ## Kill the collector 500 times while data comes in, and look for what is lost or doubled
+	$(BIN)/python -m tests.soak.kills $(BENCH_ARGS)
 
 servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
 	@scripts/install-servers
