@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 
@@ -114,3 +114,37 @@ def unused_endpoint() -> str:
     """Where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def absent() -> Iterator[str]:
+    yield unused_endpoint()
+
+
+@contextmanager
+def unknown_host() -> Iterator[str]:
+    yield "http://nowhere.invalid:4318"
+
+
+RECEIVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "absent": absent,
+    "host name unknown": unknown_host,
+    **{
+        name: lambda behave=behave: faulty_server(behave)  # type: ignore[misc]
+        for name, behave in {
+            "refuses": resetting,
+            "accepts and never answers": silent,
+            "resets in the middle": resetting_in_the_middle,
+            "answers garbage": garbage,
+            "answers half": half_an_answer,
+            "answers 200 and no protobuf": wrong_body,
+            "answers 400": answering(400),
+            "answers 401": answering(401),
+            "answers 413": answering(413),
+            "answers 429 with Retry-After": answering(429, "Retry-After: 30"),
+            "answers 500": answering(500),
+            "answers 503": answering(503),
+            "redirects to itself": answering(307, "Location: /v1/logs"),
+        }.items()
+    },
+}

@@ -11,8 +11,8 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.testing import InMemoryExporter
-from tests import faulty_servers
-from tests.faulty_servers import answering, faulty_server, unused_endpoint
+from tests.faulty_servers import RECEIVERS, answering, faulty_server, unused_endpoint
 
 STEPS = 200
 
@@ -48,11 +47,12 @@ def train(
     attach: Callable[[nn.Module, torch.optim.Optimizer], Any] = lambda _model, _optimizer: None,
     each_step: Callable[[Any, int], None] = lambda _watch, _step: None,
     width: int = 6,
+    optimize: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
 ) -> bytes:
     """Weights after training, as bytes."""
     torch.manual_seed(7)
     model = make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=True)
+    optimizer = optimize(model.parameters(), lr=0.01, foreach=True)
     watch = attach(model, optimizer)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -75,40 +75,6 @@ def watching(**settings: Any) -> Callable[[nn.Module, torch.optim.Optimizer], gr
     return lambda model, optimizer: gradwatch.watch(
         model, optimizer, job="harm", **{"export_interval": 0.05, "every": 2, **settings}
     )
-
-
-@contextmanager
-def absent() -> Iterator[str]:
-    yield unused_endpoint()
-
-
-@contextmanager
-def unknown_host() -> Iterator[str]:
-    yield "http://nowhere.invalid:4318"
-
-
-RECEIVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
-    "absent": absent,
-    "host name unknown": unknown_host,
-    **{
-        name: lambda behave=behave: faulty_server(behave)  # type: ignore[misc]
-        for name, behave in {
-            "refuses": faulty_servers.resetting,
-            "accepts and never answers": faulty_servers.silent,
-            "resets in the middle": faulty_servers.resetting_in_the_middle,
-            "answers garbage": faulty_servers.garbage,
-            "answers half": faulty_servers.half_an_answer,
-            "answers 200 and no protobuf": faulty_servers.wrong_body,
-            "answers 400": answering(400),
-            "answers 401": answering(401),
-            "answers 413": answering(413),
-            "answers 429 with Retry-After": answering(429, "Retry-After: 30"),
-            "answers 500": answering(500),
-            "answers 503": answering(503),
-            "redirects to itself": answering(307, "Location: /v1/logs"),
-        }.items()
-    },
-}
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
@@ -251,15 +217,41 @@ class Layers(nn.Module):
         return x.mean() + torch.cat(list(self.cells)).square().sum()
 
 
-def test_ten_thousand_layers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "STEPS", 20)  # each of them takes a fifth of a second
-
+def test_ten_thousand_layers_change_nothing() -> None:
     def make() -> nn.Module:
         return Layers(10_000)
 
     with faulty_server(answering(200)) as endpoint:
-        watched = train(make, watching(endpoint=endpoint, export_interval=1.0))
-    assert watched == train(make)
+        watching_it = watching(endpoint=endpoint, export_interval=1.0)
+        watched = train(make, watching_it, optimize=torch.optim.SGD)  # a step of Adam takes 0.2 s
+    assert watched == train(make, optimize=torch.optim.SGD)
+
+
+def test_a_spool_full_of_rubbish_changes_nothing(tmp_path: Path, expected: bytes) -> None:
+    endpoint = unused_endpoint()
+    assert train(attach=watching(endpoint=endpoint, directory=tmp_path / "host")) == expected
+    segments = list((tmp_path / "host" / "spool").rglob("*.segment"))
+    assert segments, "nothing was spooled"
+    for place, segment in enumerate(segments):
+        content = bytearray(segment.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        segment.write_bytes(content if place % 2 else os.urandom(1000))
+        (segment.parent / f"{segment.stem}-more.segment").mkdir()
+    assert train(attach=watching(endpoint=endpoint, directory=tmp_path / "host")) == expected
+
+
+def test_a_spool_that_two_processes_share_changes_nothing(tmp_path: Path, expected: bytes) -> None:
+    code = CHILD.format(before="", after="", steps=STEPS)
+    environment = {
+        **os.environ, "GRADWATCH_ENDPOINT": unused_endpoint(), "GRADWATCH_DIR": str(tmp_path / "host"),
+    }  # fmt: skip
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    told = [child.communicate(timeout=60)[0].strip() for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert told == [hashlib.sha256(expected).hexdigest()] * 2
 
 
 CHILD = """
