@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills servers clean
+.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills soak-harm servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a 
 
 soak-kills: $(VENV)/.dev ## Kill the collector 500 times while data comes in, and look for what is lost or doubled
 	$(BIN)/python -m tests.soak.kills $(BENCH_ARGS)
+
+soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the collector misbehaves, in ten minutes
+	$(BIN)/python -m tests.soak.harm $(BENCH_ARGS)
 
 servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
 	@scripts/install-servers
