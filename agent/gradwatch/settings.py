@@ -25,6 +25,8 @@ NvtxMode = Literal["step", "layers"]
 ON_NONFINITE: Final = "on_nonfinite"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+# What is counted on from there has to fit into 64 bits.
+_MOST: Final = 2**62
 _TIERS: Final = (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
 
 
@@ -185,6 +187,8 @@ def _integer(least: int) -> Callable[[Any], int]:
             number = least - 1
         if number < least or isinstance(raw, bool) or (isinstance(raw, float) and raw != number):
             raise ValueError(f"expected a whole number, {least} or more")
+        if number > _MOST:
+            raise ValueError(f"expected a whole number, at most {_MOST}")
         return number
 
     return convert
@@ -239,9 +243,10 @@ def _directory(raw: object) -> Path:
 
 def _step_of_checkpoint(raw: object) -> int:
     try:
-        return manifests.read(_directory(raw)).step or 0
+        step = manifests.read(_directory(raw)).step or 0
     except ManifestError as error:
         raise ValueError(f"expected a checkpoint that gradwatch saved: {error}") from None
+    return _integer(0)(step)
 
 
 def _capture(raw: object) -> str | None:

@@ -92,7 +92,8 @@ class Run:
             self,
             clock,
             overhead_budget=settings.overhead_budget,
-            every=settings.every,
+            # Of a step that is not observed a bad gradient would be known only after its update.
+            every=settings.every or (None if settings.capture is None else 1),
             capture_loss=settings.capture_loss,
             start_step=settings.start_step,
             inputs=settings.inputs,
@@ -389,11 +390,8 @@ class Run:
 
     def _end_of(self, step: int) -> int | None:
         """When this step of the run ended, Unix nanoseconds, or the last one drained after it; None before."""
-        for each in list(self._interval.logs):
-            ends, place = each.ends[:], step - each.first_step
-            if each.leads and place < len(ends):
-                return ends[place] if place >= 0 else each.drained_until
-        return None
+        leading = (each.end_of(step) for each in list(self._interval.logs) if each.leads)
+        return next((end for end in leading if end is not None), None)
 
     def _record(self, drained: StepLog) -> None:
         """Keep what is about to be drained."""

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from gradwatch.life.oom import HANDLED_BEFORE
 from gradwatch.safety import internal_error, shielded
 from gradwatch.settings import Settings
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from gradwatch.target import Target
     from gradwatch.telemetry import Exporter
     from gradwatch.training_run import Run
-
-
-_HANDLED_BEFORE: Final = "__gradwatch_handled_before__"
 
 
 class Watch:
@@ -41,7 +39,7 @@ class Watch:
         # held: its traceback may hold all the memory that the retry is about.
         handled = sys.exc_info()[1]
         if handled is not None:
-            vars(handled)[_HANDLED_BEFORE] = True
+            vars(handled)[HANDLED_BEFORE] = True
         if run is not None:
             run.watches.append(self)
 
@@ -110,7 +108,7 @@ class Watch:
         ``with watch.data_wait(): x, y = get_batch()``.
         """
         run = self._run
-        return nullcontext() if run is None else run.observer.measures.waits.waiting()
+        return nullcontext() if run is None else run.observer.measures.waits.marked()
 
     @property
     def step(self) -> int:
@@ -189,7 +187,7 @@ class Watch:
         Called while an exception is being handled (``finally``, ``except``), that exception is the ending.
         """
         error = sys.exc_info()[1]
-        self._close(None if error is not None and _HANDLED_BEFORE in vars(error) else error)
+        self._close(None if error is not None and HANDLED_BEFORE in vars(error) else error)
 
     def __enter__(self) -> Watch:
         return self

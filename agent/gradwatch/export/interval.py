@@ -79,36 +79,43 @@ class Interval:
         cost, lasted, skipped = float(background), 0, 0
         for log in list(self.logs):
             labels: Attributes = {conventions.OPTIMIZER: log.index} if optimizers > 1 else {}
+            # What ends while these are recorded is recorded, and drained, next time.
+            waiting = len(log.ends)
             self._record(log)
             pace()
-            listed, losses = log.take_steps()
-            until = listed[-1] if listed else 0
-            ends = array("q", listed)
-            observed, log.observed = log.observed, 0
-            spent, log.spent = log.spent, 0
-            cost += spent + (len(ends) - observed) * self.thin_cost
-            skipped += log.skipped
-            log.skipped = 0
-            if log.leads and ends:
+            with log.draining:
+                listed, losses = log.take_steps(waiting)
+                until = listed[-1] if listed else 0
+                ends = array("q", listed)
+                observed, log.observed = log.observed, 0
+                spent, log.spent = log.spent, 0
+                cost += spent + (len(ends) - observed) * self.thin_cost
+                skipped += log.skipped
+                log.skipped = 0
+                if log.leads and ends:
+                    pace()
+                    steps, lasted = self._steps(log, ends)
+                    pace()
+                    self.background_a_step = background / len(ends)
+                    found += steps
+                if ends:
+                    log.first_step += len(ends)
+                    log.drained_until = until
+                    while (
+                        log.pauses and log.pauses[0][0] <= until
+                    ):  # of an optimizer whose steps are not the run's
+                        del log.pauses[0]
+                found += self._learning_rates(log, ends, labels)
                 pace()
-                steps, lasted = self._steps(log, ends)
-                pace()
-                self.background_a_step = background / len(ends)
-                found += steps
-            if ends:
-                log.first_step += len(ends)
-                log.drained_until = until
-            found += self._learning_rates(log, ends, labels)
-            pace()
-            found += _series(conventions.LOSS, labels, *_known(ends, losses))
-            for metric, column in list(log.columns.items()):
-                found += _series(metric, labels, *column.take(until))
-                pace()
-            if observed:
-                found.append(
-                    MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
-                )
-            found += self._layers(log, until, now, labels, pace)
+                found += _series(conventions.LOSS, labels, *_known(ends, losses))
+                for metric, column in list(log.columns.items()):
+                    found += _series(metric, labels, *column.take(until))
+                    pace()
+                if observed:
+                    found.append(
+                        MetricPoints(conventions.OBSERVED_STEPS, [Point(now, observed, labels, self._start)])
+                    )
+                found += self._layers(log, until, now, labels, pace)
         found += self._logged()
         if lasted > 0:
             found.append(MetricPoints(conventions.AGENT_OVERHEAD, [Point(now, cost / lasted, {})]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from gradwatch.telemetry import Attributes, AttributeValue
 
 T = TypeVar("T")
+_BEYOND: Final = 2**63
 
 
 def key_values(attributes: Attributes) -> list[KeyValue]:
@@ -56,7 +57,8 @@ def _any_value(value: AttributeValue) -> AnyValue:
     if isinstance(value, bool):
         return AnyValue(bool_value=value)
     if isinstance(value, int):
-        return AnyValue(int_value=value)
+        # OTLP's integers have 64 bits, and Python's, such as a step given to `checkpoint`, have no end.
+        return AnyValue(int_value=value) if -_BEYOND <= value < _BEYOND else AnyValue(string_value=str(value))
     if isinstance(value, float):
         return AnyValue(double_value=value)
     return AnyValue(bytes_value=value)

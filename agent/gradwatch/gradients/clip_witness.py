@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
+from gradwatch.gradients.clipping import Total, clip_ratio
 from gradwatch.gradients.norms import are_plain
 from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
-from gradwatch.loop.watched import WatchedOptimizer
+from gradwatch.loop.watched import LateClip, WatchedOptimizer
+from gradwatch.tensors.device_ring import is_capturing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +44,10 @@ class ClipWitness:
     def before_clipping(
         self,
         grads: Sequence[Tensor],
-        total: float | None,
+        total: Total | None,
         norms: Sequence[Tensor] | None,
         *,
+        is_l2: bool = True,
         raises: bool = False,
     ) -> None:
         """See ``ClipSink``."""
@@ -57,13 +60,13 @@ class ClipWitness:
                 watched.take_stock(self._roster.models)
                 if not watched.owns(grads):
                     continue
-            if total is not None:
+            # A second time sees clipped gradients.
+            first, finite = watched.clip_total is None, not isinstance(total, float) or math.isfinite(total)
+            if not finite:
                 # It is paid for already: every clipped step is checked, observed or not.
-                if not math.isfinite(total):
-                    self._observe(watched)
-                elif watched.clip_total is None:  # a second time sees clipped gradients
-                    # Of gradients clipped in parts there is no one norm, and no one ratio.
-                    watched.clip_total = total if whole else watched.reader.share_of(grads, total, norms)
+                self._observe(watched)
+            elif first and total is not None and not (watched.reader.devices and is_capturing()):
+                self._note(watched, grads, total, norms, whole=whole, is_l2=is_l2)
             if watched.observe and (watched.reading is None or watched.reading_epoch != self._progress.passes):
                 start = perf_counter_ns()
                 if whole:
@@ -72,8 +75,28 @@ class ClipWitness:
                     watched.reading = watched.reader.read()
                 watched.reading_epoch = self._progress.passes
                 self._progress.spent += perf_counter_ns() - start
-            if raises and total is not None and not math.isfinite(total):
+            if raises and not finite:
                 self._look_at_once(watched)
+
+    def _note(
+        self,
+        watched: WatchedOptimizer,
+        grads: Sequence[Tensor],
+        total: Total,
+        norms: Sequence[Tensor] | None,
+        *,
+        whole: bool,
+        is_l2: bool,
+    ) -> None:
+        """Write down the norm that clipping found, as far as it is this optimizer's."""
+        known: Total = total if is_l2 else math.nan
+        on_host = norms if isinstance(total, float) else None
+        share = known if whole else watched.reader.share_of(grads, known, on_host)
+        watched.clip_total = share if isinstance(share, float) else math.nan
+        if share is None:  # of gradients clipped in parts there is no one norm, and no one ratio
+            watched.clip_ratio = math.nan
+        elif not isinstance(total, float):
+            watched.late_clip = LateClip(total, is_norm=share is total)
 
     def knows_alike(self, grads: Sequence[Tensor]) -> bool:
         """See ``ClipSink``."""
@@ -100,10 +123,18 @@ class ClipWitness:
         self._owner = watched
         return grads
 
-    def clipped(self, grads: Sequence[Tensor], ratio: float) -> None:
+    def clipped(self, grads: Sequence[Tensor], max_norm: float, total: Total | None) -> None:
         """See ``ClipSink``."""
-        if self._progress.pauses or self._progress.is_elsewhere:
+        if total is None or self._progress.pauses or self._progress.is_elsewhere:
             return
         for watched in self._roster.watched.values():
-            if watched.clip_total is not None and watched.owns(grads):
+            if watched.clip_total is None or not watched.owns(grads):
+                continue
+            late = watched.late_clip
+            if isinstance(total, float) and late is None:
+                ratio = clip_ratio(max_norm, total)
                 watched.clip_ratio = ratio if watched.clip_ratio is None else watched.clip_ratio * ratio
+            elif late is not None and late.total is total and late.max_norm is None:
+                late.max_norm = max_norm
+            else:  # a second time, on a device
+                watched.clip_ratio, watched.late_clip = math.nan, None

@@ -23,6 +23,8 @@ from gradwatch.tensors.sharding import is_distributed_tensor
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+# A number where the norm is on the host, a tensor where it is on a device.
+Total = float | torch.Tensor
 _Norms = tuple[Sequence[torch.Tensor], torch.Tensor] | tuple[None, None]
 
 # torch.nn.utils hands the helpers out under a second name. Before torch 2.6 neither exists: gradients are read
@@ -32,6 +34,11 @@ _EXACT: Final = frozenset({torch.float32, torch.float64})
 # In a list, lest the compiler of Python multiplies it.
 _DENORMAL: Final = [5e-324]
 _SCALE: Final = ((clip_grad, "_clip_grads_with_norm_"), (torch.nn.utils, "clip_grads_with_norm_"))
+
+
+def clip_ratio(max_norm: float, total: float) -> float:
+    """What torch multiplies gradients with, whatever norm it clips by."""
+    return min(1.0, max_norm / (total + 1e-6))
 
 
 class ClipSink(Protocol):
@@ -49,18 +56,19 @@ class ClipSink(Protocol):
     def before_clipping(
         self,
         grads: Sequence[torch.Tensor],
-        total: float | None,
+        total: Total | None,
         norms: Sequence[torch.Tensor] | None,
         *,
+        is_l2: bool = True,
         raises: bool = False,
     ) -> None:
-        """``total`` is the L2 norm of these gradients where it is on the host, ``norms`` those of each.
+        """``total`` is the norm of these gradients (``is_l2``: their L2 norm), ``norms`` the L2 norms of each.
 
         ``raises``: if it is not finite, an exception follows.
         """
 
-    def clipped(self, grads: Sequence[torch.Tensor], ratio: float) -> None:
-        """These gradients were multiplied with ``ratio``, at most 1."""
+    def clipped(self, grads: Sequence[torch.Tensor], max_norm: float, total: Total | None) -> None:
+        """These gradients were multiplied with ``clip_ratio(max_norm, total)``."""
 
 
 class ClipCapture:
@@ -101,7 +109,6 @@ class ClipCapture:
             if torch.compiler.is_compiling():
                 return original(tensors, norm_type, error_if_nonfinite, foreach)
             grads = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-            total = None
             if norm_type == 2.0 and foreach is not False:
                 norms, total = self._norms(grads)
                 if norms is not None and total is not None:
@@ -109,11 +116,12 @@ class ClipCapture:
                     self._tell(grads, total, norms, raises=error_if_nonfinite)
                     if not error_if_nonfinite or math.isfinite(total.item()):
                         return total
+            total = None
             try:
                 total = original(grads, norm_type, error_if_nonfinite, foreach)
                 return total
             finally:
-                self._tell(grads, total if norm_type == 2.0 else None, None)
+                self._tell(grads, total, None, is_l2=norm_type == 2.0)
 
         return total_norm
 
@@ -129,11 +137,10 @@ class ClipCapture:
             ours = total_norm is self._total and foreach is not False and list(map(id, grads)) == self._named
             self._forget()
             if ours:
-                self._tell_clipped(grads, _scale(grads, max_norm, total_norm))
+                _scale(grads, max_norm, total_norm)
             else:
                 original(parameters, max_norm, total_norm, foreach)
-                total = _host_value(total_norm)
-                self._tell_clipped(grads, None if total is None else min(1.0, float(max_norm) / (total + 1e-6)))
+            self._tell_clipped(grads, max_norm, total_norm)
 
         return scale
 
@@ -144,7 +151,8 @@ class ClipCapture:
         if not grads or norms is None or total is None:
             return None
         self._tell(grads, total, norms)
-        self._tell_clipped(grads, _scale(grads, max_norm, total))
+        _scale(grads, max_norm, total)
+        self._tell_clipped(grads, max_norm, total)
         return total
 
     def _norms(self, grads: list[torch.Tensor]) -> _Norms:
@@ -158,26 +166,26 @@ class ClipCapture:
         total: torch.Tensor | None,
         norms: Sequence[torch.Tensor] | None,
         *,
+        is_l2: bool = True,
         raises: bool = False,
     ) -> None:
         try:
-            self._sink.before_clipping(grads, _host_value(total), norms, raises=raises)
+            self._sink.before_clipping(grads, _readable(total), norms, is_l2=is_l2, raises=raises)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "clip_grad_norm_")
 
-    def _tell_clipped(self, grads: list[torch.Tensor], ratio: float | None) -> None:
+    def _tell_clipped(self, grads: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
         try:
-            if ratio is not None:
-                self._sink.clipped(grads, ratio)
+            self._sink.clipped(grads, float(max_norm), _readable(total))
         except Exception as error:  # noqa: BLE001
             internal_error(error, "clip_grad_norm_")
 
 
-def _host_value(total: torch.Tensor | None) -> float | None:
+def _readable(total: torch.Tensor | None) -> Total | None:
     # Of a distributed total one rank may hold a summand only, and reading it is a collective.
-    if total is None or not total.is_cpu or is_distributed_tensor(total):
+    if total is None or is_distributed_tensor(total):
         return None
-    return float(total.item())
+    return float(total.item()) if total.is_cpu else total if total.is_cuda else None
 
 
 def _norms(grads: list[torch.Tensor]) -> _Norms:
@@ -190,14 +198,12 @@ def _norms(grads: list[torch.Tensor]) -> _Norms:
         return norms, torch.linalg.vector_norm(torch.stack(norms), 2.0)
 
 
-def _scale(grads: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> float | None:
-    """Multiply as torch does; what with, where that is on the host."""
+def _scale(grads: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
+    """Multiply as torch does."""
     if total.is_cpu and _is_at_most(total.item(), float(max_norm)) and _keeps_bits(grads):
-        return 1.0
+        return
     with torch.no_grad():
-        ratio = torch.clamp(float(max_norm) / (total + 1e-6), max=1.0)
-        torch._foreach_mul_(grads, ratio)
-    return ratio.item() if ratio.is_cpu else None
+        torch._foreach_mul_(grads, torch.clamp(float(max_norm) / (total + 1e-6), max=1.0))
 
 
 def _is_at_most(total: float, max_norm: float) -> bool:

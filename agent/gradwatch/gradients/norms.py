@@ -149,10 +149,13 @@ class GradientReader:
             map(is_, grads, [parameter.grad for parameter in self.parameters])
         )
 
-    def share_of(self, grads: Sequence[Tensor], total: float, norms: Sequence[Tensor] | None) -> float | None:
+    def share_of(
+        self, grads: Sequence[Tensor], total: float | Tensor, norms: Sequence[Tensor] | None
+    ) -> float | Tensor | None:
         """L2 norm over these parameters' gradients, where somebody has just computed it or its summands.
 
-        ``total`` is the norm over ``grads``, ``norms`` those of each. None where it is not among them.
+        ``total`` is the norm over ``grads``, ``norms`` those of each. NaN where these gradients are only some
+        of them and nobody has their summands; None where they are not all among them.
         """
         present = self.gradients()
         if len(present) == len(grads) and all(map(is_, present, grads)):
@@ -163,7 +166,7 @@ class GradientReader:
             return None
         if len(mine) == len(grads):
             return total
-        return None if norms is None else math.hypot(*(norms[i].item() for i in mine if i is not None))
+        return math.nan if norms is None else math.hypot(*(norms[i].item() for i in mine if i is not None))
 
     def _read_groups(self) -> Reading:
         indices: list[int] = []

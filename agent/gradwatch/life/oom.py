@@ -24,6 +24,8 @@ Phase = Literal["forward", "backward", "optimizer"]
 _CPU: Final = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
 _CUDA: Final = re.compile(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|TiB)")
 _CUDA_DEVICE: Final = re.compile(r"GPU (\d+)")
+# Marks an exception that is being handled while a run begins, as in a retry.
+HANDLED_BEFORE: Final = "__gradwatch_handled_before__"
 _UNITS: Final = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -86,12 +88,13 @@ def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that a traceback shows, the last first; but none of before the run began."""
     seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
+    while cause is not None and id(cause) not in seen and HANDLED_BEFORE not in vars(cause):
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 class AllocatorWatch:

@@ -11,8 +11,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from gradwatch.gradients.clipping import clip_ratio
 from gradwatch.gradients.norms import DeviceNorms
 from gradwatch.loop.step_sink import StepSink
+from gradwatch.loop.watched import LateClip
 from gradwatch.nonfinite.forward_witness import DeviceWitness, ForwardReading
 from gradwatch.nonfinite.suspects import Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
@@ -46,6 +48,7 @@ class InFlight:
     parts: list[_Part] = field(default_factory=list)
     record: StepRecord | None = None
     witness: DeviceWitness | None = None
+    clip: LateClip | None = None
 
     def arrived(self) -> bool:
         """Whether all of it is here; never waits."""
@@ -77,7 +80,7 @@ class Arrivals:
         """Start the copies of one step.
 
         ``scalars``, by name: ``grad_scale`` of gradients that are still scaled, ``found_inf`` of a scaler whose
-        verdict is on the device, ``loss_scale``, ``local_norm``.
+        verdict is on the device, ``loss_scale``, ``local_norm``, ``clip_total``.
 
         None when a ring was full: then the step's device values are given up.
         """
@@ -142,7 +145,8 @@ class Arrivals:
         if sent is not None:
             # What was captured no longer counts: norms stay, losses are the new one's.
             kept = [replace(part, losses=0) for part in in_flight.parts] if in_flight is not None else []
-            self._open = (record._replace(loss=None), InFlight(kept + sent.parts))
+            clip = None if in_flight is None else in_flight.clip
+            self._open = (record._replace(loss=None), InFlight(kept + sent.parts, clip=clip))
 
     def _add(self, record: StepRecord, in_flight: InFlight | None) -> None:
         """Hand the step on, now or when it and all before it have arrived."""
@@ -199,6 +203,12 @@ class Arrivals:
         total = record.gradient_norm
         if record.indices is not None and total is not None:
             total = math.hypot(*norms) if observed else None
+        ratio = record.clip_ratio
+        if in_flight.clip is not None and not skipped and math.isfinite(scalars["clip_total"]):
+            if in_flight.clip.max_norm is not None:
+                ratio = clip_ratio(in_flight.clip.max_norm, scalars["clip_total"])
+            if in_flight.clip.is_norm and record.indices is None:
+                total = scalars["clip_total"] / scale
         nonfinite = not skipped and (
             record.nonfinite
             or self._suspects.arrived(record, indices, norms, loss, in_flight.witness, poisoned)
@@ -211,6 +221,7 @@ class Arrivals:
                 gradient_norm=total,
                 nonfinite=nonfinite,
                 skipped=skipped,
+                clip_ratio=None if skipped else ratio,
                 loss_scale=loss_scale,
                 local_norm=None if skipped else local_norm,
             )

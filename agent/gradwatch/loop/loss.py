@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any, Final, Protocol
 
 import torch
-from torch.amp.grad_scaler import GradScaler, OptState
+from torch.amp.grad_scaler import GradScaler
 from torch.autograd.graph import Node
 
 from gradwatch.loop.step_in_progress import StepInProgress
@@ -49,8 +49,11 @@ class LossSink(Protocol):
     def backward_ended(self) -> None:
         """Backward ran to its end."""
 
-    def scaling(self, optimizer: object, scale: torch.Tensor, unscaled: bool) -> None:
-        """The scaler is about to step this optimizer; ``unscaled``: its gradients were unscaled before."""
+    def unscaled(self, optimizer: object, inverse: torch.Tensor) -> None:
+        """The scaler multiplied this optimizer's gradients with the inverse of its scale, or with one."""
+
+    def scaling(self, optimizer: object, scale: torch.Tensor) -> None:
+        """The scaler is about to step this optimizer."""
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """The scaler found a non-finite gradient and did not step this optimizer."""
@@ -60,7 +63,7 @@ class LossSink(Protocol):
 
 
 class LossCapture:
-    """Wraps ``torch.autograd.backward`` and ``GradScaler.scale`` / ``.step`` while installed."""
+    """Wraps ``torch.autograd.backward`` and a ``GradScaler``'s scaling, unscaling and step while installed."""
 
     def __init__(self, sink: LossSink, capture_loss: bool, phases: PhaseTimer) -> None:
         self._sink = sink
@@ -75,6 +78,8 @@ class LossCapture:
         """Put the wrappers in place."""
         self._replace(GradScaler, "scale", self._scale)
         self._replace(GradScaler, "step", self._step)
+        # Subclasses have an ``unscale_`` of their own; all of them call this.
+        self._replace(GradScaler, "_unscale_grads_", self._unscale)
         if self._capture_loss:
             self._replace(torch.autograd, "backward", self.wrap_backward)
 
@@ -153,6 +158,17 @@ class LossCapture:
 
         return scale
 
+    def _unscale(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def unscale(scaler: GradScaler, optimizer: Any, inverse: Any, *args: Any, **kwargs: Any) -> Any:
+            found = original(scaler, optimizer, inverse, *args, **kwargs)
+            try:
+                self._sink.unscaled(optimizer, inverse)
+            except Exception as error:  # noqa: BLE001
+                internal_error(error, "GradScaler.unscale_")
+            return found
+
+        return unscale
+
     def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         sink = self._sink
 
@@ -184,10 +200,9 @@ class LossCapture:
     def _announce(self, scaler: GradScaler, optimizer: Any) -> None:
         if not scaler.is_enabled():
             return
-        scale = scaler._scale  # noqa: SLF001 - `get_scale()` would synchronise its device
+        scale = scaler._scale  # noqa: SLF001
         if scale is not None:
-            state = scaler._per_optimizer_states[id(optimizer)]  # noqa: SLF001 - the only record of it
-            self._sink.scaling(optimizer, scale, state["stage"] is not OptState.READY)
+            self._sink.scaling(optimizer, scale)
 
     def _losses(self, tensors: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         if isinstance(tensors, torch.Tensor):

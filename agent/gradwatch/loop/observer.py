@@ -82,7 +82,6 @@ class StepObserver:
         # Something unusual awaits the next step end: a bad loss, a number from the user. Then no step is thin.
         self._alert = False
         self._paused_at = 0
-        self._paused = 0
         self._checked = perf_counter_ns()
         self._closure_base: tuple[float | None, int] | None = None
         self._forward = ForwardWitness(self.progress)
@@ -217,8 +216,9 @@ class StepObserver:
         self.progress.pauses -= 1
         if not self.progress.pauses:
             lasted = perf_counter_ns() - self._paused_at
-            self._paused += lasted
             for watched in self.roster.everyone():
+                watched.paused += lasted
+                watched.may_be_thin = False
                 if watched.last_observed:
                     watched.last_observed += lasted
             self.measures.resume()
@@ -434,7 +434,7 @@ class StepObserver:
         self._suspects.discard()
         for watched in self._watched.values():
             watched.reading = None
-            watched.forget_clip()
+            watched.take_clip()
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -467,8 +467,14 @@ class StepObserver:
 
     def _end_manual_step(self, start: int) -> None:
         watched = self.roster.hookless
-        if self._manual is not None and watched is not None and self._manual.stepped():
+        if self._manual is None or watched is None:
+            return
+        stepped = self._manual.stepped()
+        if stepped:
             self._end_step(self._manual, watched, start)
+        elif stepped is False:
+            watched.reading = None
+            self._drop_discarded()
 
     def _settle_manual(self, *, ended: bool) -> StepLog | None:
         """No more steps without an optimizer. ``ended``: the last backward was one; else it is an optimizer's.
@@ -535,7 +541,13 @@ class StepObserver:
         except Exception as error:  # noqa: BLE001
             internal_error(error, "end of backward")
 
-    def scaling(self, optimizer: object, scale: Tensor, unscaled: bool) -> None:
+    def unscaled(self, optimizer: object, inverse: Tensor) -> None:
+        """See ``LossSink``."""
+        watched = self.roster.find(unwrap(optimizer))
+        if watched is not None and not self.progress.pauses:
+            watched.unscale(inverse)
+
+    def scaling(self, optimizer: object, scale: Tensor) -> None:
         """See ``LossSink``."""
         inner = unwrap(optimizer)
         watched = self._watched.get(id(inner)) or self._find(inner)
@@ -544,12 +556,6 @@ class StepObserver:
         watched.scale = scale
         watched.is_never_thin = True
         self._raise_alert()
-        if not unscaled and not getattr(inner, "_step_supports_amp_scaling", False):
-            # Clipped while still scaled: what was read then is as many times too large.
-            if watched.reading is not None:
-                watched.reading = watched.reading.unscaled(scale)
-            if watched.clip_total is not None:
-                watched.clip_total /= float(scale)
 
     def skipped_by_scaler(self, optimizer: object) -> None:
         """See ``LossSink``. The step counts, and its overflow is the scaler's business, not a finding."""
@@ -634,7 +640,7 @@ class StepObserver:
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
             watched.log.observe(now, watched.layers, reading.indices, reading.norms, total)
             if watched.clip_total is not None:
-                watched.clip_total = None
+                watched.clip_total = math.nan  # it is the norm just written
                 watched.record_clip(now)
             if optimizer.param_groups[0].get("lr") is not watched.rate or len(optimizer.param_groups) != 1:
                 watched.note_rates(now, optimizer)
@@ -652,14 +658,15 @@ class StepObserver:
             or self.progress.device_losses
             or self.progress.given_loss is not None
             or scaler is not None
+            or watched.late_clip is not None
         ):
             loss, scale, skipped, in_flight = self._collect(optimizer, watched, reading, loss, skipped)
             loss_scale, local_norm = _on_host(watched, skipped)
             watched.scale = watched.local = None
             if reading is not None and not self._is_reportable(watched, reading, in_flight):
                 reading = None
-        total, ratio = watched.clip_total, watched.clip_ratio
-        watched.forget_clip()
+        total, ratio = watched.take_clip()
+        total = None if total is None else total / scale
         nonfinite = self._judge_skipped(watched, loss) if skipped else watched.nonfinite
         watched.nonfinite = False
         indices: Sequence[int] | None = None
@@ -722,9 +729,9 @@ class StepObserver:
             watched.last_known = now
         watched.losses.append(loss)
         watched.ends.append(now)
-        if self._paused and watched.leads:
-            watched.log.pauses.append((now, self._paused))
-            self._paused = 0
+        if watched.paused:
+            watched.log.pauses.append((now, watched.paused))
+            watched.paused = 0
         self._alert = False
         was_observed = watched.observe
         spent = watched.spent + self.progress.spent + perf_counter_ns() - start
@@ -798,10 +805,14 @@ class StepObserver:
             scalars["loss_scale"] = watched.scale
         if watched.local is not None and watched.local.on_device:
             scalars["local_norm"] = watched.local.total_on_device()
+        if watched.late_clip is not None:
+            scalars["clip_total"] = watched.late_clip.total
         on_device = reading.on_device if reading is not None else ()
         witness, watched.witness = watched.witness, None
         anything = on_device or losses or scalars
         in_flight = self._arrivals.send(on_device, losses, scalars, witness) if anything else None
+        if in_flight is not None:
+            in_flight.clip = watched.late_clip
         return loss, scale, skipped, in_flight
 
     def _is_reportable(self, watched: WatchedOptimizer, reading: Reading, in_flight: InFlight | None) -> bool:

@@ -8,6 +8,7 @@ values go. An append costs about 0.05 us, no object survives it, and the garbage
 from __future__ import annotations
 
 import sys
+import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -117,12 +118,14 @@ class StepLog:
         rows: Per-layer norms; a change of layout begins a new entry.
         observed: Steps whose gradients were read.
         spent: Nanoseconds of the training thread in steps that were not thin.
+        draining: Held while steps are taken out, and while somebody looks at those that wait, lest he find
+            it half done. No step takes it.
         closed: No step will follow, so the last loss can no longer be replaced.
     """
 
     __slots__ = (
-        "closed", "columns", "drained_until", "ends", "first_step", "index", "keep", "leads", "losses", "marks",
-        "observed", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
+        "closed", "columns", "drained_until", "draining", "ends", "first_step", "index", "keep", "leads",
+        "losses", "marks", "observed", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
     )  # fmt: skip
 
     def __init__(self, index: int, first_step: int) -> None:
@@ -144,6 +147,7 @@ class StepLog:
         self.skipped = 0
         self.spent = 0
         self.closed = False
+        self.draining = threading.RLock()  # a signal's handler may interrupt who holds it
 
     def column(self, metric: Metric) -> Column:
         """Where values of this metric go."""
@@ -199,9 +203,9 @@ class StepLog:
             self.rows.append(rows)
         rows.append(time, norms)
 
-    def take_steps(self) -> tuple[list[int], list[float | None]]:
-        """Export thread: ends and losses of the steps, but the last, whose loss the user may still replace."""
-        count = max(0, len(self.ends) - (0 if self.closed else self.keep))
+    def take_steps(self, most: int) -> tuple[list[int], list[float | None]]:
+        """Export thread: ends and losses of ``most`` steps, but the last, whose loss may still be replaced."""
+        count = max(0, min(most, len(self.ends) - (0 if self.closed else self.keep)))
         taken = self.ends[:count], self.losses[:count]
         del self.ends[:count]
         del self.losses[:count]
@@ -209,11 +213,21 @@ class StepLog:
             del self.marks[0]
         return taken
 
-    def last_steps(self, most: int, until: int | None = None) -> Iterator[FlightStep]:
+    def end_of(self, step: int) -> int | None:
+        """Any thread: when this step ended, or the last one drained after it; None before."""
+        with self.draining:
+            place = step - self.first_step
+            return self.drained_until if place < 0 else self.ends[place] if place < len(self.ends) else None
+
+    def last_steps(self, most: int, until: int | None = None) -> list[FlightStep]:
         """Any thread: what waits of the last ``most`` steps (that ended ``until`` then), for the black box.
 
         Takes nothing away.
         """
+        with self.draining:
+            return list(self._last_steps(most, until))
+
+    def _last_steps(self, most: int, until: int | None) -> Iterator[FlightStep]:
         ends = self.ends[:]
         if until is not None:
             del ends[bisect_right(ends, until) :]

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -73,7 +73,8 @@ class UserLog:
                     self._sink.logged(LoggedValue(name, self._clock.now(), number))
             else:
                 if not is_capturing():
-                    self._arrivals.send_logged(name, self._clock.now(), number)
+                    with self._lock:
+                        self._arrivals.send_logged(name, self._clock.now(), number)
 
     def _last(self) -> WatchedOptimizer | None:
         """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
@@ -144,12 +145,14 @@ class UserLog:
 
 def _number(raw: object) -> float | Tensor | None:
     if isinstance(raw, torch.Tensor):
-        if raw.numel() != 1:
+        if raw.numel() != 1 or raw.is_complex():
             return None
         return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
-    if isinstance(raw, (str, bytes)):
-        return None
     try:
-        return float(raw)  # type: ignore[arg-type] # numpy scalars, Decimal, Fraction: anything with __float__
+        # NumPy's complex numbers would give their real part for it.
+        item = getattr(raw, "item", None)
+        number: Any = item() if callable(item) else raw
+        # Decimal, Fraction: anything with __float__.
+        return None if isinstance(number, (str, bytes)) else float(number)
     except (TypeError, ValueError, OverflowError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from operator import is_not
 from types import CodeType, FrameType
@@ -69,6 +70,15 @@ class Model:
         )
 
 
+@dataclass(slots=True)
+class LateClip:
+    """Clipping by a norm that is on a device; ``is_norm``: it is the L2 norm of one optimizer's gradients."""
+
+    total: Tensor
+    is_norm: bool
+    max_norm: float | None = None
+
+
 class BackwardOrder:
     """The order in which one backward pass reached the parameters, learned by hooks that remove themselves."""
 
@@ -111,11 +121,11 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame", "index",
-        "is_aligned", "is_late", "is_never_thin", "last_epoch", "last_known", "last_nonfinite",
-        "last_observed", "last_step", "layers", "leads", "left", "local", "log", "losses", "may_be_thin",
-        "nonfinite", "observe", "order", "planned", "poisoned", "rate", "rates", "reader", "reading",
-        "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together", "total", "trust",
-        "unseen", "witness",
+        "is_aligned", "is_late", "is_never_thin", "kinds", "last_epoch", "last_known", "last_nonfinite",
+        "last_observed", "last_step", "late_clip", "layers", "leads", "left", "local", "log", "losses",
+        "may_be_thin", "nonfinite", "observe", "order", "paused", "planned", "poisoned", "rate", "rates",
+        "reader", "reading", "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together",
+        "total", "trust", "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -140,8 +150,12 @@ class WatchedOptimizer:
         self.reading_epoch = 0
         # L2 norm of the reading, where it is all there is to say about the step's gradients.
         self.total: float | None = None
+        # Of the clipping in the step in progress, None without; NaN where there is no one number to tell.
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
+        self.late_clip: LateClip | None = None
+        # Nanoseconds of the step in progress that are not training's.
+        self.paused = 0
         self.last_step = 0
         self.last_epoch = -1
         self.last_nonfinite = False
@@ -171,6 +185,7 @@ class WatchedOptimizer:
         """Take stock of the optimizer's parameters and their names again."""
         parameters = parameters_of(optimizer)
         self.stock = _stock(optimizer)
+        self.kinds = _kinds(self.stock)
         self.reader = GradientReader(parameters)
         self.log.keep = _DEVICE_STEPS_KEPT if self.reader.devices else 1
         self.order.settle()
@@ -178,10 +193,10 @@ class WatchedOptimizer:
         self.rename(optimizer, models)
 
     def is_stale(self, optimizer: Steps) -> bool:
-        """Whether parameters were added, taken away or replaced since `rebuild`."""
+        """Whether parameters were added, taken away, replaced, or the model was converted since `rebuild`."""
         groups, stock = optimizer.param_groups, self.stock
         now = groups[0]["params"] if len(groups) == 1 else _stock(optimizer)
-        return len(now) != len(stock) or any(map(is_not, now, stock))
+        return len(now) != len(stock) or any(map(is_not, now, stock)) or _kinds(now) != self.kinds
 
     def take_stock(self, models: Sequence[Model]) -> None:
         """Rebuild if that is needed."""
@@ -224,16 +239,29 @@ class WatchedOptimizer:
 
     def record_clip(self, now: int) -> None:
         """Write down the norm and the ratio of clipping, of a step that is not observed otherwise."""
-        total, ratio = self.clip_total, self.clip_ratio
-        self.forget_clip()
+        total, ratio = self.take_clip()
         if total is not None:
             self.log.column(conventions.GRADIENT_NORM).append(now, total)
         if ratio is not None:
             self.log.column(conventions.CLIP_RATIO).append(now, ratio)
 
-    def forget_clip(self) -> None:
-        """The gradients that were clipped are gone."""
-        self.clip_total = self.clip_ratio = None
+    def unscale(self, inverse: Tensor) -> None:
+        """What clipping found before the gradients were multiplied with this was that of scaled ones."""
+        if self.reading is not None:
+            self.reading = self.reading.unscaled(inverse.reciprocal())
+        if self.clip_total is not None:
+            self.clip_total *= float(inverse)
+        if self.late_clip is not None:
+            self.late_clip.is_norm = False
+
+    def take_clip(self) -> tuple[float | None, float | None]:
+        """Norm before clipping and ratio, as far as there is one; the next step has its own."""
+        total, ratio = self.clip_total, self.clip_ratio
+        self.clip_total = self.clip_ratio = self.late_clip = None
+        return (
+            None if total is None or math.isnan(total) else total,
+            None if ratio is None or math.isnan(ratio) else ratio,
+        )
 
     def record_wait(self, now: int, waited: int) -> None:
         """Write down the nanoseconds of the step that went by waiting for data."""
@@ -348,6 +376,15 @@ def _rate(value: Any) -> float | None:
         # A capturable optimizer keeps it on the device; reading it there would synchronise.
         return float(value.item()) if value.device.type == "cpu" else None
     return float(value)
+
+
+def _kinds(parameters: Sequence[Tensor]) -> tuple[object, ...]:
+    """Type and place of the first and the last: ``model.half()`` and ``.to()`` change all, and keep identities.
+
+    To ask every one would cost four times as much as all else that is asked here.
+    """
+    ends = (parameters[0], parameters[-1]) if parameters else ()
+    return tuple((parameter.dtype, parameter.device) for parameter in ends)
 
 
 def _stock(optimizer: Steps) -> tuple[Tensor, ...]:

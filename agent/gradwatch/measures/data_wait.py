@@ -40,7 +40,8 @@ class DataWait:
     Attributes:
         thread: The one that trains.
         seen: Whether any data was waited for so far; before, a wait of zero would be a guess.
-        suspended: Set while the loop evaluates.
+        suspended: Whether the loop evaluates.
+        waiting: Whether a wait began that is not over.
     """
 
     def __init__(self, pauses: Pauses) -> None:
@@ -48,8 +49,9 @@ class DataWait:
         self.suspended = False
         self._pauses = pauses
         self.thread = get_ident()
-        self._waiting = False
+        self.waiting = False
         self._waited = 0
+        self._since = 0
         self._replaced: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
 
     def install(self) -> None:
@@ -59,11 +61,10 @@ class DataWait:
         def __next__(iterator: Any) -> Any:  # noqa: N807 - it replaces one, and tracebacks should say so
             if not self._begins():
                 return original(iterator)
-            start = perf_counter_ns()
             try:
                 return original(iterator)
             finally:
-                self._ends(start)
+                self._ends()
 
         self._replaced = (original, __next__)
         _ITERATOR.__next__ = __next__
@@ -74,17 +75,27 @@ class DataWait:
             _ITERATOR.__next__ = self._replaced[0]
         self._replaced = None
 
+    def suspend(self) -> None:
+        """The loop evaluates from now on, if need be in the middle of a wait, of which that is no part."""
+        if self.waiting:
+            self._waited += perf_counter_ns() - self._since
+        self.suspended = True
+
+    def resume(self) -> None:
+        """It trains, or waits, again."""
+        self.suspended = False
+        self._since = perf_counter_ns()
+
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def marked(self) -> Iterator[None]:
         """Count what happens inside as waiting for data."""
         if not self._begins():
             yield
             return
-        start = perf_counter_ns()
         try:
             yield
         finally:
-            self._ends(start)
+            self._ends()
 
     def take(self) -> int:
         """Nanoseconds waited since the last call."""
@@ -93,20 +104,22 @@ class DataWait:
 
     def _begins(self) -> bool:
         if (
-            self._waiting
+            self.waiting
             or self._replaced is None
             or self.suspended
             or get_ident() != self.thread
             or not torch.is_grad_enabled()
         ):
             return False
-        self._waiting = self.seen = True
+        self.waiting = self.seen = True
         if self._pauses.observed:
             self._pauses.pause()
+        self._since = perf_counter_ns()
         return True
 
-    def _ends(self, start: int) -> None:
-        self._waited += perf_counter_ns() - start
-        self._waiting = False
+    def _ends(self) -> None:
+        if not self.suspended:
+            self._waited += perf_counter_ns() - self._since
+        self.waiting = False
         if self._pauses.observed:
             self._pauses.resume()

@@ -23,6 +23,7 @@ _MOST_LOOKED_AT: Final = 256
 # to half a percent of their deviation, and float64 copies of that many keep within 1 MiB of a device.
 _MOST_ON_HOST: Final = 2**18
 _MOST_ON_DEVICE: Final = 2**15
+_LEAST: Final = torch.finfo(torch.float64).tiny
 
 
 class InputStatistics(NamedTuple):
@@ -60,10 +61,13 @@ def statistics_vector(tensor: Tensor) -> Tensor:
     bad = ~torch.isfinite(values)
     count = bad.sum(dtype=torch.float64)
     finite = values.numel() - count
-    mean = values.masked_fill_(bad, 0.0).sum() / finite
+    # Between -1 and 1 neither a sum nor a square overflows, however large a finite input is.
+    largest = values.masked_fill_(bad, 0.0).abs().amax().clamp_min(_LEAST)
+    mean = values.div_(largest).sum() / finite
     # Deviations in a second pass: the difference of two large squares would lose a small spread.
     deviations = values.sub_(mean).masked_fill_(bad, 0.0)
-    return torch.stack([mean, (deviations.dot(deviations) / finite).sqrt(), count / values.numel()])
+    spread = (deviations.dot(deviations) / finite).sqrt()
+    return torch.stack([mean * largest, spread * largest, count / values.numel()])
 
 
 def input_statistics(numbers: Sequence[float]) -> InputStatistics:
@@ -87,15 +91,23 @@ def _sample(tensor: Tensor) -> Tensor:
 class InputProbe:
     """Catches the floating inputs of the next training forward of a module, once, and leaves it.
 
-    Calls with gradients disabled are evaluation and are let pass.
+    Calls with gradients disabled are evaluation and are let pass, and so are all while not ``is_training``.
     """
 
-    def __init__(self, module: nn.Module, take: Callable[[list[tuple[str, Tensor]]], None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        take: Callable[[list[tuple[str, Tensor]]], None],
+        is_training: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._take = take
+        self._is_training = is_training
         self._handle = module.register_forward_pre_hook(ModuleHook(self._look), with_kwargs=True)
 
     def _look(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_capturing():
+        if torch.compiler.is_compiling() or is_capturing():
+            return
+        if torch.is_grad_enabled() and self._is_training():
             self.remove()
             self._take(floating_inputs(args, kwargs))
 

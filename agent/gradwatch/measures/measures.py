@@ -142,14 +142,14 @@ class Measures:
 
     def suspend(self) -> None:
         """The loop evaluates from now on: no data wait, and no phase of the step."""
-        self.waits.suspended = True
-        if self.phases.observed:
+        self.waits.suspend()
+        if self.phases.observed and not self.waits.waiting:  # a wait has stopped that clock already
             self.phases.pause()
 
     def resume(self) -> None:
         """It trains again."""
-        self.waits.suspended = False
-        if self.phases.observed:
+        self.waits.resume()
+        if self.phases.observed and not self.waits.waiting:
             self.phases.resume()
 
     @shielded(None)
@@ -282,7 +282,7 @@ class Measures:
             # Outside `torch.compile`'s wrapper a hook is not compiled; inside it would break the graph.
             if module is not None and (hasattr(module, "_orig_mod") or not is_compiled(module)):
                 prefix = f"{model.name}." if len(self._models) > 1 else ""
-                self._probes.append(InputProbe(module, self._taker(prefix)))
+                self._probes.append(InputProbe(module, self._taker(prefix), self._is_training))
 
     def leave_models_alone(self) -> None:
         """Put no hooks into models that somebody may compile, see ``CompileWatch``."""
@@ -293,6 +293,9 @@ class Measures:
         for probe in self._probes:
             probe.remove()
         self._probes.clear()
+
+    def _is_training(self) -> bool:
+        return not self.waits.suspended and self.waits.thread == get_ident()
 
     def _taker(self, prefix: str) -> Callable[[list[tuple[str, Tensor]]], None]:
         def take_inputs(inputs: list[tuple[str, Tensor]]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import psutil
@@ -16,6 +18,7 @@ from gradwatch.conventions import Metric
 from gradwatch.safety import shielded
 from gradwatch.telemetry import MetricPoints, Point
 
+_CGROUPS: Final = Path("/sys/fs/cgroup")
 Reading = tuple[Metric, float | int, str | None]
 
 
@@ -60,13 +63,32 @@ def process_peak() -> int | None:
 
 @lru_cache(maxsize=1)
 def _host_limit() -> int:
-    total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue  # no such file, or "max"
-    return total
+    return min([int(psutil.virtual_memory().total), *cgroup_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+
+
+def cgroup_limits(membership: Path, mount: Path) -> Iterator[int]:
+    """Memory limits in bytes of the cgroup and of all above it, of both versions: the lowest counts.
+
+    In a container the process's path may be the host's, of which nothing is there but the container's own root.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            folder, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        below = itertools.takewhile(lambda part: part != "..", PurePosixPath(path).parts[1:])
+        for place in itertools.accumulate(below, operator.truediv, initial=folder):
+            try:
+                yield int((place / name).read_text())
+            except (OSError, ValueError):
+                continue  # no such file, or "max"
 
 
 @shielded(())

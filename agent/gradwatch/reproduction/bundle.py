@@ -64,6 +64,7 @@ class Bundle:
 
     Attributes:
         exact: The parameters are still those that the step's forward passes used.
+        changed: Models of which they are not: an update came first, of the step itself or another optimizer's.
         finding: What the agent found: ``layer``, ``born_in``, ``layers``, ``elements``.
         optimizers: ``kind`` and ``state`` of each.
         replay: ``module:function`` that builds the model, or the models by name; None where nobody said.
@@ -83,6 +84,7 @@ class Bundle:
     replay: str | None
     script: str | None
     versions: dict[str, str | None]
+    changed: list[str] = field(default_factory=list)
 
 
 def save(bundle: Bundle, directory: Path, name: str) -> Path:
@@ -127,7 +129,7 @@ def load(path: Path, device: str = "cpu", *, trusted: bool = False) -> Bundle:
     if not isinstance(whole, dict) or whole.get("format") != _FORMAT:
         raise BundleError(f"{path} is no bundle of this version")
     try:
-        known = {each.name: whole[each.name] for each in fields(Bundle)}
+        known = {each.name: whole[each.name] for each in fields(Bundle) if each.name in whole}
         known["calls"] = [Call(**call) for call in known["calls"]]
         known["models"] = {name: ModelState(**state) for name, state in known["models"].items()}
         return Bundle(**known)

@@ -228,16 +228,18 @@ class Capture:
             one.call.inputs_changed = now != one.versions
             calls.append(one.call)
         who = self._identity
+        changed = [
+            name
+            for name, versions in step.versions.items()
+            if versions != [version(parameter) for parameter in self._models[name].parameters()]
+        ]
         return Bundle(
             run_id=who.run_id,
             attempt=who.attempt,
             rank=who.rank,
             step=found.step,
             loss=found.loss,
-            exact=all(
-                versions == [version(parameter) for parameter in self._models[name].parameters()]
-                for name, versions in step.versions.items()
-            ),
+            exact=not changed,
             finding={
                 "layer": found.layer,
                 "born_in": found.born_in,
@@ -254,6 +256,7 @@ class Capture:
                 "cuda": torch.version.cuda,
                 "python": platform.python_version(),
             },
+            changed=changed,
         )
 
 

@@ -146,7 +146,8 @@ def _print(step: Bundle, verdict: Verdict, visits: Sequence[Visit], checked: _Ch
 def _notes(step: Bundle) -> list[str]:
     notes = []
     if not step.exact:
-        notes.append("the parameters are those after the update, not those of the step")
+        whose = f" of {', '.join(step.changed)}" if step.changed else ""
+        notes.append(f"the parameters{whose} are those after an update, not those of the step's first pass")
     if any(call.inputs_changed for call in step.calls):
         notes.append("inputs were changed in place after the pass began, and are not what they were")
     import torch

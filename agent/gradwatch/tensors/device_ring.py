@@ -1,10 +1,12 @@
 """Values that leave a device without stopping it: a pinned ring and an event, asked at a later hook.
 
-Only the training thread uses this: querying an event from another thread breaks CUDA-graph capture.
+Only the training thread asks whether they have arrived: querying an event from another thread breaks CUDA-graph
+capture. Others may send, as when they log.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -45,20 +47,14 @@ class DeviceRing:
         self._capacity = capacity
         self._free: deque[Slot] = deque()
         self._made = 0
+        self._lock = threading.Lock()
 
     def send(self, parts: Sequence[torch.Tensor]) -> Slot | None:
         """Start the copy of these vectors, one after the other; None when the ring is full."""
         width = sum(part.numel() for part in parts)
-        if width > self._capacity:
-            self._free.clear()
-            self._made = 0
-            self._capacity = 2 * width
-        if self._free:
-            slot = self._free.popleft()
-        elif self._made < _SLOTS:
-            slot = Slot(self._capacity)
-            self._made += 1
-        else:
+        with self._lock:
+            slot = self._take(width)
+        if slot is None:
             return None
         with torch.cuda.device(self._device):
             vectors = [part.detach().reshape(-1).to(torch.float64) for part in parts]
@@ -67,6 +63,18 @@ class DeviceRing:
             slot.buffer[:width].copy_(vector, non_blocking=True)
             slot.event.record()
         return slot
+
+    def _take(self, width: int) -> Slot | None:
+        if width > self._capacity:
+            self._free.clear()
+            self._made = 0
+            self._capacity = 2 * width
+        if self._free:
+            return self._free.popleft()
+        if self._made == _SLOTS:
+            return None
+        self._made += 1
+        return Slot(self._capacity)
 
     def recycle(self, slot: Slot) -> None:
         """Take back a slot whose values were read."""

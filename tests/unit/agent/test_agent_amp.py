@@ -31,6 +31,24 @@ def test_the_scale_of_every_step_is_told(
     assert exporter.values(names.LOSS_SCALE) == truth.scales
 
 
+@pytest.mark.parametrize(
+    "loop",
+    [
+        loops.scaled_and_clipped_before_unscaling, loops.scaled_fused_and_clipped_before_unscaling,
+        loops.scaled_clipped_and_then_unscaled, loops.scaled_fused_clipped_and_then_unscaled,
+    ],
+    ids=lambda loop: loop.__name__,
+)  # fmt: skip
+def test_norms_that_were_clipped_while_scaled_are_told_unscaled(
+    watching: Watching, exporter: InMemoryExporter, loop: loops.Loop
+) -> None:
+    """Of steps that are not observed too."""
+    truth = loops.Truth()
+    loop(lambda *objects: watching(*objects, every=100), truth)
+    expected = [math.hypot(*step.norms.values()) for step in truth.steps[0] if step.norms is not None]
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("loop", SKIPPING, ids=lambda loop: loop.__name__)
 def test_a_skipped_step_is_an_overflow_that_passes_and_no_nan(

@@ -13,6 +13,7 @@ from gradwatch.loop import arrivals
 from gradwatch.loop.arrivals import Arrivals
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.step_log import StepLog
+from gradwatch.loop.watched import LateClip
 from gradwatch.nonfinite.forward_witness import DeviceWitness, ForwardReading, ForwardWitness
 from gradwatch.nonfinite.suspects import Suspects
 from gradwatch.telemetry import LoggedValue, NonfiniteStep, StepRecord
@@ -127,6 +128,22 @@ def test_a_scaled_step_is_unscaled_and_a_skipped_one_is_no_finding(sink: Sink) -
     assert (skipped.skipped, skipped.norms, skipped.gradient_norm, skipped.loss) == (True, None, None, 1.0)
     assert (kept.loss_scale, kept.local_norm, skipped.loss_scale, skipped.local_norm) == (2.0, 10.0, 2.0, None)
     assert sink.bad == []
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_the_norm_that_a_device_clipped_by_arrives_with_the_ratio(sink: Sink, observed: bool) -> None:
+    waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
+    for step, (total, is_norm) in enumerate([(8.0, True), (8.0, False), (math.inf, True)]):
+        sent = waiting.send(norms(3.0, 4.0) if observed else (), [], {"clip_total": torch.tensor(total)})
+        assert sent is not None
+        sent.clip = LateClip(torch.tensor(total), is_norm, max_norm=2.0)
+        waiting.hand_over(record(step, observed), sent)
+        waiting.close_step()
+    for slot in ManualRing.slots:
+        slot.done = True
+    waiting.drain()
+    assert [step.clip_ratio for step in sink.steps] == [pytest.approx(0.25), pytest.approx(0.25), None]
+    assert [step.gradient_norm for step in sink.steps] == ([5.0] * 3 if observed else [8.0, None, None])
 
 
 def test_a_late_nan_is_reported_with_its_own_step(sink: Sink) -> None:

@@ -25,6 +25,7 @@ import gradwatch
 from gradwatch import conventions as names
 from gradwatch import local_files
 from gradwatch import training_run as runs
+from gradwatch.export.interval import Interval
 from gradwatch.life.black_box import StallWatch, Trigger
 from gradwatch.life.flight_recorder import (
     FlightRecorder,
@@ -34,6 +35,7 @@ from gradwatch.life.flight_recorder import (
     decode,
     fitting,
 )
+from gradwatch.loop.step_log import StepLog
 from gradwatch.telemetry import Attributes, Event
 from gradwatch.testing import InMemoryExporter
 
@@ -306,6 +308,58 @@ def test_an_exception_sends_every_step_that_ended(
         raise KeyError("lost")
     assert list(black_boxes(exporter)) == ["exception"]
     assert black_boxes(exporter)["exception"]["optimizers"][0]["step"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_evaluation_is_in_no_optimizers_steps(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module, every: int
+) -> None:
+    other = nn.Linear(8, 4)
+    pairs = [(each, torch.optim.SGD(each.parameters(), lr=0.1)) for each in (model, other)]
+    began = time.perf_counter()
+    with pytest.raises(KeyError), watching([model, other], [one for _, one in pairs], every=every) as watch:
+        for _ in range(6):
+            for each, optimizer in pairs:
+                train(each, optimizer, 1)
+                with watch.evaluation():
+                    time.sleep(0.05)
+        raise KeyError("lost")
+    lasted = time.perf_counter() - began
+    for ring in black_boxes(exporter)["exception"]["optimizers"].values():
+        durations = ring["duration"][1:]
+        assert min(durations) > 0.0
+        assert sum(durations) < lasted - 10 * 0.05
+
+
+def test_a_box_written_in_the_middle_of_a_drain_has_every_step_by_its_number() -> None:
+    recorder = FlightRecorder(64)
+    found: list[list[FlightStep]] = []
+
+    def keep(log: StepLog) -> None:
+        for step in log.last_steps(64):
+            recorder.add(step)
+            if step.step == 5:
+                end(log, 10)  # training goes on meanwhile
+
+    def end(log: StepLog, number: int) -> None:
+        log.losses.append(float(number))
+        log.ends.append(1000 + number)
+
+    def look() -> None:
+        thread = threading.Thread(target=lambda: found.append(log.last_steps(64)))
+        thread.start()
+        thread.join(0.02)  # it waits for the drain to be over, or it does not
+
+    interval = Interval(0, keep)
+    log = interval.open_log(0, 0)
+    log.leads = log.closed = True
+    for number in range(10):
+        end(log, number)
+    interval.points(10**9, 1, 0, pace=look)
+    interval.points(10**9, 1, 0, pace=look)
+    look()
+    assert all(step.step == step.loss == step.time - 1000 for steps in found for step in steps)
+    assert decode(compress(recorder.document({})))["optimizers"][0]["step"] == list(range(11))
 
 
 def test_a_healthy_run_writes_nothing(

@@ -77,9 +77,9 @@ class Deaf:
     def knows_alike(self, grads: object) -> bool:
         return False
 
-    def before_clipping(self, grads: object, total: object, norms: object, *, raises: bool = False) -> None: ...
+    def before_clipping(self, *_: object, **__: object) -> None: ...
 
-    def clipped(self, grads: object, ratio: object) -> None: ...
+    def clipped(self, *_: object) -> None: ...
 
 
 def gradients(model: nn.Module) -> list[bytes | None]:
@@ -274,6 +274,47 @@ def test_gradients_clipped_in_parts_have_no_one_ratio(watching: Watching, export
     observed = exporter.values(names.GRADIENT_NORM)
     assert exporter.values(names.CLIP_RATIO) == []
     assert all(min(abs(norm - total) for total in totals) < 1e-6 for norm in observed)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("norm_type", [1.0, math.inf])
+def test_clipping_by_another_norm_has_its_own_ratio_and_the_l2_norm_of_observed_steps(
+    watching: Watching, exporter: InMemoryExporter, norm_type: float, every: int
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    totals, ratios = [], []
+    with watching(model, optimizer, every=every):
+        for step in range(9):
+            optimizer.zero_grad()
+            (model(torch.randn(4, 5)).square().mean() * 10.0 ** (step % 3)).backward()
+            totals.append(math.hypot(*(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)))
+            by = float(clip_grad_norm_(model.parameters(), 0.5, norm_type))
+            ratios.append(min(1.0, 0.5 / (by + 1e-6)))
+            clip_grad_norm_(model.parameters(), 1e9)  # finds gradients that are clipped already
+            optimizer.step()
+    assert min(ratios) < 1.0
+    assert exporter.values(names.CLIP_RATIO) == pytest.approx(ratios, rel=1e-5)
+    observed = exporter.values(names.GRADIENT_NORM)
+    assert observed == pytest.approx(totals[::every], rel=1e-5)
+
+
+def test_clipped_together_with_gradients_nobody_watches_the_ratio_is_known(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model, other = network(), nn.Linear(5, 3).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    ratios = []
+    with watching(model, optimizer, every=4):
+        for _ in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(4, 5)
+            (model(x) + other(x.double())).square().mean().backward()
+            total = float(clip_grad_norm_([*model.parameters(), *other.parameters()], 0.1))
+            ratios.append(0.1 / (total + 1e-6))
+            optimizer.step()
+    assert max(ratios) < 1.0
+    assert exporter.values(names.CLIP_RATIO) == pytest.approx(ratios, rel=1e-5)
 
 
 def test_what_is_clipped_in_evaluation_is_no_steps(watching: Watching, exporter: InMemoryExporter) -> None:

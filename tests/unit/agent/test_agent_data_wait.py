@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.measures import data_wait
+from gradwatch.measures import data_wait, stopwatch
 from gradwatch.measures.data_wait import _ITERATOR
 from gradwatch.testing import InMemoryExporter
 
@@ -104,6 +104,38 @@ def test_a_loader_inside_a_loader_is_counted_once(
     with watching(*objects):
         run()
     assert waits(exporter) == [36 + 8]
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_evaluation_inside_a_wait_and_a_wait_inside_evaluation_are_no_wait_and_no_phase(
+    watching: Watching,
+    exporter: InMemoryExporter,
+    clock: Loading,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+) -> None:
+    monkeypatch.setattr(stopwatch, "perf_counter_ns", clock)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer, every=every) as watch:
+
+        def fetch() -> torch.Tensor:
+            clock.now += 10**9
+            with watch.evaluation():
+                clock.now += 100 * 10**9
+                with watch.data_wait(), watch.evaluation():
+                    clock.now += 100 * 10**9
+            clock.now += 10**9
+            return torch.ones(2, 4)
+
+        for _ in range(4):
+            with watch.data_wait():
+                x = fetch()
+            model(x).mean().backward()
+            optimizer.step()
+    assert waits(exporter) == [2, 2, 2, 2]
+    forward = [point.value for point in exporter.points(names.PHASE_DURATION, **{names.PHASE: "forward"})]
+    assert set(forward) == ({0.0} if every == 1 else set())
 
 
 def test_workers_wait_for_themselves_and_training_for_them(

@@ -146,6 +146,47 @@ def test_batches_before_the_first_step_of_an_optimizer_nobody_named_are_its_micr
     assert exporter.values(names.STEP_INDEX) == [0, 1]
 
 
+def test_a_warm_up_before_an_optimizer_comes_is_no_step(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    losses = []
+    with watching(model):
+        for _ in range(3):
+            model(torch.randn(5, 4)).square().mean().backward()
+            model.zero_grad()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = model(torch.randn(5, 4)).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+    assert exporter.values(names.STEP_INDEX) == [0, 1]
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+
+
+def test_a_warm_up_before_steps_by_hand_is_no_step(watching: Watching, exporter: InMemoryExporter) -> None:
+    model = Net()
+    with watching(model):
+        model(torch.randn(5, 4)).square().mean().backward()
+        model.zero_grad()
+        train_by_hand(model, bad_step=9)
+    assert exporter.values(names.STEP_INDEX) == [0, 1, 2, 3]
+    assert len(exporter.values(names.LOSS)) == 4
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_of_one_backward_has_a_step_if_the_parameters_moved(
+    watching: Watching, exporter: InMemoryExporter, steps: int
+) -> None:
+    model = Net()
+    with watching(model):
+        model(torch.randn(5, 4)).square().mean().backward()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.data -= 0.1 * steps * parameter.grad
+    assert exporter.values(names.STEP_INDEX) == [0][:steps]
+
+
 def test_a_model_trained_by_hand_is_freed_with_its_gradients(watching: Watching) -> None:
     model = Net()
     with watching(model):

@@ -8,6 +8,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,19 @@ def check(tensor: Tensor) -> None:
 def test_every_type_and_shape_is_exact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     check((torch.randn(shape) * 3 + 1).to(dtype))
     check(torch.randn(shape).to(dtype).transpose(0, -1))
+
+
+@given(st.lists(st.floats(), min_size=1, max_size=50))
+def test_whatever_is_finite_has_a_finite_mean_and_spread(values: list[float]) -> None:
+    found = input_statistics(statistics_vector(torch.tensor(values, dtype=torch.float64)).tolist())
+    finite = [value for value in values if math.isfinite(value)]
+    assert found.nonfinite == (len(values) - len(finite)) / len(values)
+    assert (found.mean is None) == (not finite)
+    if found.mean is not None and found.stddev is not None:
+        largest = max(map(abs, finite))
+        mean = math.fsum(value / len(finite) for value in finite)
+        assert found.mean == pytest.approx(mean, rel=1e-9, abs=1e-12 * largest)
+        assert found.stddev <= largest * (1 + 1e-9)
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
@@ -126,6 +140,35 @@ def test_evaluation_in_between_is_not_taken_for_training(
     def evaluate() -> None:
         with torch.no_grad():
             model(torch.full((2, 4), 1e9))
+
+    with watching(model):
+        train(model, iter([(torch.ones(2, 4),)] * 15), evaluate)
+    assert exporter.values(names.INPUT_MEAN) == [1.0]
+
+
+def test_evaluation_with_gradients_is_not_taken_for_training_where_it_is_marked(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+    with watching(model) as watch:
+
+        def attack() -> None:
+            with watch.evaluation():
+                model(torch.full((2, 4), 1e9))
+
+        train(model, iter([(torch.ones(2, 4),)] * 15), attack)
+    assert exporter.values(names.INPUT_MEAN) == [1.0]
+
+
+def test_another_threads_forward_is_not_taken_for_training(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(4, 1)
+
+    def evaluate() -> None:
+        thread = threading.Thread(target=model, args=(torch.full((2, 4), 1e9),))
+        thread.start()
+        thread.join()
 
     with watching(model):
         train(model, iter([(torch.ones(2, 4),)] * 15), evaluate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,13 @@ import psutil
 import pytest
 
 from gradwatch import conventions as names
-from gradwatch.measures.memory import allocator_readings, memory_points, nvml_readings, process_peak
+from gradwatch.measures.memory import (
+    allocator_readings,
+    cgroup_limits,
+    memory_points,
+    nvml_readings,
+    process_peak,
+)
 
 
 class NVMLError(Exception):
@@ -93,6 +100,41 @@ def test_without_a_driver_or_nvml_there_is_nothing_to_report(monkeypatch: pytest
     assert readings(monkeypatch, "GPU", WHOLE, starts=False) == {}
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert list(nvml_readings("nobody", "cuda:0")) == []
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "expected"),
+    [
+        ("0::/slice/job/step", {"slice/job/memory.max": 4 * GIB, "slice/memory.max": 8 * GIB}, 4 * GIB),
+        ("0::/slice/job", {"slice/memory.max": 2 * GIB, "slice/job/memory.max": 8 * GIB}, 2 * GIB),
+        ("0::/slice/job", {"slice/memory.max": "max", "slice/job/memory.max": "max"}, None),
+        ("0::/", {"memory.max": 3 * GIB}, 3 * GIB),
+        ("0::/host/path/of/container", {"memory.max": 3 * GIB}, 3 * GIB),
+        ("0::/../../sibling", {"memory.max": 3 * GIB, "sibling/memory.max": 1}, 3 * GIB),
+        ("0::/elsewhere", {"slice/memory.max": 1}, None),
+        (
+            "5:cpu,cpuacct:/a\n4:memory:/slurm/job\n0::/b",
+            {"memory/slurm/memory.limit_in_bytes": GIB, "memory/memory.limit_in_bytes": 2**63 - 4096},
+            GIB,
+        ),
+    ],
+)
+def test_the_lowest_limit_on_the_way_up_counts(
+    tmp_path: Path, membership: str, limits: dict[str, object], expected: int | None
+) -> None:
+    (tmp_path / "membership").write_text(membership + "\n")
+    for name, limit in limits.items():
+        file = tmp_path / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{limit}\n")
+    assert min(cgroup_limits(tmp_path / "membership", tmp_path / "cgroup"), default=None) == expected
+
+
+def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
+    assert list(cgroup_limits(tmp_path / "nothing", tmp_path)) == []
 
 
 def test_fragmentation_and_headroom_are_shares_of_what_is_held_and_of_the_device() -> None:

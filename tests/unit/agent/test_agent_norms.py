@@ -125,6 +125,24 @@ def test_clipping_each_micro_batch_is_read_again_after_the_last(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_is_converted_in_mid_run_is_read_in_its_new_type(
+    watching: Watching, exporter: InMemoryExporter, dtype: torch.dtype
+) -> None:
+    model = nn.Linear(60, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    truth = []
+    with watching(model, optimizer):
+        for step in range(4):
+            if step == 2:
+                model.to(dtype)
+            optimizer.zero_grad()
+            (model(torch.full((1, 60), 40.0, dtype=model.weight.dtype)) * 250.0).sum().backward()
+            truth.append(norms_of(model))
+            optimizer.step()
+    assert_reported(exporter, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_gradients_are_accumulated_in_float32(
     watching: Watching, exporter: InMemoryExporter, dtype: torch.dtype
 ) -> None:

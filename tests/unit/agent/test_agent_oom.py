@@ -130,6 +130,69 @@ def test_an_error_raised_from_one_is_one() -> None:
     assert out_of_memory(wrapped) == OutOfMemory(None, "cpu")
 
 
+class TrainingError(Exception):
+    """A framework's own."""
+
+
+def raised(how: Callable[[], None]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        how()
+    return caught.value
+
+
+def from_another_type() -> None:
+    try:
+        run_out("forward")
+    except RuntimeError as error:
+        raise TrainingError("step 3 failed") from error
+
+
+def while_handling_one() -> None:
+    try:
+        run_out("forward")
+    except RuntimeError:
+        raise TrainingError("step 3 failed")  # noqa: B904 - as people write it
+
+
+def while_handling_what_was_raised_from_one() -> None:
+    try:
+        from_another_type()
+    except TrainingError:
+        raise KeyError("worker")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    "how", [from_another_type, while_handling_one, while_handling_what_was_raised_from_one]
+)
+def test_memory_that_ran_out_is_recognised_behind_what_was_raised_because_of_it(
+    how: Callable[[], None],
+) -> None:
+    assert out_of_memory(raised(how)) == OutOfMemory("forward", "cpu", 2**46)
+
+
+def test_what_somebody_raised_instead_on_purpose_is_no_lack_of_memory() -> None:
+    def instead() -> None:
+        try:
+            exhaust()
+        except RuntimeError:
+            raise TrainingError("no such device") from None
+
+    assert out_of_memory(raised(instead)) is None
+
+
+def test_memory_that_ran_out_before_a_retry_began_is_not_why_the_retry_failed(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(TrainingError):
+        try:
+            exhaust()
+        except RuntimeError:
+            with watching(model):
+                raise TrainingError("something else")  # noqa: B904
+    assert exporter.find_events(names.OUT_OF_MEMORY.name) == []
+
+
 class PretendedAllocator:
     """Stands in for torch's CUDA allocator, which no machine without a GPU has."""
 

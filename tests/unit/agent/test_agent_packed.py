@@ -296,7 +296,7 @@ def export():
         log.losses.append(1.0)
         log.ends.append(step + 1)
     before = len(os.listdir("/proc/self/task"))
-    list(log.last_steps(30_000))
+    log.last_steps(30_000)
     metrics_request(b"", interval.points(10**9, 1, 0))
     print(len(os.listdir("/proc/self/task")) - before)
 

@@ -21,6 +21,7 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.reproduction.bundle import Bundle, BundleError, load
+from gradwatch.reproduction.command import _notes
 from gradwatch.reproduction.finite_difference import compare
 from gradwatch.reproduction.replay import build, replay, run
 from gradwatch.testing import InMemoryExporter
@@ -405,6 +406,47 @@ def test_of_two_models_the_guilty_one_is_named(
 def generator_and_critic() -> dict[str, nn.Module]:
     torch.manual_seed(2)
     return {"generator": nn.Linear(3, 6), "critic": nn.Sequential(Root(), nn.Linear(6, 1))}
+
+
+@pytest.mark.parametrize("every", [None, 100])
+def test_a_bad_backward_is_captured_before_its_update_unless_steps_are_left_out_on_purpose(
+    watching: Callable[..., gradwatch.Watch],
+    exporter: InMemoryExporter,
+    every: int | None,
+) -> None:
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer, capture="on_nonfinite", every=every):
+        for step in range(60):
+            optimizer.zero_grad()
+            output = model(torch.randn(4, 6))
+            if step == 50:
+                output.register_hook(lambda gradient: gradient * math.nan)
+            output.square().mean().backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    assert (bundle.exact, bundle.changed) == ((True, []) if every is None else (False, ["Linear"]))
+    assert bundle.step == 50
+
+
+def test_a_bundle_says_whose_parameters_another_optimizer_has_updated_since(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    models = generator_and_critic()
+    generator, critic = models.values()
+    of_generator, of_critic = (torch.optim.SGD(model.parameters(), lr=0.1) for model in models.values())
+    with watching(models, [of_critic, of_generator], capture="on_nonfinite"):
+        (-critic(generator(torch.rand(4, 3)).abs() + 100).mean()).backward()
+        of_generator.step()
+        of_critic.zero_grad()
+        critic(torch.rand(4, 6) - 100).mean().backward()
+        of_critic.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    assert (bundle.exact, bundle.changed) == (False, ["generator"])
+    (note,) = _notes(bundle)
+    assert note.startswith("the parameters of generator are those after an update")
 
 
 def test_one_bundle_a_run_and_none_without_being_asked(

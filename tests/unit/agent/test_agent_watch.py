@@ -15,6 +15,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch import safety
+from gradwatch.export.otlp_values import key_values
 from gradwatch.loop.observer import StepObserver
 from gradwatch.telemetry import Attributes, Event, MetricPoints
 from gradwatch.testing import InMemoryExporter
@@ -188,16 +190,28 @@ def test_a_closed_watch_still_tells_how_many_steps_there_were(watching: Watching
 
 
 @pytest.mark.parametrize(
-    "value", [0.25, 1, True, torch.tensor(0.25), torch.tensor([3]), Decimal("0.5"), float("nan"), float("inf")]
-)
+    "value",
+    [
+        0.25, 1, True, 2**63, -(2**64), 10**300, torch.tensor(0.25), torch.tensor([3]), Decimal("0.5"),
+        float("nan"), float("inf"), np.float32(0.5), np.int64(3), np.array(0.5), np.array([[0.5]]),
+        np.uint64(2**64 - 1), nn.Parameter(torch.tensor(2.0)), torch.tensor(1.5, dtype=torch.bfloat16),
+    ],
+)  # fmt: skip
 def test_any_number_can_be_logged(watching: Watching, exporter: InMemoryExporter, value: Any) -> None:
     with watching(*make()) as watch:
         watch.log(score=value)
     (point,) = exporter.points(names.LOGGED, **{names.METRIC_NAME: "score"})
-    assert point.value == pytest.approx(float(value), nan_ok=True)
+    number = value.item() if hasattr(value, "item") else value
+    assert point.value == pytest.approx(float(number), nan_ok=True)
 
 
-@pytest.mark.parametrize("value", ["0.5", None, torch.zeros(2), [1], {}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0.5", b"1", None, torch.zeros(2), [1], {}, 1j, 10**400, np.complex64(1j), np.array(1j), np.zeros(2),
+        np.array("x"), torch.tensor(1j), torch.zeros(0), torch.zeros((), device="meta"), object(),
+    ],
+)  # fmt: skip
 def test_what_is_no_number_is_refused_with_a_word(
     watching: Watching, exporter: InMemoryExporter, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,6 +219,64 @@ def test_what_is_no_number_is_refused_with_a_word(
         watch.log(score=value)
     assert exporter.points(names.LOGGED) == []
     assert "watch.log(score=...): expected one number" in caplog.text
+
+
+def test_a_word_in_an_array_is_no_number(watching: Watching, exporter: InMemoryExporter) -> None:
+    with watching(*make()) as watch:
+        watch.log(score=np.array("0.5"))
+    assert exporter.points(names.LOGGED) == []
+
+
+def test_what_many_threads_log_at_once_is_all_kept_in_order(
+    watching: Watching, exporter: InMemoryExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised: list[BaseException] = []
+
+    def log(watch: gradwatch.Watch, name: str) -> None:
+        try:
+            for number in range(200):
+                watch.log(**{name: number, "no_number": 1j})
+        except BaseException as error:  # noqa: BLE001 - a thread's own would only be printed
+            raised.append(error)
+
+    model, optimizer = make()
+    with watching(model, optimizer) as watch:
+        threads = [threading.Thread(target=log, args=(watch, f"thread_{i}")) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            step(model, optimizer)
+        for thread in threads:
+            thread.join()
+    assert raised == []
+    for i in range(8):
+        kept = [point.value for point in exporter.points(names.LOGGED, **{names.METRIC_NAME: f"thread_{i}"})]
+        assert kept == list(range(200))
+    assert exporter.points(names.LOGGED, **{names.METRIC_NAME: "no_number"}) == []
+    assert "watch.log(no_number=...): expected one number, got complex" in caplog.text
+
+
+@pytest.mark.parametrize("setting", ["rank", "attempt", "start_step"])
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**400, str(2**63)])
+def test_a_number_that_64_bits_cannot_hold_is_a_clear_error(
+    watching: Watching, setting: str, number: object
+) -> None:
+    with pytest.raises(gradwatch.SettingsError, match=rf"gradwatch: {setting}=.*: expected a whole number, at"):
+        watching(*make(), **{setting: number})
+
+
+def test_steps_are_counted_on_from_the_largest_start(watching: Watching, exporter: InMemoryExporter) -> None:
+    model, optimizer = make()
+    with watching(model, optimizer, start_step=2**62):
+        for _ in range(3):
+            step(model, optimizer)
+    assert exporter.values(names.STEP_INDEX) == [2**62, 2**62 + 1, 2**62 + 2]
+
+
+def test_an_attribute_that_64_bits_cannot_hold_is_sent_as_text() -> None:
+    (fits, beyond) = key_values({"fits": -(2**63), "beyond": 2**63})
+    assert fits.value.int_value == -(2**63)
+    assert beyond.value.string_value == str(2**63)
 
 
 def test_a_logged_loss_wins_over_the_captured_one(watching: Watching, exporter: InMemoryExporter) -> None:

@@ -102,7 +102,14 @@ def _train(
 
 
 def _scaled(
-    watch: Watch, truth: Truth, *, fused: bool, unscale: bool, clip: bool, overflow: bool = False
+    watch: Watch,
+    truth: Truth,
+    *,
+    fused: bool,
+    unscale: bool,
+    clip: bool,
+    overflow: bool = False,
+    clip_first: bool = False,
 ) -> list[nn.Module]:
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
@@ -119,6 +126,8 @@ def _scaled(
                 model[0].weight.grad[0, 0] = math.inf  # what does not fit into half precision
             truth.scales.append(scale)
             truth.step(model, loss.item(), scale=scale, skipped=skipped)
+            if clip_first:
+                clip_grad_norm_(model.parameters(), 0.5 * scale)
             if unscale:
                 scaler.unscale_(optimizer)
             if clip:
@@ -146,6 +155,18 @@ def scaled_fused_and_clipped(watch: Watch, truth: Truth) -> list[nn.Module]:
 
 def scaled_and_clipped_before_unscaling(watch: Watch, truth: Truth) -> list[nn.Module]:
     return _scaled(watch, truth, fused=False, unscale=False, clip=True)
+
+
+def scaled_fused_and_clipped_before_unscaling(watch: Watch, truth: Truth) -> list[nn.Module]:
+    return _scaled(watch, truth, fused=True, unscale=False, clip=True)
+
+
+def scaled_clipped_and_then_unscaled(watch: Watch, truth: Truth) -> list[nn.Module]:
+    return _scaled(watch, truth, fused=False, unscale=True, clip=False, clip_first=True)
+
+
+def scaled_fused_clipped_and_then_unscaled(watch: Watch, truth: Truth) -> list[nn.Module]:
+    return _scaled(watch, truth, fused=True, unscale=True, clip=False, clip_first=True)
 
 
 def scaled_and_skipped(watch: Watch, truth: Truth) -> list[nn.Module]:
@@ -712,6 +733,8 @@ def interrupted(watch: Watch, truth: Truth) -> list[nn.Module]:
 TOLD: tuple[Loop, ...] = (
     plain, accumulated_and_clipped, gradients_kept_as_zeros, lbfgs, first_order_closure, gan, actor_critic,
     scaled, scaled_fused, scaled_and_clipped, scaled_fused_and_clipped, scaled_and_clipped_before_unscaling,
+    scaled_fused_and_clipped_before_unscaling, scaled_clipped_and_then_unscaled,
+    scaled_fused_clipped_and_then_unscaled,
     scaled_and_skipped, scaled_fused_and_skipped, scaled_clipped_and_skipped, bfloat16_autocast,
     without_an_optimizer, without_an_optimizer_accumulating, stepping_in_backward, stepping_in_backward_unnamed,
     accelerated, wrapped_without_hooks, eight_bit, groups_and_a_schedule,
