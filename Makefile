@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests run on every core; PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
 PYTEST_ARGS ?=
-# Such as BENCH_ARGS="--short" or "--models mlp --threads 1 --json figures.json".
+# Such as BENCH_ARGS="--short" or "--models mlp,gpt --threads 1 --rounds 20".
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -43,9 +43,9 @@ bench: $(VENV)/.dev ## Print figures in two minutes: agent overhead, roughly; in
 	$(BIN)/python benchmarks/agent_overhead.py --short
 	$(BIN)/python benchmarks/collector_ingest.py
 
-bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an idle machine, in an hour and a half
+bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an idle machine: an hour and a quarter
 	$(BIN)/python benchmarks/agent_overhead.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/agent_memory.py
+	$(BIN)/python benchmarks/agent_memory.py $(filter --short,$(BENCH_ARGS))
 
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)

@@ -1,6 +1,7 @@
 """Memory and import time: what watching adds to a process, and whether it grows.
 
     python benchmarks/agent_memory.py [--steps 100000] [--warm-up 100000] [--model mlp] [--device cuda]
+    python benchmarks/agent_memory.py --short
 
 Two child processes run the same loop, one of them watched with default settings and exporting to a receiver
 in a third. Each warms up, and reads its memory 200 times in the steps that follow. It takes about 20 exports,
@@ -10,7 +11,7 @@ since the kernel takes pages of files away and brings them back as it likes: the
 of the first and the last tenth of the readings, and the slope of Theil and Sen.
 
 ``import gradwatch`` is timed in fresh interpreters, in turn with ``pass``. With ``--device cuda`` also the
-device memory taken for a model of 1000 tensors.
+device memory taken for a model of 1000 tensors. Figures go where agent_overhead.py puts its own.
 """
 
 from __future__ import annotations
@@ -21,139 +22,59 @@ import dataclasses
 import gc
 import json
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-MIB = 2**20
-SAMPLES = 200
-_TENTH = SAMPLES // 10
-_FIRST, _LAST = slice(None, _TENTH), slice(-_TENTH, None)
-IMPORTS = 20
-# What was asked: MiB above the bare loop, seconds to import, MiB of a device for 1000 tensors.
-RESIDENT_MIB, IMPORT_SECONDS, DEVICE_MIB = 40, 0.150, 1
+from overhead.memory import SAMPLES, DeviceMemory, Memory, MemoryResult
 
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process.
-
-    Attributes:
-        steps: When it was read, in steps after the warm-up.
-        resident: All that is in memory.
-        anonymous: What of it is no part of a file: heaps, stacks, mappings.
-        cold: Anonymous bytes after the first hundredth of the warm-up.
-        peak: The most that was ever resident.
-    """
-
-    steps: list[int]
-    resident: list[int]
-    anonymous: list[int]
-    cold: int
-    peak: int
-
-    @property
-    def late(self) -> float:
-        """Resident bytes, the median over the last tenth."""
-        return statistics.median(self.resident[_LAST])
-
-    @property
-    def warmed(self) -> float:
-        """Anonymous bytes that the warm-up added."""
-        return statistics.median(self.anonymous[_FIRST]) - self.cold
-
-    @property
-    def rise(self) -> float:
-        """Anonymous bytes a step, from the first tenth to the last."""
-        early, late = (statistics.median(self.anonymous[part]) for part in (_FIRST, _LAST))
-        return (late - early) / (statistics.median(self.steps[_LAST]) - statistics.median(self.steps[_FIRST]))
-
-    @property
-    def slope(self) -> float:
-        """Anonymous bytes a step: the median slope between all pairs of readings."""
-        points = zip(self.steps, self.anonymous, strict=True)
-        return statistics.median((b - a) / (n - m) for (m, a), (n, b) in combinations(points, 2))
+_IMPORTS = 20
+# Of the MLP, for an estimate of how long it takes; 20 s go to start-ups and imports.
+_STEP_SECONDS = 1e-3
+# Norms, weights and inputs are read at cadences of up to 10 s.
+_DEVICE_SECONDS = 30.0
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and write."""
     arguments = _arguments()
     if arguments.child is not None:
         print(json.dumps(dataclasses.asdict(_loop(arguments))))
         return 0
-    from overhead.report import machine
+    from overhead.machine import machine
     from overhead.sink import running_sink
 
+    where = machine(arguments.device)
+    total = arguments.warm_up + arguments.steps
+    print(f"this takes about {20 + 2 * total * _STEP_SECONDS:.0f} s", file=sys.stderr)
     with running_sink() as sink:
         bare, watched = (
             _child(arguments, endpoint, f"{arguments.warm_up} + {arguments.steps} steps, {name}")
             for endpoint, name in (("", "no hook"), (sink.endpoint, "watched"))
         )
-    bare_import, ours = _import_seconds()
-    extra = (watched.late - bare.late) / MIB
-    growth = (watched.rise - bare.rise) * 100_000
-    rows = [
-        ("resident memory, no hook", f"{bare.late / MIB:.1f} MiB", "", ""),
-        ("resident memory, watched", f"{watched.late / MIB:.1f} MiB", "", ""),
-        (
-            "above the bare loop",
-            f"{extra:.1f} MiB",
-            f"{RESIDENT_MIB} MiB or less",
-            _verdict(extra <= RESIDENT_MIB),
-        ),
-        ("peaks, no hook and watched", f"{bare.peak / MIB:.1f} and {watched.peak / MIB:.1f} MiB", "", ""),
-        (
-            f"added by {arguments.warm_up} steps of warm-up, no hook and watched",
-            f"{bare.warmed / MIB:.2f} and {watched.warmed / MIB:.2f} MiB",
-            "",
-            "",
-        ),
-        (
-            f"slope over the {arguments.steps} steps after it, no hook and watched",
-            f"{bare.slope * 1000 / 1024:+.3f} and {watched.slope * 1000 / 1024:+.3f} KiB in 1000 steps",
-            "",
-            "",
-        ),
-        (
-            "rise in 100 000 of them, above the bare loop's",
-            f"{growth / MIB:+.2f} MiB",
-            "flat: 1 MiB or less",
-            _verdict(growth <= MIB),
-        ),
-        (
-            f"`import gradwatch`, median of {IMPORTS}",
-            f"{(ours - bare_import) * 1e3:.0f} ms above `pass` ({bare_import * 1e3:.0f} ms), no torch",
-            f"{IMPORT_SECONDS * 1e3:.0f} ms or less",
-            _verdict(ours - bare_import <= IMPORT_SECONDS),
-        ),
-    ]
-    if arguments.device == "cuda":
-        taken = _device_bytes() / MIB
-        rows.append(
-            (
-                "device memory for 1000 tensors",
-                f"{taken:.3f} MiB",
-                f"{DEVICE_MIB} MiB or less",
-                _verdict(taken <= DEVICE_MIB),
-            )
-        )
-    print(machine(arguments.device))
-    print(
-        f"\n{arguments.model}, {arguments.warm_up} + {arguments.steps} steps, one thread, {arguments.device}.\n"
-    )
-    print("| | measured | asked | |\n| --- | --- | --- | --- |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    if arguments.json is not None:
-        raw = {"bare": dataclasses.asdict(bare), "watched": dataclasses.asdict(watched), "rows": rows}
-        arguments.json.write_text(json.dumps(raw))
+    import_bare, import_ours = _import_seconds(arguments.imports)
+    result = MemoryResult(
+        where, arguments.device, arguments.model, arguments.warm_up, arguments.steps, bare, watched,
+        import_bare, import_ours, _device_memory() if arguments.device == "cuda" else None,
+    )  # fmt: skip
+    _write(result, is_short=arguments.short)
     return 0
+
+
+def _write(result: MemoryResult, *, is_short: bool) -> None:
+    from overhead import report
+    from overhead.results import PAGE, RESULTS, Results, load
+
+    results = Results() if is_short else load(RESULTS)
+    results.memory[result.device] = result
+    if is_short:
+        print("A short run: it shows that everything works, and no figure is worth keeping.\n")
+        print(report.parts(results)["memory"])
+    else:
+        results.save(RESULTS)
+        report.write(PAGE, report.parts(load(RESULTS)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -162,13 +83,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=100_000, help="steps before (default 100000)")
     parser.add_argument("--model", default="mlp", help="as in agent_overhead.py (default mlp)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all readings to FILE")
+    parser.add_argument("--short", action="store_true", help="a few seconds: does it work at all")
     parser.add_argument("--child", metavar="ENDPOINT", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "**missed**"
+    arguments = parser.parse_args()
+    arguments.imports = _IMPORTS
+    if arguments.short:
+        arguments.steps = arguments.warm_up = 2 * SAMPLES
+        arguments.imports = 3
+    return arguments
 
 
 def _child(arguments: argparse.Namespace, endpoint: str, label: str) -> Memory:
@@ -210,7 +132,7 @@ def _loop(arguments: argparse.Namespace) -> Memory:
                 workload.step()
             steps[sample] = (sample + 1) * stride
             resident[sample], anonymous[sample] = _memory()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = _peak()
     return Memory(steps, resident, anonymous, cold, peak)
 
 
@@ -221,45 +143,58 @@ def _memory() -> tuple[int, int]:
     return int(resident) * page, (int(resident) - int(of_files)) * page
 
 
-def _import_seconds() -> tuple[float, float]:
-    """Seconds of an interpreter that does nothing, and of one that imports gradwatch."""
+def _peak() -> int:
+    """Most bytes this process ever had resident; ``ru_maxrss`` still knows its parent's."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _import_seconds(times: int) -> tuple[list[float], list[float]]:
+    """Seconds of interpreters that do nothing, and of ones that import gradwatch, in turn."""
     nothing: list[float] = []
     ours: list[float] = []
     check = "import sys, gradwatch; assert 'torch' not in sys.modules"
-    for _ in range(IMPORTS):
+    for _ in range(times):
         for code, seconds in (("pass", nothing), (check, ours)):
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(nothing), statistics.median(ours)
+    return nothing, ours
 
 
-def _device_bytes() -> int:
-    """Peak of torch's allocator while a loop over 1000 tensors is watched, above the same loop before."""
+def _device_memory() -> DeviceMemory:
+    """What watching a model of 1000 tensors takes, for long enough that every slow cadence has its turn."""
     import torch
 
     import gradwatch
     from gradwatch.testing import InMemoryExporter
 
-    parameters = [torch.nn.Parameter(torch.randn(64, device="cuda")) for _ in range(1000)]
-    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(500))).to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = torch.randn(4, 8, device="cuda")
 
-    def peak() -> int:
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(20):
+    def train(seconds: float) -> tuple[int, int, int]:
+        """Most bytes allocated between steps, and while the optimizer steps; and what the driver has left."""
+        held = peak = 0
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
             optimizer.zero_grad()
-            torch.stack(list(parameters)).square().sum().backward()  # type: ignore[no-untyped-call] # torch
+            model(batch).square().sum().backward()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
             optimizer.step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
+            torch.cuda.synchronize()
+            peak = max(peak, torch.cuda.max_memory_allocated())
+            held = max(held, torch.cuda.memory_allocated())
+        gc.collect()
+        return held, peak, torch.cuda.mem_get_info()[0]
 
-    peak()
-    bare = peak()
-    with gradwatch.watch(None, optimizer, every=1, exporter=InMemoryExporter()):
-        peak()
-        return peak() - bare
+    train(3.0)
+    bare = train(_DEVICE_SECONDS)
+    with gradwatch.watch(model, optimizer, every=1, exporter=InMemoryExporter()):
+        watched = train(_DEVICE_SECONDS)
+    return DeviceMemory(watched[0] - bare[0], watched[1] - bare[1], bare[2] - watched[2])
 
 
 def _tell(text: str) -> None:

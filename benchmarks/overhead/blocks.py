@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from overhead.models import Workload
-from overhead.sink import Received, Sink
+from overhead.sink import Sink
 
 Attach = Callable[[Workload], AbstractContextManager[object]]
 Tell = Callable[[str], None]
@@ -59,8 +59,8 @@ class Block:
         background: CPU seconds a step of threads and child processes that the contender started.
         slices: Scheduler slices of those threads a step.
         clip: Seconds of the lower-quartile call of ``Workload.clip``.
-        observed: Share of the steps whose gradients gradwatch read.
-        received: What reached the sink, the warm-up and the ending included.
+        observed: Share of the steps whose gradients gradwatch read, the warm-up included.
+        overheads: What it exported as ``gradwatch.agent.overhead``, the warm-up's included.
     """
 
     round: int
@@ -72,7 +72,7 @@ class Block:
     slices: float
     clip: float
     observed: float
-    received: Received
+    overheads: tuple[float, ...]
 
 
 Blocks = dict[str, list[Block]]
@@ -123,7 +123,7 @@ def _measure(workload: Workload, arm: Arm, sink: Sink, index: int) -> Block:
     quick = mean if workload.device.type == "cuda" else float(np.quantile(durations, 0.25))
     return Block(
         index, steps, mean, quick, cpu,
-        spent / steps, slices / steps, clip, received.observed / (steps + warm), received,
+        spent / steps, slices / steps, clip, received.observed / (steps + warm), received.overheads,
     )  # fmt: skip
 
 

@@ -33,7 +33,22 @@ def estimate(values: Sequence[float]) -> Estimate:
         return NOTHING
     if len(values) == 1:
         return Estimate(values[0], math.nan, math.nan)
+    low, high = np.quantile(_medians(values, seed=0), (0.025, 0.975))
+    return Estimate(float(np.median(values)), float(low), float(high))
+
+
+def quotient(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """Median of ``above`` over that of ``below``, each resampled for itself; NOTHING where that may be 0."""
+    if len(above) < 2 or len(below) < 2:
+        return NOTHING
+    lower = _medians(below, seed=1)
+    if np.quantile(lower, 0.025) <= 0:
+        return NOTHING
+    low, high = np.quantile(_medians(above, seed=0) / lower, (0.025, 0.975))
+    return Estimate(float(np.median(above) / np.median(below)), float(low), float(high))
+
+
+def _medians(values: Sequence[float], seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     sample = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).choice(sample, (_DRAWS, len(sample)))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
-    return Estimate(float(np.median(sample)), float(low), float(high))
+    draws = np.random.default_rng(seed).choice(sample, (_DRAWS, len(sample)))
+    return np.asarray(np.median(draws, axis=1), dtype=np.float64)

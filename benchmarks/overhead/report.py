@@ -1,23 +1,18 @@
-"""The markdown that goes into ``docs/benchmarks.md``."""
+"""The tables of ``docs/benchmarks.md``."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
-import platform
-import subprocess
-import time
+import re
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-import torch
-
-import gradwatch
 from overhead import figures
 from overhead.contenders import BARE, CONTROL, DEFAULT, EVERY_STEP
 from overhead.estimates import Estimate
+from overhead.memory import MIB, MemoryResult
 from overhead.plan import (
     OUR_CLIP,
     OUR_CLIP_UNSAMPLED,
@@ -28,87 +23,168 @@ from overhead.plan import (
     UNSAMPLED,
     Result,
 )
-from overhead.targets import Verdict, verdicts
+from overhead.results import Results
+from overhead.targets import TARGETS, By, Target, Verdict, verdicts
 
 Row = Sequence[str]
+_NOTHING: Final = "Not measured."
 _WORDS: Final = {True: "met", False: "**missed**", None: "not resolved"}
 
 
-def machine(device: str) -> str:
-    """Date, machine and versions, in one sentence."""
-    load = f", load {os.getloadavg()[0]:.2f} at the start" if hasattr(os, "getloadavg") else ""
-    card = f", {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else ""
-    packages = [f"{name} {found}" for name in ("wandb", "tensorboard") if (found := _version(name))]
+def parts(results: Results) -> dict[str, str]:
+    """The generated parts of the page, by name."""
+    measured = results.in_order()
+    memory = list(results.memory.values())
+    found = verdicts(measured, memory)
+    return {
+        "summary": _table(("asked", "", "judged by", "reached", ""), [_summary(t, found) for t in TARGETS]),
+        "overhead": "\n\n".join(_overhead(measured)) if measured else _NOTHING,
+        "memory": "\n\n".join(text for each in memory for text in _memory(each)) or _NOTHING,
+        "verdicts": _table(("", "", "case", "asked", "measured [95 %]", ""), [_verdict(v) for v in found]),
+    }
+
+
+def write(page: Path, generated: dict[str, str]) -> None:
+    """Put the parts in their places; what stands between them is left as it is.
+
+    Raises:
+        ValueError: The page has no place for one.
+    """
+    text = page.read_text()
+    for name, part in generated.items():
+        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
+        place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"{page} has no {begin} ... {end}")
+        text = place.sub(lambda _, new=f"{begin}\n\n{part}\n\n{end}": new, text, count=1)  # type: ignore[misc]
+    page.write_text(text)
+
+
+def _summary(target: Target, found: Sequence[Verdict]) -> Row:
+    """One thing asked, over everything that was measured: met if it is met everywhere."""
+    mine = [verdict for verdict in found if verdict.target is target]
+    if not mine:
+        return (target.what, target.asked, target.by, "", "not measured")
+    resolved = [verdict for verdict in mine if verdict.is_met is not None]
+    said = []
+    for is_met in (False, None):
+        places = [_place(verdict) for verdict in mine if verdict.is_met is is_met]
+        if places:
+            where = "everywhere" if len(places) == len(mine) > 1 else f"in {len(places)} of {len(mine)}"
+            said.append(f"{_WORDS[is_met]} {where}" if len(mine) > 1 else _WORDS[is_met])
     return (
-        f"{time.strftime('%Y-%m-%d')}: {_processor()}, {os.cpu_count()} cores, {platform.system()} "
-        f"{platform.release()}{load}{card}; "
-        + ", ".join(
-            [
-                f"gradwatch {_commit()}",
-                f"Python {platform.python_version()}",
-                f"torch {torch.__version__}",
-                *packages,
-            ]
+        target.what,
+        target.asked,
+        target.by,
+        _range(target, resolved),
+        ", ".join(said) or ("met everywhere" if len(mine) > 1 else "met"),
+    )
+
+
+def _range(target: Target, resolved: Sequence[Verdict]) -> str:
+    """From the best to the worst, and where that is."""
+    if not resolved or target.is_question:
+        return ""
+    ordered = sorted(resolved, key=lambda verdict: verdict.judged, reverse=target.at_least)
+    best, worst = ordered[0], ordered[-1]
+    if best is worst:
+        return f"{_number(worst.judged)} {target.unit}".strip()
+    text = f"{_number(best.judged)} to {_number(worst.judged)} {target.unit}".strip()
+    return f"{text} ({_place(worst)})"
+
+
+def _place(verdict: Verdict) -> str:
+    return ", ".join(filter(None, (verdict.where, verdict.case)))
+
+
+def _verdict(verdict: Verdict) -> Row:
+    target, found = verdict.target, verdict.found
+    if target.is_question:
+        measured = "yes" if verdict.is_met else "no"
+    elif math.isnan(found.median):
+        measured = ""
+    else:
+        measured = _number(found.median * target.scale)
+        if not math.isnan(found.low):
+            measured += f" [{_number(found.low * target.scale)}, {_number(found.high * target.scale)}]"
+        measured = f"{measured} {target.unit}".strip()
+    asked = target.asked if target.by is not By.UPPER else f"{target.asked}, upper end"
+    return (target.what, verdict.where, verdict.case, asked, measured, _WORDS[verdict.is_met])
+
+
+def _overhead(results: Sequence[Result]) -> Iterator[str]:
+    yield "\n".join(f"- {line}" for line in _origins(results))
+    for (device, threads), some in itertools.groupby(results, key=lambda each: (each.device, each.threads)):
+        chosen = list(some)
+        title = f"{threads} thread{'s' if threads > 1 else ''}" + ("" if device == "cpu" else f", {device}")
+        yield f"#### Long blocks, {title}"
+        yield _table(
+            ("model", "step", "", "wall [95 %]", "A/A control", "CPU of the process", "us a tensor",
+             "own clock", "observed", "background CPU (mean slice)"),
+            [row for result in chosen for row in _long(result)],
+        )  # fmt: skip
+        yield f"#### Short blocks, {title}"
+        yield _table(
+            ("model", "step", "A/A control", "step not observed", "observed step", "a tensor", "one pass",
+             "observed step, wall", "default settings, derived", "own clock / measured"),
+            [_short(result) for result in chosen],
+        )  # fmt: skip
+        yield f"#### Clipping, {title}"
+        yield _table(
+            ("model", "", "", "us a call", "of torch's [95 %]", "A/A control", "step of torch's [95 %]"),
+            [row for result in chosen for row in _clip(result)],
         )
-        + "."
+
+
+def _origins(results: Sequence[Result]) -> Iterator[str]:
+    """Where and when each was measured, and what is wrong with it."""
+    for machine, some in itertools.groupby(
+        sorted(results, key=lambda each: each.machine), key=lambda each: each.machine
+    ):
+        names = ", ".join(f"{each.model} ({each.threads})" for each in some)
+        yield f"{names}: {machine}"
+    for result in results:
+        for said in result.ill:
+            yield f"**Not to be trusted**: {result.model} ({result.threads}): gradwatch said {said!r}."
+        if result.synchronises:
+            yield f"**Synchronises**: {result.model}: {result.synchronises}"
+
+
+def _memory(result: MemoryResult) -> Iterator[str]:
+    bare, watched = result.bare, result.watched
+    yield result.machine
+    yield (
+        f"{result.model}, {result.warm_up} + {result.steps} steps, one thread, {result.device}; "
+        "a process of its own for each column."
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    """The commit of the gradwatch that is imported, else its version."""
-    folder = Path(gradwatch.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"]
-    described = subprocess.run(command, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or _version("gradwatch") or "of no version"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
-def report(results: Sequence[Result], notes: Sequence[str]) -> str:
-    """All tables."""
-    parts = [*notes]
-    for threads in dict.fromkeys(result.threads for result in results):
-        chosen = [result for result in results if result.threads == threads]
-        title = f"{threads} thread{'s' if threads > 1 else ''}"
-        parts += [
-            f"### Long blocks, {title}",
-            _table(
-                ("model", "step", "", "wall [95 %]", "A/A control", "CPU of the process", "us a tensor",
-                 "own clock", "observed", "background CPU (mean slice)"),
-                [row for result in chosen for row in _long(result)],
-            ),
-            f"### Short blocks, {title}",
-            _table(
-                ("model", "step", "A/A control", "step not observed", "observed step", "a tensor", "one pass",
-                 "observed step, wall", "default settings, derived", "own clock / derived"),
-                [_short(result) for result in chosen],
-            ),
-            f"### Clipping, {title}",
-            _table(
-                ("model", "", "", "us a call", "of torch's [95 %]", "A/A control", "step of torch's [95 %]"),
-                [row for result in chosen for row in _clip(result)],
-            ),
-        ]  # fmt: skip
-    parts += [
-        "### What was asked",
-        _table(("", "model", "threads", "asked", "measured", ""), _asked(verdicts(results))),
+    ours, nothing = (sorted(each)[len(each) // 2] for each in (result.import_ours, result.import_bare))
+    rows = [
+        ("resident, the median of the last tenth", _mib(bare.late), _mib(watched.late)),
+        ("peak (VmHWM)", _mib(bare.peak), _mib(watched.peak)),
+        (f"added by {result.warm_up} steps of warm-up", _mib(bare.warmed), _mib(watched.warmed)),
+        (
+            f"slope over the {result.steps} steps after it, KiB in 1000 steps",
+            f"{bare.slope * 1000 / 1024:+.3f}",
+            f"{watched.slope * 1000 / 1024:+.3f}",
+        ),
+        (
+            f"an interpreter that does nothing / imports gradwatch, median of {len(result.import_ours)}",
+            f"{nothing * 1e3:.0f} ms",
+            f"{ours * 1e3:.0f} ms",
+        ),
     ]
-    return "\n\n".join(parts)
+    yield _table(("", "no hook", "watched"), rows)
+    if result.device_memory is not None:
+        taken = result.device_memory
+        yield (
+            f"Device memory for 1000 tensors, above the bare loop: {_mib(taken.held)} held between steps, "
+            f"{_mib(taken.peak)} at the peak of the optimizer's step, {_mib(taken.driver)} by the driver's "
+            "count."
+        )
+
+
+def _mib(bytes_: float) -> str:
+    return f"{bytes_ / MIB:.2f} MiB"
 
 
 def _long(result: Result) -> Iterator[Row]:
@@ -128,7 +204,7 @@ def _long(result: Result) -> Iterator[Row]:
             control,
             _change(figures.ratio(result.long, name, figures.cpu)),
             f"{figures.added(result.long, name).median * 1e6 / result.tensors:.1f}",
-            _percent(figures.own_clock(result, name)) if ours else "",
+            _percent(figures.own_clock(result, name).median) if ours else "",
             _share(share) if ours else "",
             _percent(figures.background(result, name))
             + ("" if math.isnan(slices) else f" ({slices * 1e3:.2f} ms)"),
@@ -140,7 +216,7 @@ def _short(result: Result) -> Row:
     unsampled = figures.added(blocks, UNSAMPLED, figures.quick)
     every = figures.added(blocks, EVERY_STEP, figures.quick)
     derived = figures.derived_default(result)
-    own = figures.own_clock(result, DEFAULT)
+    factor = figures.own_against_cost(result)
     return (
         f"{result.model} ({result.tensors} tensors)",
         f"{figures.middle(blocks[BARE], figures.quick) * 1e3:.3f} ms",
@@ -148,10 +224,10 @@ def _short(result: Result) -> Row:
         _micros(unsampled),
         _micros(every),
         f"{every.median * 1e6 / result.tensors:.1f} us",
-        "" if math.isnan(result.one_pass) else f"{result.one_pass * 1e6:.0f} us",
+        f"{result.one_pass * 1e6:.0f} us",
         _change(figures.ratio(blocks, EVERY_STEP, figures.quick)),
         _change(derived.scaled(1.0, 1.0)),
-        f"{own / derived.median:.2f}" if derived.median > 0 else "",
+        "" if math.isnan(factor.median) else f"{factor.median:.2f}",
     )
 
 
@@ -173,10 +249,6 @@ def _clip(result: Result) -> Iterator[Row]:
                 "" if first else control,
                 "" if first else _change(figures.ratio(blocks, name, figures.quick, *base)),
             )
-
-
-def _asked(found: Sequence[Verdict]) -> list[Row]:
-    return [(v.what, v.model, str(v.threads), v.asked, v.measured, _WORDS[v.is_met]) for v in found]
 
 
 def _table(head: Row, rows: Sequence[Row]) -> str:
@@ -210,3 +282,7 @@ def _micros(seconds: Estimate) -> str:
 def _with_interval(value: Estimate, form: str, unit: str = "") -> str:
     interval = "" if math.isnan(value.low) else f" [{value.low:{form}}, {value.high:{form}}]"
     return f"{value.median:{form}}{unit}{interval}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 100 else 0}f}"

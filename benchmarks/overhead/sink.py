@@ -32,8 +32,6 @@ class Received:
 
     overheads: tuple[float, ...] = ()
     observed: int = 0
-    requests: int = 0
-    bytes: int = 0
 
 
 class Sink:
@@ -47,7 +45,7 @@ class Sink:
         """What arrived since the last call."""
         with urllib.request.urlopen(f"{self.endpoint}/received", timeout=30) as response:  # noqa: S310 - ours
             found: dict[str, Any] = json.load(response)
-        return Received(tuple(found["overheads"]), found["observed"], found["requests"], found["bytes"])
+        return Received(tuple(found["overheads"]), found["observed"])
 
 
 @contextmanager
@@ -107,12 +105,7 @@ def _decode(requests: list[tuple[str, bytes]]) -> dict[str, Any]:
             if metric.name == conventions.AGENT_OVERHEAD.name:
                 overheads += [point.as_double for point in metric.gauge.data_points]
         observed += _observed_steps(metrics)
-    return {
-        "overheads": overheads,
-        "observed": observed,
-        "requests": len(requests),
-        "bytes": sum(len(body) for _, body in requests),
-    }
+    return {"overheads": overheads, "observed": observed}
 
 
 def _observed_steps(metrics: list[Any]) -> int:

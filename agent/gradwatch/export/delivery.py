@@ -126,11 +126,10 @@ class Delivery:
         """See ``gradwatch.telemetry.Exporter``."""
         deadline = self._clock() + seconds
         with self._lock:
-            urgent = [request for request in self._urgent.requests if request not in self._in_flight]
-            self._in_flight += urgent
+            urgent = list(self._urgent.requests)
         for request in urgent:
             left = deadline - self._clock()
-            if left > 0 and self._asked <= self._clock():
+            if left > 0 and self._asked <= self._clock() and self._takes(request):
                 self._send(self._urgent, request, left)
 
     def keep(self) -> None:
@@ -212,6 +211,14 @@ class Delivery:
                     self._in_flight.append(request)
                     return source, request
         return None
+
+    def _takes(self, request: Request) -> bool:
+        """Whether this urgent request is still to be sent, and nobody else is at it: it is ours then."""
+        with self._lock:
+            if request in self._in_flight or request not in self._urgent.requests:
+                return False
+            self._in_flight.append(request)
+            return True
 
     # --- Sending -----------------------------------------------------------------------------------------
 

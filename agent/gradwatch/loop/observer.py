@@ -369,6 +369,7 @@ class StepObserver:
             if loss.is_cpu:
                 value = float(loss.item())
                 self.user_log.backward_begins(value)
+                self._tend_busy()
                 self._add_loss(value, root)
             elif loss.is_cuda:
                 self.progress.device_losses.append(loss.detach())

@@ -82,8 +82,10 @@ class _Case:
             for (name, variable), grad in zip(self.variables.items(), found, strict=True)
         }
 
-    def difference(self, variable: Tensor, element: tuple[int, ...], middle: Tensor) -> tuple[float, bool]:
-        """The central difference over the outputs that are finite, and whether left and right agree."""
+    def difference(
+        self, variable: Tensor, element: tuple[int, ...], middle: Tensor
+    ) -> tuple[float, float, bool]:
+        """The central difference over finite outputs, what rounding did to it, whether left and right agree."""
         values = variable.data
         before = float(values[element])
         step = _STEP * max(1.0, abs(before))
@@ -95,7 +97,8 @@ class _Case:
             values[element] = before
         usable = torch.isfinite(above) & torch.isfinite(below) & torch.isfinite(middle)
         left, right = (float(d[usable].sum()) / step for d in (middle - below, above - middle))
-        return (left + right) / 2, _close(left, right, _rounding(middle))
+        rounding = _rounding(middle, step)
+        return (left + right) / 2, rounding, _close(left, right, rounding)
 
 
 def compare(
@@ -128,11 +131,11 @@ def _rows(
     for place in _sample(analytic, sample, seed):
         element = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), analytic.shape))
         said = float(analytic[element])
-        numeric, smooth = case.difference(variable, element, middle)
+        numeric, rounding, smooth = case.difference(variable, element, middle)
         outcome: Outcome = "ok"
         if not (math.isfinite(said) and math.isfinite(numeric)):
             outcome = "non-finite"
-        elif not _close(said, numeric, _rounding(middle)):
+        elif not _close(said, numeric, rounding):
             outcome = "wrong" if smooth else "kink"
         yield Row(name, element, said, numeric, outcome)
 
@@ -144,10 +147,10 @@ def _sample(analytic: Tensor, sample: int, seed: int) -> list[int]:
     return list(dict.fromkeys([*bad[: (sample + 1) // 2], *order]))[:sample]
 
 
-def _rounding(outputs: Tensor) -> float:
-    """What rounding alone may do to a difference of these outputs."""
+def _rounding(outputs: Tensor, step: float) -> float:
+    """What rounding alone may do to a difference of these outputs over such a step."""
     size = float(outputs[torch.isfinite(outputs)].abs().sum())
-    return _ABSOLUTE + 4 * torch.finfo(torch.float64).eps * size / _STEP
+    return _ABSOLUTE + 4 * torch.finfo(torch.float64).eps * size / step
 
 
 def _close(left: float, right: float, absolute: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -111,3 +111,37 @@ def test_a_nan_seen_in_evaluation_does_not_excuse_one_in_training(
             optimizer.step()
     (event,) = exporter.find_events(names.NONFINITE_STEP.name)
     assert (event.attributes[names.STEP], event.attributes[names.BORN_IN]) == (5, "input")
+
+
+@pytest.mark.parametrize("reason", ["pause", "closure", "closure that raises", "loss in doubt"])
+def test_losses_are_read_the_short_way_again_once_nobody_has_to_think_about_them(
+    watching: Watching, reason: str
+) -> None:
+    model, optimizer = make()
+    busy: list[bool] = []
+
+    def closure() -> torch.Tensor:
+        busy.append(progress.busy)
+        if reason == "closure that raises":
+            raise ValueError("no loss")
+        return torch.zeros(())
+
+    with watching(model, optimizer) as watch:
+        progress = watch._run.observer.progress
+        step(model, optimizer)
+        assert not progress.busy
+        if reason == "pause":
+            with watch.evaluation(), watch.checkpoint():
+                busy.append(progress.busy)
+        elif reason == "loss in doubt":
+            watch.log(loss=5.0)
+            busy.append(progress.busy)
+        else:
+            with suppress(ValueError):
+                optimizer.step(closure)
+        if reason in {"pause", "closure"}:
+            assert not progress.busy
+        step(model, optimizer)
+        step(model, optimizer)
+        assert busy == [True]
+        assert not progress.busy

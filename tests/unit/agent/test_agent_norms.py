@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from gradwatch import conventions as names
+from gradwatch.gradients.norms import nonfinite_among
+from gradwatch.nonfinite import forward_witness
 from gradwatch.testing import InMemoryExporter
 
 Watching = Callable[..., Any]
@@ -418,3 +420,36 @@ def test_every_optimizer_is_observed_under_the_default_budget(
     observed = [len(exporter.points(names.GRADIENT_NORM, **{names.OPTIMIZER: i})) for i in (0, 1)]
     # A share of 1 leaves room for every read; without a step time of its own an optimizer would be thinned.
     assert observed == [20, 20]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_overflows_only_when_it_is_added_up_is_not_bad(dtype: torch.dtype) -> None:
+    large = torch.full((4,), torch.finfo(dtype).max, dtype=dtype)
+    nan, inf = large.clone(), large.clone()
+    nan[1], inf[2] = math.nan, -math.inf
+    both = torch.tensor([math.inf, -math.inf], dtype=dtype)
+    values = [large, nan, large[:0], inf, both, torch.zeros(3, dtype=dtype)]
+    bad = [False, True, False, True, True, False]
+    assert nonfinite_among(values) == bad
+    assert nonfinite_among([*values, torch.tensor([math.nan], dtype=torch.float64)]) == [*bad, True]
+    assert [forward_witness._is_bad(value) for value in values] == bad
+
+
+def test_a_fused_optimizers_own_scale_and_verdict_are_read(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    """Also where it was no GradScaler of torch's that left them."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    norms = []
+    with watching(model, optimizer):
+        for found in (None, 0.0, 0.0, 1.0, 0.0):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).square().mean().backward()
+            total = float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+            if found is not None:
+                optimizer.grad_scale = torch.tensor(4.0)  # type: ignore[attr-defined] # as torch's scaler does
+                optimizer.found_inf = torch.tensor(found)  # type: ignore[attr-defined]
+            norms.append(total if found is None else total / 4)
+            optimizer.step()
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx([*norms[:3], norms[4]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.life.oom import AllocatorWatch, OutOfMemory, out_of_memory
+from gradwatch.life import oom
+from gradwatch.life.oom import AllocatorWatch, OutOfMemory, out_of_memory, phase_of
 from gradwatch.testing import InMemoryExporter
 
 CUDA_MESSAGE = (
@@ -204,30 +205,68 @@ class PretendedAllocator:
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
 
+class Recovering(nn.Linear):
+    """Runs out of device memory at each pass, and gets by."""
+
+    def __init__(self, allocator: PretendedAllocator) -> None:
+        super().__init__(2, 1)
+        self.allocator = [allocator]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (observer,) = self.allocator[0].observers
+        observer(0, 123, 456, 7)
+        return super().forward(x)
+
+
 def test_the_allocators_observer_speaks_while_a_run_is_open_and_is_inert_after(
     watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocator = PretendedAllocator(monkeypatch)
-
-    class Recovering(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            (observer,) = allocator.observers
-            observer(0, 123, 456, 7)
-            return super().forward(x)
-
-    model = Recovering(2, 1)
+    model = Recovering(PretendedAllocator(monkeypatch))
+    looked: list[int] = []
     monkeypatch.setattr("gradwatch.training_run.memory_points", lambda _now: [])
+    monkeypatch.setattr(oom, "phase_of", lambda frames: looked.append(1) or phase_of(frames))
     with watching(model):
         model(torch.ones(1, 2))
+        assert looked == [1]
+        child = os.fork()
+        if child == 0:
+            model(torch.ones(1, 2))
+            os._exit(len(looked) - 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     model(torch.ones(1, 2))
+    assert looked == [1]
     (event,) = exporter.find_events(names.OUT_OF_MEMORY.name)
     assert event.attributes[names.OOM_DURING] == "forward"
     assert event.attributes[names.DEVICE] == "cuda:0"
     assert event.attributes[names.OOM_REQUESTED] == 123
 
 
+def test_memory_that_the_allocator_told_of_is_not_told_again_by_the_exception(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Recovering(PretendedAllocator(monkeypatch))
+    monkeypatch.setattr("gradwatch.training_run.memory_points", lambda _now: [])
+    with pytest.raises(torch.OutOfMemoryError), watching(model):
+        model(torch.ones(1, 2))
+        raise torch.OutOfMemoryError(CUDA_MESSAGE)
+    (event,) = exporter.find_events(names.OUT_OF_MEMORY.name)
+    assert event.attributes[names.OOM_REQUESTED] == 123
+
+
+def test_an_observer_is_attached_once_and_says_nothing_when_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = PretendedAllocator(monkeypatch)
+    heard: list[OutOfMemory] = []
+    watch = AllocatorWatch(heard.append)
+    watch.attach()
+    watch.attach()
+    (observer,) = allocator.observers
+    for _ in range(2):
+        observer(1, 123, 456, 7)
+        watch.silence()
+    assert heard == [OutOfMemory(None, "cuda:1", 123)]
+
+
 def test_without_cuda_nothing_is_attached() -> None:
     watch = AllocatorWatch(lambda _what: None)
     watch.attach()
     assert not watch.attached
-    assert "torch" in sys.modules

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from itertools import pairwise
@@ -42,6 +43,8 @@ from gradwatch.export.otlp_encoding import encoded_resource, logs_request, metri
 from gradwatch.export.otlp_values import encoded_attribute
 from gradwatch.export.spool_records import gzipped
 from gradwatch.loop.calibration import thin_cost
+from gradwatch.loop.loss import LossCapture
+from gradwatch.loop.observer import StepObserver
 from gradwatch.loop.step_log import MOST_WAITING
 from gradwatch.telemetry import Event, HistogramPoint, MetricPoints, MetricSeries, Point, StepRecord
 from gradwatch.testing import InMemoryExporter
@@ -414,6 +417,31 @@ def test_calibration_measures_something_and_leaves_training_alone() -> None:
     assert 0 < cost < 10**7
     assert torch.equal(torch.get_rng_state(), state)
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("slow", ["hook", "backward"])
+def test_calibration_finds_what_hooks_and_wrappers_cost(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            time.sleep(0.002)
+            return function(*arguments, **named)
+
+        return run
+
+    owner, name = (StepObserver, "observe_thinly") if slow == "hook" else (LossCapture, "wrap_backward")
+    make = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: slowed(make(*arguments)))
+    assert thin_cost() > 1_000_000
+
+
+def test_calibration_does_not_mind_what_training_has_set() -> None:
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+            assert thin_cost() > 0
+    finally:
+        torch.set_default_dtype(kept)
 
 
 def test_overhead_counts_thin_steps_observed_steps_and_our_own_threads() -> None:

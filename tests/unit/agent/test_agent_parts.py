@@ -225,6 +225,25 @@ def test_the_time_of_our_own_threads_is_taken_from_the_budget() -> None:
     assert budget.next_interval(spent=300_000, steps=1, lasted=30_000_000) == MAX_INTERVAL
 
 
+def test_neither_the_first_read_nor_a_slow_one_thins_what_follows() -> None:
+    def reads(*spent: int) -> int:
+        budget = Budget(0.005, None, thin_cost=10_000.0)
+        intervals = [budget.next_interval(each, 1, 30_000_000) for each in (10**9, *spent)]
+        assert intervals[:2] == [1, 1]  # three reads to learn what one costs
+        return intervals[-1]
+
+    ordinary = [290_000] * 40
+    assert reads(*ordinary) == 2
+    assert reads(*ordinary, 10**9) == 3  # taken for four times the mean, of which a tenth counts
+
+
+def test_where_many_steps_lie_between_two_reads_their_time_is_shared_among_them() -> None:
+    budget = Budget(0.005)
+    for _ in range(5):
+        interval = budget.next_interval(300_000, 10, 10 * 6_000_000)
+    assert interval == 10
+
+
 def test_every_n_is_every_nth() -> None:
     budget = Budget(0.005, every=3)
     assert [budget.next_interval(10**9, 3, 1) for _ in range(4)] == [3, 3, 3, 3]

@@ -9,6 +9,7 @@ import pickle
 import random
 import resource
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gradwatch import conventions as names
 from gradwatch.reproduction.bundle import Bundle, BundleError, load
 from gradwatch.reproduction.command import _notes
 from gradwatch.reproduction.finite_difference import compare
-from gradwatch.reproduction.replay import build, replay, run
+from gradwatch.reproduction.replay import build, inputs_of, replay, run
 from gradwatch.testing import InMemoryExporter
 
 
@@ -201,7 +202,13 @@ def test_the_step_is_the_one_that_failed_bit_by_bit(
         outputs.append(output.detach().clone())
         return output.sum() * (math.nan if len(outputs) == 8 else 1.0)
 
-    bundle = captured(watching, exporter, model, loss, steps=4, batches=2)
+    averages: list[torch.Tensor] = []
+    bundle = captured(
+        watching, exporter, model, loss, steps=4, batches=2,
+        before_last=lambda: averages.append(model.get_buffer("1.running_mean").clone()),
+    )  # fmt: skip
+    assert bundle.exact
+    assert torch.equal(bundle.calls[0].buffers["1.running_mean"], averages[0])
     parameters = bundle.models["Sequential"].parameters
     again = build(bundle, f"{__name__}:with_identity", "cpu")["Sequential"]
     assert all(torch.equal(p, parameters[name]) for name, p in again.named_parameters())
@@ -398,9 +405,166 @@ def test_of_two_models_the_guilty_one_is_named(
     (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
     bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
     assert [call.model for call in bundle.calls] == ["critic", "generator", "critic"]
-    verdict, visits = replay(bundle, build(bundle, f"{__name__}:generator_and_critic", "cpu"), None)
+    built = build(bundle, f"{__name__}:generator_and_critic", "cpu")
+    state = torch.get_rng_state()
+    verdict, visits = replay(bundle, built, None)
+    assert torch.equal(torch.get_rng_state(), state)
     assert (verdict.born_in, verdict.layer) == ("forward", "critic.0")
     assert [visit.output_fault for visit in visits if visit.name == "critic.0"] == [None, "NaN"]
+
+
+def test_a_module_is_checked_with_what_its_first_call_gets(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    models = generator_and_critic()
+    generator, critic = models.values()
+    real, noise = torch.rand(4, 6) + 100, torch.rand(4, 3)
+    optimizer = torch.optim.SGD([*generator.parameters(), *critic.parameters()], lr=0.1)
+    with watching(models, optimizer, capture="on_nonfinite"):
+        (critic(real).mean() - critic(generator(noise)).mean()).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    built = build(bundle, f"{__name__}:generator_and_critic", "cpu")
+    for name, module, expected in (
+        ("critic.0", built["critic"].get_submodule("0"), real),
+        ("critic", built["critic"], real),
+        ("generator", built["generator"], noise),
+    ):
+        found = inputs_of(bundle, built, name)
+        assert found is not None
+        assert found[0] is module
+        assert torch.equal(found[1][0], expected)
+        assert not module._forward_pre_hooks
+    assert inputs_of(bundle, built, "0") is None
+    bundle.calls.clear()
+    assert inputs_of(bundle, built, "critic") is None
+
+
+def test_what_a_module_gets_is_as_it_was_before_it_changed_it(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(watching, exporter, network(Root()))
+    models = build(bundle, f"{__name__}:with_root", "cpu")
+    bundle.calls[0].args = (torch.ones(16, 6),)
+    models["Sequential"].get_submodule("4").forward = lambda x: x  # type: ignore[method-assign, assignment] # no NaN
+    state = torch.get_rng_state()
+    found = inputs_of(bundle, models, "6")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found is not None
+    assert (found[1][0] < 0).any()
+
+
+class Again(nn.Linear):
+    """Calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+
+    def forward(self, x: torch.Tensor, again: bool = True) -> torch.Tensor:
+        y = super().forward(x)
+        return self(y, again=False) * 3 if again else y
+
+
+def test_each_pass_gets_the_gradient_of_its_own_output(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    bundle = captured(watching, exporter, Again(), lambda output: output.sum() * math.nan, batches=1)
+    assert [call.kwargs for call in bundle.calls] == [{}, {"again": False}]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.head = nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.head(self.frozen(x)), x
+
+    outer, recursive = Outer(), Again()
+    optimizer = torch.optim.SGD([*outer.head.parameters(), *recursive.parameters()], lr=0.1)
+    with watching(
+        {"outer": outer, "inner": outer.frozen, "again": recursive}, optimizer, capture="on_nonfinite"
+    ):
+        output, _ = outer(torch.ones(4, 6))
+        (output.sum() * 2 + recursive(torch.ones(4, 6)).sum()).backward()
+        recursive.weight.grad.fill_(math.nan)  # type: ignore[union-attr]
+        optimizer.step()
+    (_, event) = exporter.find_events(names.BUNDLE_SAVED.name)
+    calls = load(Path(str(event.attributes[names.BUNDLE_PATH]))).calls
+    gradients = [(call.model, [float(g.max()) for g in call.gradients if g is not None]) for call in calls]
+    assert gradients == [("outer", [2.0]), ("inner", []), ("again", [1.0]), ("again", [3.0])]
+
+
+def test_the_last_passes_of_accumulation_without_end_are_kept(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    passes = iter(range(100))
+    bundle = captured(
+        watching, exporter, nn.Linear(6, 2), lambda output: output.sum() * math.nan, batches=70,
+        inputs=lambda: torch.full((1, 6), float(next(passes))),
+    )  # fmt: skip
+    assert [int(call.args[0][0, 0]) for call in bundle.calls] == list(range(6, 70))
+
+
+def test_a_fault_found_after_the_update_admits_that_parameters_changed(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 6)).sum() * math.nan
+        loss.backward()
+        return loss
+
+    with watching(model, optimizer, capture="on_nonfinite"):
+        optimizer.step(closure)  # type: ignore[arg-type] # torch
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    assert not load(Path(str(event.attributes[names.BUNDLE_PATH]))).exact
+
+
+def test_modes_frozen_parameters_and_autocast_are_those_of_the_step(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter
+) -> None:
+    model = network(nn.Identity())
+    model.get_submodule("3").eval()
+    model.get_submodule("0").requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(model, optimizer, capture="on_nonfinite"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(torch.randn(16, 6))
+        (output.float().sum() * math.nan).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    again = build(bundle, f"{__name__}:with_identity", "cpu")["Sequential"]
+    assert [name for name, part in again.named_modules() if not part.training] == ["3"]
+    assert [name for name, p in again.named_parameters() if not p.requires_grad] == ["0.weight", "0.bias"]
+    rerun = run(again, bundle.calls[0])
+    assert rerun.dtype is output.dtype is torch.bfloat16
+    assert torch.equal(rerun, output)
+
+
+def test_models_of_one_name_are_told_apart_and_a_script_is_left_out(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [nn.Linear(6, 6), nn.Linear(6, 6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(nn.Linear(6, 6))
+    optimizer = torch.optim.SGD([p for model in models for p in model.parameters()], lr=0.1)
+    with (
+        watching(models[0], optimizer, capture="on_nonfinite"),
+        watching(models[1], optimizer),
+        watching(script),
+    ):
+        (script(models[1](models[0](torch.ones(4, 6)))).sum() * math.nan).backward()
+        optimizer.step()
+    (event,) = exporter.find_events(names.BUNDLE_SAVED.name)
+    bundle = load(Path(str(event.attributes[names.BUNDLE_PATH])))
+    assert [call.model for call in bundle.calls] == list(bundle.models) == ["Linear", "Linear_2"]
+    assert "TorchScript has no hooks" in caplog.text
 
 
 def generator_and_critic() -> dict[str, nn.Module]:
@@ -651,3 +815,131 @@ def test_what_overflows_in_half_precision_is_finite_in_float64() -> None:
     x = torch.tensor([1000.0], dtype=torch.float16)
     assert torch.isinf(Square()(x)).all()
     assert compare(Square(), (x,), {}, 5).output_finite
+
+
+def compared_rows(module: nn.Module, x: torch.Tensor, sample: int, **options: int) -> list[tuple[str, Any]]:
+    return [(row.outcome, row.element) for row in compare(module, (x,), {}, sample, **options).rows]
+
+
+class Halved(nn.Module):
+    """Every second element goes bad."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(x)) % 2 == 0, x.sqrt(), x)
+
+
+def test_a_sample_has_bad_elements_and_good_ones_and_no_element_twice() -> None:
+    one_bad = torch.ones(500, dtype=torch.float64)
+    one_bad[400] = -1.0
+    assert ("non-finite", (400,)) in compared_rows(Halved(), one_bad, 3)
+    half_bad = torch.ones(100)
+    half_bad[::2] = -1.0
+    rows = compared_rows(Halved(), half_bad, 40)
+    others = compared_rows(Halved(), half_bad, 40, seed=1)
+    assert len(set(rows)) == len(set(others)) == 40
+    assert {outcome for outcome, _ in rows} == {"non-finite", "ok"}
+    assert compared_rows(Halved(), half_bad, 40) == rows != others
+
+
+class _Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, wrong: float) -> torch.Tensor:
+        ctx.wrong = wrong
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * ctx.wrong, None
+
+
+class Slope(nn.Module):
+    """Its backward is wrong by a factor."""
+
+    def __init__(self, wrong: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.wrong, self.offset = wrong, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Slope.apply(x, self.wrong) + self.offset  # type: ignore[no-untyped-call, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "at", "outcome"),
+    [
+        (Slope(1.0005), 0.3, "ok"),
+        (Slope(1.002), 0.3, "wrong"),
+        (Slope(1.0, offset=1e10), 0.3, "ok"),  # what rounding does beside a large output is no fault
+        (Slope(1.002, offset=1e3), 0.3, "wrong"),
+        (Slope(1.002), 1e12, "wrong"),  # the step is as large as the number wants
+    ],
+)
+def test_a_backward_is_wrong_when_it_is_off_by_more_than_rounding(
+    module: nn.Module, at: float, outcome: str
+) -> None:
+    assert compared_rows(module, torch.tensor([at], dtype=torch.float64), 1) == [(outcome, (0,))]
+
+
+class Cube(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+
+class BesideInfinity(nn.Module):
+    """One element is infinite; the other's derivative is wrong."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = Slope(1.002)(x)
+        return torch.cat([y, y * 0 + math.inf])
+
+
+def test_a_slope_of_nothing_is_right_and_an_infinity_hides_no_fault() -> None:
+    assert compared_rows(Cube(), torch.zeros(1), 1) == [("ok", (0,))]
+    assert compared_rows(BesideInfinity(), torch.ones(1), 1) == [("wrong", (0,))]
+
+
+class Noisy(nn.Module):
+    """Draws numbers, counts its passes, changes its input in place; one parameter is unused, one frozen."""
+
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        x.mul_(2.0)
+        return x * self.frozen * torch.rand(3) * self.count * random.random()
+
+
+def test_each_evaluation_begins_alike_and_nothing_of_it_stays() -> None:
+    module, x = Noisy(), torch.randn(3)
+    before = (torch.get_rng_state(), random.getstate(), x.clone())
+    compared = compare(module, (x,), {}, 3)
+    assert {row.outcome for row in compared.rows} == {"ok"}
+    assert {row.tensor for row in compared.rows} == {"input 0", "frozen", "unused"}
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert torch.equal(x, before[2])
+    assert module.count == 0
+    assert module.frozen.dtype is torch.float32
+    assert not module.frozen.requires_grad
+
+
+def test_wrong_derivatives_that_cancel_in_the_sum_are_found() -> None:
+    class _Swapped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x[0] * 1.0, x[0] * 0.0])
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad[1:]  # as if the second output were the first
+
+    class Swapped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return _Swapped.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+
+    assert compared_rows(Swapped(), torch.ones(1), 1) == [("wrong", (0,))]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -29,7 +29,7 @@ from gradwatch.export.delivery import Delivery
 from gradwatch.export.otlp import OtlpEncoder
 from gradwatch.export.spool import Drained, Lane, Spool, drain, places
 from gradwatch.export.spool_records import Request, pack, unpack
-from gradwatch.export.transport import Away, Outcome, Taken, Transport
+from gradwatch.export.transport import REPLY_SECONDS, Away, Outcome, Taken, Transport
 from gradwatch.telemetry import Event, MetricPoints, Point
 from tests.otlp_sink import OtlpSink, otlp_sink
 
@@ -38,7 +38,8 @@ RESOURCE = {names.RUN_ID: "run"}
 REQUESTS = st.builds(
     Request,
     signal=st.sampled_from(["logs", "metrics"]),
-    body=st.binary(max_size=300) | st.just(b"gwr1" * 9),
+    # Full of what marks a record, but not at its end: the next one's mark could stand in for what is cut out.
+    body=st.binary(max_size=300) | st.just(b"gwr1" * 9 + b"."),
     items=st.integers(0, 2**32 - 1),
     gzipped=st.booleans(),
     urgent=st.just(False),
@@ -147,8 +148,13 @@ def test_what_the_same_process_appends_while_it_replays_comes_last(tmp_path: Pat
     head = spool.normal.head()
     assert head is not None
     spool.append(request(2))
+    spool.normal.pop(request(7))  # not the oldest: dropped meanwhile
     spool.normal.pop(head)
-    assert bodies(spool.normal) == [1, 2]
+    rest = spool.normal.head()
+    assert rest is not None
+    spool.normal.pop(rest)
+    assert len(list(tmp_path.rglob("*.segment"))) == 1  # of what is delivered nothing is left to deliver again
+    assert bodies(spool.normal) == [2]
     spool.close()
 
 
@@ -163,9 +169,24 @@ def test_past_the_cap_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
     assert left == list(range(100 - len(left), 100))
     assert len(left) > 10
     assert spool.take_lost() == 3 * (100 - len(left))
-    assert bodies(spool.urgent) == [1000]
+    spool.append(request(200))
     spool.append(request(5, size=10_001, items=9))
     assert spool.take_lost() == 9
+    assert bodies(spool.normal) == [200]
+    assert bodies(spool.urgent) == [1000]
+    spool.close()
+
+
+def test_what_was_delivered_of_a_segment_is_not_counted_when_the_rest_is_dropped(tmp_path: Path) -> None:
+    spool = Spool([tmp_path], ENDPOINT, most_bytes=8_000)
+    for i in range(3):
+        spool.append(request(i, size=200))
+    head = spool.normal.head()
+    assert head is not None
+    spool.normal.pop(head)
+    spool.append(request(3, size=7_500))
+    assert bodies(spool.normal) == [3]
+    assert spool.take_lost() == 2
     spool.close()
 
 
@@ -185,16 +206,43 @@ def test_the_cap_holds_for_what_was_adopted_too(tmp_path: Path) -> None:
     last.close()
 
 
+def test_of_several_dead_spools_the_oldest_comes_first_and_goes_first(tmp_path: Path) -> None:
+    place = tmp_path / "spool"
+    place.mkdir(mode=0o755)
+    for i in (3, 1, 2):
+        dead = Spool([place], ENDPOINT)
+        dead.append(request(i, size=500, urgent=True))
+        dead.append(request(i, size=500))
+        (lock,) = (path / "lock" for path in place.iterdir() if not (path / "aged").exists())
+        (lock.parent / "aged").touch()
+        os.utime(lock, (i, i))
+        dead.close()
+    assert place.stat().st_mode & 0o777 == 0o700
+    spool = Spool([place], ENDPOINT, most_bytes=2_800)
+    spool.adopt()
+    assert spool.size <= 2_800
+    assert spool.take_lost() == 1
+    urgent = spool.adopted_urgent.head()
+    assert urgent is not None
+    assert urgent.urgent
+    assert bodies(spool.adopted_urgent) == [1, 2, 3]
+    assert bodies(spool.adopted) == [2, 3]
+    spool.close()
+
+
 def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_path: Path) -> None:
-    for i in range(5):
+    for i in (0, 1, 4, 3, 2):
         other = Spool([tmp_path / "spool"], f"http://other-{i}")
         other.append(request(i, size=1000))
+        (folder,) = {path.parent for path in tmp_path.rglob("*.segment") if path.stat().st_mtime > 1000}
         other.close()
-        os.utime(next((tmp_path / "spool").glob(f"*/{other._lanes[1].segments[0].path.name}")).parent)
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (i, i))
     spool = Spool([tmp_path / "spool"], ENDPOINT, most_bytes=3500)
     spool.adopt()
     assert spool.adopted.head() is None
-    assert len(list((tmp_path / "spool").rglob("*.segment"))) == 3
+    left = sorted(unpack(file.read_bytes())[0][0] for file in (tmp_path / "spool").rglob("*.segment"))
+    assert [number(one) for one in left] == [2, 3, 4]
     assert spool.take_lost() == 2
     spool.close()
 
@@ -208,6 +256,11 @@ def test_damage_on_disk_is_counted_by_items(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"1........", b"1...x...."))
     assert bodies(spool.normal) == [0, 2]
     assert spool.take_lost() == 5
+    spool.append(request(3, items=7))
+    (file,) = place.rglob("*.segment")
+    file.write_bytes(b"")
+    assert bodies(spool.normal) == []
+    assert spool.take_lost() == 7
     spool.close()
 
 
@@ -257,7 +310,10 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path) -> None:
         assert spool.append(request(0, size=600))
         assert not spool.append(request(1, size=2000))
     assert spool.append(request(2, size=2000))
-    assert bodies(spool.normal) == [0, 2]
+    spool.close()
+    spool = Spool([tmp_path / "spool"], ENDPOINT)
+    spool.adopt()
+    assert bodies(spool.adopted) == [0, 2]
     assert spool.take_lost() == 0
     spool.close()
 
@@ -381,6 +437,23 @@ def test_draining_keeps_what_is_not_taken(sink: OtlpSink, tmp_path: Path) -> Non
     assert sink.names() == ["a"]
 
 
+def test_draining_begins_with_endings_counts_what_is_refused_and_keeps_to_its_time(
+    sink: OtlpSink, tmp_path: Path
+) -> None:
+    spool = Spool([tmp_path / "spool"], sink.endpoint)
+    for name in ("a", names.RUN_ENDED.name):
+        one = OtlpEncoder(lambda: None).events(RESOURCE, [event(name)], urgent=name != "a")
+        spool.append(one)
+    size = spool.size
+    spool.close()
+    assert drain(tmp_path, sink.endpoint, {}, 0.0) == Drained(0, 0, size)
+    assert not sink.requests
+    sink.refuses = lambda body: b"called" in body and b"run.ended" not in body
+    delivered, lost, left = drain(tmp_path, sink.endpoint, {}, 10.0)
+    assert (delivered, lost, left) == (2, 1, 0)
+    assert sink.names() == [names.RUN_ENDED.name]
+
+
 # --- Delivery --------------------------------------------------------------------------------------------
 
 
@@ -394,20 +467,25 @@ class Clock:
 class Scripted:
     """Answers with what is next in ``outcomes``, then takes everything."""
 
-    def __init__(self, *outcomes: Outcome) -> None:
+    def __init__(self, *outcomes: Outcome, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.outcomes = list(outcomes)
+        self.meanwhile = meanwhile
         self.tried: list[Request] = []
         self.taken: list[Request] = []
+        self.patience: list[float] = []
+        self.closed = 0
 
     def send(self, request: Request, seconds: float) -> Outcome:
         self.tried.append(request)
+        self.patience.append(seconds)
+        self.meanwhile()
         outcome = self.outcomes.pop(0) if self.outcomes else Taken()
         if isinstance(outcome, Taken):
             self.taken.append(request)
         return outcome
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 class Named:
@@ -446,6 +524,151 @@ def test_an_ending_and_the_first_nan_overtake_what_waits(tmp_path: Path, on_disk
         "first", "ended", "a,b", "a points", "c", "first points", "second", "second points", "d", "d points",
     ]  # fmt: skip
     delivery.close()
+
+
+def test_endings_of_anybody_come_first_and_ones_own_hour_before_that_of_the_dead(tmp_path: Path) -> None:
+    dead = Spool([tmp_path], ENDPOINT)
+    dead.append(request(3, urgent=True))
+    dead.append(request(6))
+    dead.close()
+    clock, sender = Clock(), Scripted(Away("down"))
+    delivery = Delivery(Named(), sender, Spool([tmp_path], ENDPOINT), ENDPOINT, clock)
+    delivery._put(request(1, urgent=True))
+    delivery._put(request(4))
+    delivery.deliver(1.0)
+    delivery._put(request(2, urgent=True))
+    delivery._put(request(5))
+    clock.now += 100
+    assert delivery.deliver(1.0) == float("inf")
+    assert [number(one) for one in sender.taken] == [1, 2, 3, 4, 5, 6]
+    delivery.close()
+    delivery.close()
+    assert sender.closed == 1
+
+
+def test_last_words_and_the_export_thread_send_nothing_twice() -> None:
+    inner: list[Callable[[float], object]] = []
+    sender = Scripted(meanwhile=lambda: inner and inner.pop()(1.0))
+    delivery = Delivery(Named(), sender, None, ENDPOINT)
+    for outer, meanwhile in (
+        (delivery.send_last_words, delivery.deliver),
+        (delivery.deliver, delivery.send_last_words),
+    ):
+        delivery.send_events({}, [ENDED])
+        inner.append(meanwhile)
+        outer(1.0)
+        assert [one.body for one in sender.tried] == [b"ended"]
+        sender.tried.clear()
+
+
+def test_last_words_wait_for_nobody() -> None:
+    clock, sender = Clock(), Scripted(Away("down", 40.0))
+    delivery = Delivery(Named(), sender, None, ENDPOINT, clock)
+    delivery.send_events({}, [ENDED])
+    delivery.send_last_words(0.0)
+    assert not sender.tried
+    for _ in range(2):
+        delivery.send_last_words(1.0)
+    assert sender.patience == [1.0]  # then the collector asked for a pause
+
+
+def test_delivery_keeps_to_its_time() -> None:
+    clock = Clock()
+
+    def pass_a_second() -> None:
+        clock.now += 1.0
+
+    sender = Scripted(meanwhile=pass_a_second)
+    delivery = Delivery(Named(), sender, None, ENDPOINT, clock)
+    for i in range(9):
+        delivery._put(request(i))
+    delivery.deliver(1.5)
+    delivery.deliver(1.5, at_once=True)
+    assert [number(one) for one in sender.taken] == [0, 1, 2, 3]
+    assert sender.patience == [REPLY_SECONDS, REPLY_SECONDS, 1.5, 0.5]
+
+
+def test_a_request_that_cannot_be_sent_is_counted_and_does_not_hold_up_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GRADWATCH_TESTING")
+    faults = [ValueError("odd")]
+
+    def fail_once() -> None:
+        if faults:
+            raise faults.pop()
+
+    sender = Scripted(meanwhile=fail_once)
+    delivery = Delivery(Named(), sender, None, ENDPOINT)
+    delivery._put(request(0, items=3))
+    delivery._put(request(1))
+    assert delivery.deliver(1.0) == float("inf")
+    assert [number(one) for one in sender.taken] == [1]
+    assert (delivery.take_lost(), delivery.take_lost()) == (3, 0)
+
+
+def test_after_a_delivery_nothing_is_left_of_the_pauses_before(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    sender = Scripted(Away("down"), Away("down"), Taken(), Taken(), Away("down"))
+    delivery = Delivery(Named(), sender, None, ENDPOINT, clock, lambda: 0.0)
+    delivery._put(request(0))
+    assert delivery.deliver(1.0) == 0.5
+    clock.now += 0.5
+    assert delivery.deliver(1.0) == 1.0
+    assert delivery.deliver(1.0, at_once=True) == float("inf")
+    delivery._put(request(1))
+    assert delivery.deliver(1.0) == float("inf")
+    delivery._put(request(2))
+    assert delivery.deliver(1.0) == 0.5
+    assert caplog.text.count("cannot deliver telemetry") == 1
+
+
+def test_a_pause_that_is_asked_for_lengthens_ones_own_and_differs_by_rank() -> None:
+    for asked, chance, expected in ((40.0, 1.0, 44.0), (0.1, 1.0, 1.0)):
+        delivery = Delivery(
+            Named(), Scripted(Away("busy", asked)), None, ENDPOINT, Clock(), lambda chance=chance: chance
+        )
+        delivery._put(request(0))
+        assert delivery.deliver(1.0) == expected
+
+
+def test_what_does_not_fit_in_memory_goes_to_disk_and_so_does_what_is_left_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwatch.export.delivery._MEMORY_BYTES", 100)
+    spool = Spool([tmp_path], ENDPOINT, most_bytes=5_000)
+    delivery = Delivery(Named(), Scripted(), spool, ENDPOINT)
+    for i in range(9):
+        delivery._put(request(i, size=20))
+    delivery._put(request(9, size=6_000, items=4))
+    assert delivery.take_lost() == 4
+    delivery.close()
+    after = Spool([tmp_path], ENDPOINT)
+    after.adopt()
+    assert bodies(after.adopted) == list(range(9))
+    after.close()
+
+
+def test_what_was_delivered_takes_no_room_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradwatch.export.delivery._MEMORY_BYTES", 100)
+    sender = Scripted()
+    delivery = Delivery(Named(), sender, None, ENDPOINT)
+    for i in range(30):
+        delivery._put(request(i, size=20))
+        delivery.deliver(1.0)
+    assert [number(one) for one in sender.taken] == list(range(30))
+    assert delivery.take_lost() == 0
+
+
+def test_after_a_fork_the_childs_copy_sends_and_keeps_nothing(tmp_path: Path) -> None:
+    sender = Scripted()
+    delivery = Delivery(Named(), sender, Spool([tmp_path], ENDPOINT), ENDPOINT)
+    delivery._put(request(0))
+    delivery.forget_in_child()
+    delivery.deliver(1.0)
+    delivery.keep()
+    assert not sender.tried
+    assert not list(tmp_path.rglob("*.segment"))
 
 
 def test_a_short_run_is_told_in_order() -> None:
@@ -505,6 +728,17 @@ def test_a_collector_that_asks_for_a_pause_gets_it(sink: OtlpSink, status: int, 
     delivery.close()
 
 
+@pytest.mark.parametrize(("asked", "seconds"), [("90000", 3600.0), ("Mon, 02 Jan 2023 00:00:00 GMT", 0.0)])
+def test_a_pause_is_no_longer_than_an_hour_and_none_in_the_past(
+    sink: OtlpSink, asked: str, seconds: float
+) -> None:
+    sink.status, sink.headers = 503, {"Retry-After": asked}
+    transport = Transport(sink.endpoint, {})
+    outcome = transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False))
+    assert outcome == Away("HTTP 503", seconds)
+    transport.close()
+
+
 @pytest.mark.parametrize("nonsense", ["soon", "-5", "1e999", "Mon, 99 Foo 2023"])
 def test_a_pause_that_makes_no_sense_is_not_kept(sink: OtlpSink, nonsense: str) -> None:
     sink.status, sink.headers = 503, {"Retry-After": nonsense}
@@ -536,6 +770,28 @@ def test_a_partial_success_is_counted_and_said(
     assert delivery.take_lost() == 6
     assert caplog.text.count("too old") == 1
     delivery.close()
+
+
+@pytest.mark.parametrize("case", ["no protobuf", "broken", "negative", "endless"])
+def test_an_answer_that_makes_no_sense_is_a_yes(sink: OtlpSink, case: str) -> None:
+    refusal = ExportLogsServiceResponse()
+    refusal.partial_success.rejected_log_records = -3 if case == "negative" else 3
+    endless = b"\x0a" + b"\xff" * 2_000_000
+    sink.reply = {"broken": b"\xff\xff", "endless": endless}.get(case, refusal.SerializeToString())
+    sink.headers = {"Content-Type": "application/json" if case == "no protobuf" else "application/x-protobuf"}
+    transport = Transport(sink.endpoint, {})
+    assert transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False)) == Taken()
+    transport.close()
+
+
+def test_a_request_goes_nowhere_but_where_it_was_sent(sink: OtlpSink) -> None:
+    with otlp_sink() as other:
+        sink.status, sink.headers = 307, {"Location": f"{other.endpoint}/v1/logs"}
+        transport = Transport(sink.endpoint, {})
+        outcome = transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False))
+        assert outcome == Away("HTTP 307", None)
+        assert not other.requests
+        transport.close()
 
 
 @pytest.mark.parametrize("status", [400, 404, 413])
@@ -657,19 +913,19 @@ def test_a_run_that_nobody_heard_is_told_by_the_next_one(sink: OtlpSink, tmp_pat
 def test_without_any_disk_a_run_is_the_same_and_delivers_at_its_end(
     sink: OtlpSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # imports what makes temporary folders
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "gone").write_text("in the way too")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     sink.status = 503
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr("gradwatch.export.delivery._FIRST_PAUSE", 0.01)
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings: dict[str, Any] = {
         "endpoint": sink.endpoint,
         "directory": tmp_path / "file",
         "export_interval": 0.02,
     }
-    (tmp_path / "gone").write_text("in the way too")
     with gradwatch.watch(model, optimizer, every=1, **settings) as watch:
         for _ in range(20):
             optimizer.zero_grad()
