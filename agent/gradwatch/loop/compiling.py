@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 import gradwatch
-from gradwatch import gradients
+from gradwatch import gradients, loop
 from gradwatch.gradients import clipping
+from gradwatch.loop import module_hooks
 from gradwatch.safety import internal_error, shielded
 
 _told = False
@@ -30,9 +31,9 @@ def stay_untraced() -> None:
     global _told
     rules: Any = sys.modules.get("torch._dynamo.trace_rules")
     if rules is not None and not _told:
-        # What wraps a function that may be inside of a graph has to be traced with it.
-        traced = {gradients.__name__, clipping.__name__}
-        for package in (gradwatch, gradients):
+        # What wraps a function, or hangs on a module, that may be inside of a graph has to be traced with it.
+        traced = {gradients.__name__, clipping.__name__, loop.__name__, module_hooks.__name__}
+        for package in (gradwatch, gradients, loop):
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 if module.name not in traced:
                     rules.add(module.name)
@@ -64,7 +65,12 @@ class CompileWatch:
         backends = getattr(frames, "cached_backends", {})
         if any(backend is not None for backend in backends.values()):  # None: told not to compile a function
             self._hear()
-        for owner, name in ((torch, "compile"), (torch.jit, "script")):
+        # `torch.compile` may have been imported by its name: it calls this one.
+        dynamo = sys.modules.get("torch._dynamo")
+        called: list[tuple[Any, str]] = [(torch, "compile"), (torch.jit, "script")]
+        if dynamo is not None:
+            called.append((dynamo, "optimize"))
+        for owner, name in called:
             original = getattr(owner, name)
             wrapper = self._wrap(original)
             self._replaced.append((owner, name, original, wrapper))

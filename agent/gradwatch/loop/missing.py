@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 NO_GRADIENTS: Final = "an optimizer stepped and none of its parameters has a `.grad`"
 STRANGERS: Final = "optimizers step, and none of them has a parameter of the watched models"
+ELSEWHERE: Final = "an optimizer steps in another thread than the first one, whose thread alone is watched"
 PENDING_SUMS: Final = "some gradients are sums over ranks that were not made yet; their norms are not reported"
 _MAIN_GRAD: Final = "gradients are kept in `main_grad` (Megatron), and not in `.grad`"
 _DEEPSPEED: Final = "gradients are kept in partitions (DeepSpeed ZeRO), and not in `.grad`"

@@ -30,7 +30,8 @@ class ModuleHook:
     """Calls a function that only looks on: its result is not returned, and its errors reach nobody.
 
     A copied or pickled module carries, in its place, a call of the standard library that does nothing, so that
-    it can be loaded where gradwatch is not installed.
+    it can be loaded where gradwatch is not installed. Where a module is compiled or exported, this call is
+    traced with it, to nothing: it is the one part of our hooks that Dynamo may look into (``compiling``).
     """
 
     __slots__ = ("_look",)
@@ -40,6 +41,8 @@ class ModuleHook:
 
     def __call__(self, *args: Any) -> None:
         """Look on."""
+        if torch.compiler.is_compiling():
+            return
         try:
             self._look(*args)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training

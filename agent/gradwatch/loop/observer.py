@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from gradwatch.loop.compiling import CompileWatch, stay_untraced
 from gradwatch.loop.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.loop.loss import LossCapture
 from gradwatch.loop.manual import ManualSteps
-from gradwatch.loop.missing import NO_GRADIENTS, PENDING_SUMS, why_unseen
+from gradwatch.loop.missing import ELSEWHERE, NO_GRADIENTS, PENDING_SUMS, why_unseen
 from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.step_sink import StepSink
@@ -231,7 +232,8 @@ class StepObserver:
         watched = self.roster.find(optimizer)
         if watched is None and not self.progress.pauses and backward_in_progress() is None:
             watched = self.roster.find_around(optimizer)
-        if watched is None and self.roster.adopts and self.roster.is_adoptable(optimizer):
+        may_adopt = self.roster.adopts and not self.progress.is_elsewhere
+        if watched is None and may_adopt and self.roster.is_adoptable(optimizer):
             self.add_optimizer(optimizer)
             return self._watched[id(optimizer)]
         if watched is None:
@@ -281,7 +283,9 @@ class StepObserver:
 
     def _tend_pre_hook(self) -> None:
         """Have torch call before steps only when there is something to do: an idle call costs 2 us."""
-        wanted = self._alert or not all(watched.may_be_thin for watched in self._watched.values())
+        wanted = self._alert or not all(
+            watched.may_be_thin or watched.is_elsewhere for watched in self._watched.values()
+        )
         if wanted and self._pre_hook is None:
             self._pre_hook = register_optimizer_step_pre_hook(self._before_step)
         elif not wanted and self._pre_hook is not None and self._watched:
@@ -307,7 +311,7 @@ class StepObserver:
         kwargs: dict[str, Any],
     ) -> None:
         start = perf_counter_ns()
-        if self.progress.pauses:
+        if self.progress.pauses or self._steps_elsewhere(watched):
             return
         if watched.together is None and not watched.count and backward_in_progress() is not None:
             watched = self._join(optimizer, watched)
@@ -340,12 +344,11 @@ class StepObserver:
 
     def _after_full_step(self, optimizer: Optimizer, watched: WatchedOptimizer) -> None:
         start = perf_counter_ns()
-        if self.progress.pauses or watched.together is not None:
+        if self.progress.pauses or watched.together is not None or self._steps_elsewhere(watched):
             return
         if watched.depth:
             watched.depth -= 1
             return
-        self.progress.thread = get_ident()
         watched.frame = None
         if watched.capturing:
             return
@@ -358,6 +361,26 @@ class StepObserver:
             if watched.observe or self.progress.suspicious:
                 self._look(optimizer, watched, before=False)
         self._end_step(optimizer, watched, start)
+
+    def _steps_elsewhere(self, watched: WatchedOptimizer) -> bool:
+        """Whether this optimizer is stepped beside training, which is where the first optimizer steps.
+
+        Nothing is told of it: losses and steps of two threads cannot be told apart, and gradients that another
+        thread's backward writes must not be read.
+        """
+        thread, leader = get_ident(), self.roster.leader
+        if watched.leads or leader is None or not leader.count or not self.progress.is_elsewhere:
+            self.progress.thread = thread
+            watched.is_elsewhere = False
+        elif not watched.is_elsewhere and not any(
+            t.ident == self.progress.thread for t in threading.enumerate()
+        ):
+            self.progress.thread = thread  # training went on in another thread
+        elif not watched.is_elsewhere:
+            watched.is_elsewhere = True
+            self._sink.missing(self.roster.step, ELSEWHERE)
+            self._tend_pre_hook()
+        return watched.is_elsewhere
 
     def loss_seen(self, losses: list[Tensor], roots: list[Tensor]) -> None:
         """See ``LossSink``."""
@@ -427,6 +450,8 @@ class StepObserver:
         """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
         for watched in self._watched.values():
             # From the last: that of a head's bias is small, and hardly ever zero.
+            if watched.is_elsewhere:
+                continue
             if any(_holds_something(p.grad) for p in reversed(watched.reader.parameters)):
                 return
         self.progress.loss = None

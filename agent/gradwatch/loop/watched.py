@@ -121,11 +121,11 @@ class WatchedOptimizer:
 
     __slots__ = (
         "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame", "index",
-        "is_aligned", "is_late", "is_never_thin", "kinds", "last_epoch", "last_known", "last_nonfinite",
-        "last_observed", "last_step", "late_clip", "layers", "leads", "left", "local", "log", "losses",
-        "may_be_thin", "nonfinite", "observe", "order", "paused", "planned", "poisoned", "rate", "rates",
-        "reader", "reading", "reading_epoch", "reference", "scale", "settled", "spent", "stock", "together",
-        "total", "trust", "unseen", "witness",
+        "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch", "last_known",
+        "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left", "local",
+        "log", "losses", "may_be_thin", "nonfinite", "observe", "order", "paused", "planned", "poisoned",
+        "rate", "rates", "reader", "reading", "reading_epoch", "reference", "scale", "settled", "spent",
+        "stock", "together", "total", "trust", "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +164,7 @@ class WatchedOptimizer:
         self.counted = 0
         self.may_be_thin = False
         self.is_never_thin = False
+        self.is_elsewhere = False
         # Of a single group, the very object, so that a step whose rate did not change is known by identity.
         self.rate: object = _UNKNOWN
         self.rates: tuple[float | None, ...] = ()
@@ -314,7 +315,7 @@ class WatchedOptimizer:
         """Whether some of these gradients are this optimizer's."""
         first = grads[0] if grads else None
         parameters = self.reader.parameters
-        if first is None or not parameters:
+        if first is None or not parameters or self.is_elsewhere:
             return False
         if parameters[0].grad is first:
             return True

@@ -8,10 +8,10 @@ once, and norms on a device wait for the ring.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from gradwatch.gradients.norms import HALF, DeviceNorms
-from gradwatch.loop.module_hooks import is_script
+from gradwatch.loop.module_hooks import ModuleHook, is_script
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.nonfinite.forward_plan import ForwardPlan, PlanRecorder
 from gradwatch.nonfinite.graph_walk import Graph, suspects_behind
-from gradwatch.safety import internal_error
 from gradwatch.tensors.device_ring import is_capturing
 from gradwatch.tensors.nested import tensors
 
@@ -191,15 +190,17 @@ class ForwardWitness:
     def _attach(self, index: int, model: nn.Module) -> None:
         if is_script(model) or (self._compiles and not hasattr(model, "_orig_mod")):
             return
-        hook = _Hook(self, index, is_before=False)
+        hook = ModuleHook(partial(self.after, index))
         handles = [model.register_forward_hook(hook, with_kwargs=True)]
         if index not in self.plans and not _is_compiled(model):
-            before = _Hook(self, index, is_before=True)
+            before = ModuleHook(partial(self.before, index))
             handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
         self._handles[index] = handles
 
-    def before(self, index: int, model: nn.Module) -> None:
+    def before(self, index: int, model: nn.Module, _args: object, _kwargs: object) -> None:
         """A watched model is about to run; learn its plan if that is still to do."""
+        if not self.armed:
+            return
         stale = self._recorders.pop(index, None)  # its forward raised
         if stale is not None:
             stale.abandon()
@@ -210,6 +211,8 @@ class ForwardWitness:
         self, index: int, _model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """A watched model has run."""
+        if not self.armed:
+            return
         outputs = _tensors(output)
         if self._recorders:
             recorder = self._recorders.pop(index, None)
@@ -297,36 +300,6 @@ def _is_last(reading: ForwardReading, readings: Sequence[ForwardReading]) -> boo
 
 def _numbers(outputs: Sequence[Tensor]) -> frozenset[int]:
     return frozenset(o.grad_fn._sequence_nr() for o in outputs if o.grad_fn is not None)  # noqa: SLF001 - no other
-
-
-class _Hook:
-    """The hook itself: alive while its witness is, and nothing at all in a copy or a pickle of the model."""
-
-    __slots__ = ("_index", "_is_before", "_witness")
-
-    def __init__(self, witness: ForwardWitness, index: int, *, is_before: bool) -> None:
-        self._witness = weakref.ref(witness)
-        self._index = index
-        self._is_before = is_before
-
-    def __call__(self, module: nn.Module, *passed: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        witness = self._witness()
-        if witness is None or not witness.armed:
-            return
-        try:
-            if self._is_before:
-                witness.before(self._index, module)
-            else:
-                witness.after(self._index, module, *passed)
-        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
-            internal_error(error, "forward hook")
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # A function of the standard library that takes anything and does nothing, so that a saved model loads
-        # where gradwatch is not installed.
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def _is_bad(tensor: Tensor) -> bool:

@@ -12,13 +12,14 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from gradwatch.local_files import file_name
-from gradwatch.loop.module_hooks import is_script
+from gradwatch.loop.module_hooks import ModuleHook, is_script
 from gradwatch.reproduction.bundle import Bundle, BundleError, Call, ModelState, save
 from gradwatch.reproduction.random_state import portable, random_state
 from gradwatch.safety import internal_error, log, shielded
@@ -110,8 +111,10 @@ class Capture:
             return
         self._models[name] = model
         self._handles[name] = [
-            model.register_forward_pre_hook(_Hook(self._before, name), prepend=True, with_kwargs=True),
-            model.register_forward_hook(_Hook(self._after, name)),
+            model.register_forward_pre_hook(
+                ModuleHook(partial(self._before, name)), prepend=True, with_kwargs=True
+            ),
+            model.register_forward_hook(ModuleHook(partial(self._after, name))),
         ]
 
     def compiles(self) -> None:
@@ -258,31 +261,6 @@ class Capture:
             },
             changed=changed,
         )
-
-
-class _Hook:
-    """A hook on a module that is harmless wherever the module goes: copies and pickles of it do nothing."""
-
-    def __init__(self, act: Callable[..., None], name: str) -> None:
-        self._act = act
-        self._name = name
-
-    def __call__(self, *arguments: Any) -> None:
-        try:
-            self._act(self._name, *arguments)
-        except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
-            internal_error(error, "capture")
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert, ()
-
-
-def _inert(*_arguments: Any) -> None:
-    """What a copied hook does."""
-
-
-def _make_inert() -> Callable[..., None]:
-    return _inert
 
 
 def _keeper(arrived: list[Tensor]) -> Callable[[Tensor], None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import compile as compile_by_name
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -60,6 +61,25 @@ def test_compiled_loops_are_told_like_others(
     assert exporter.values(names.LOSS) == pytest.approx([step.loss for step in steps], rel=1e-5)
     layers = {point.attributes[names.LAYER_NAME] for point in exporter.histograms(names.LAYER_GRADIENT_NORM)}
     assert layers == set(steps[0].norms or ())
+
+
+@pytest.mark.parametrize("every", [None, 1])
+@pytest.mark.parametrize("step", range(5))
+def test_what_was_exported_or_compiled_in_mid_run_is_what_it_would_have_been(
+    watching: Watching, every: int | None, step: int
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    called: Callable[..., Any] = model
+    with watching(model, optimizer, every=every):
+        for index in range(5):
+            if index == step:
+                exported = torch.export.export(model, (torch.randn(3, 4),), strict=True)
+                assert len(exported.graph_signature.parameters) == 4
+                called = compile_by_name(model, fullgraph=True, backend="eager")
+            optimizer.zero_grad()
+            called(torch.randn(3, 4)).square().mean().backward()
+            optimizer.step()
 
 
 def test_a_backward_inside_one_whole_graph_stays_in_it(
