@@ -5,6 +5,6 @@ Importing this package imports neither torch nor the OpenTelemetry SDK; ``watch(
 
 from gradwatch.checkpoints.finding import latest_checkpoint
 from gradwatch.settings import SettingsError
-from gradwatch.watching import Watch, watch
+from gradwatch.watching import Watch, run, watch
 
-__all__ = ["SettingsError", "Watch", "latest_checkpoint", "watch"]
+__all__ = ["SettingsError", "Watch", "latest_checkpoint", "run", "watch"]

@@ -22,6 +22,7 @@ COMMANDS: Final = {
         "gradwatch.reproduction.command:replay",
         "Run a captured step again, find where it went bad.",
     ),
+    "run": ("gradwatch.supervisor.command:run", "Run a command, watch it, tell how it ended."),
     "runs": ("gradwatch_collector.commands.runs:runs", "What ran, and how it ended."),
     "slo": ("gradwatch_collector.commands.slo:slo", "Is the training service healthy?"),
     "token": ("gradwatch_collector.commands.token:token", "Access tokens of the collector."),

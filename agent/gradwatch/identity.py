@@ -20,6 +20,7 @@ import torch
 from gradwatch import conventions
 from gradwatch.safety import shielded
 from gradwatch.settings import Settings
+from gradwatch.supervisor.launch import attempt_of
 from gradwatch.telemetry import AttributeValue
 
 # Ranks that watch at all do so within moments of each other; a rank 0 that does not must not hold up others.
@@ -45,12 +46,10 @@ class Identity:
         rank, world_size = _rank(settings, environ), _world_size(environ)
         launcher = environ.get("TORCHELASTIC_RUN_ID")
         run_id = settings.run_id or (launcher if launcher not in {None, "", "none"} else None)
-        restarts = environ.get("TORCHELASTIC_RESTART_COUNT", "")
-        attempt = settings.attempt or (int(restarts) + 1 if restarts.isdigit() else None)
         _runs_begun += 1
         return cls(
             run_id=run_id or _agreed(rank, world_size, _runs_begun) or _new_id(),
-            attempt=attempt,
+            attempt=attempt_of(settings, environ),
             rank=rank,
             world_size=world_size,
             instance=str(uuid.uuid4()),

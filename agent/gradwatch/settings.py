@@ -56,6 +56,7 @@ class Settings:
         spool_max_bytes: Bound on undelivered telemetry on disk; 0 keeps it in memory only.
         exit_timeout: Seconds that delivery may hold up the end of the process.
         flight_steps: Steps that the black box holds.
+        stall_after: Seconds without a step that are a stall; None judges by the steps and pauses so far.
         capture: ``on_nonfinite`` writes a reproduction bundle of the first non-finite step; None none.
         replay: ``module:function`` that builds the model again for ``gradwatch replay``.
         disabled: Watch nothing.
@@ -88,6 +89,7 @@ class Settings:
     spool_max_bytes: int = DEFAULT_BYTES
     exit_timeout: float = 2.0
     flight_steps: int = 256
+    stall_after: float | None = None
     capture: str | None = None
     replay: str | None = None
     disabled: bool = False
@@ -151,6 +153,7 @@ class Settings:
             spool_max_bytes=setting("spool_max_bytes", _integer(0), DEFAULT_BYTES),
             exit_timeout=setting("exit_timeout", _positive, 2.0),
             flight_steps=setting("flight_steps", _integer(1), 256),
+            stall_after=setting("stall_after", _positive, None),
             capture=setting("capture", _capture, None),
             replay=setting("replay", _reference, None),
             disabled=setting("disabled", _boolean, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import math
 import multiprocessing.util
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,14 +19,16 @@ from gradwatch import conventions
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
 from gradwatch.export.exporter import ExportThread, Pacer
+from gradwatch.export.exporters import otlp_exporter
 from gradwatch.export.interval import Interval
-from gradwatch.export.spool import Spool, places
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.life.black_box import BlackBox, StallWatch, Trigger
 from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
 from gradwatch.life.flight_recorder import FlightRecorder, FlightStep
 from gradwatch.life.oom import AllocatorWatch, OutOfMemory
+from gradwatch.life.preemption import sigterm_reason
 from gradwatch.life.sigterm import SigtermWatch
+from gradwatch.life.stacks import stacks
 from gradwatch.loop.calibration import thin_cost
 from gradwatch.loop.observer import StepObserver
 from gradwatch.loop.step_log import StepLog
@@ -34,6 +37,7 @@ from gradwatch.nonfinite.birthplace import is_reported
 from gradwatch.redaction import redact
 from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
+from gradwatch.supervisor import progress
 from gradwatch.telemetry import (
     Attributes,
     AttributeValue,
@@ -83,7 +87,10 @@ class Run:
         self._box = BlackBox(
             self._recorder, self._tail, self._emit_black_box, settings.directory, self.identity
         )
-        self._stall = StallWatch(self._recorder.median_duration, settings.start_step)
+        self._stall = StallWatch(
+            self._recorder.median_duration, settings.start_step, limit=settings.stall_after
+        )
+        self._stalled_at: int | None = -1  # no step yet
         self._allocator = AllocatorWatch(self._ran_out_of_memory)
         self._out_of_memory = 0
         self._interval = Interval(clock.now(), self._record)
@@ -102,7 +109,7 @@ class Run:
         )
         self.observer.roster.thin_cost = self._interval.thin_cost
         self._thread = ExportThread(
-            exporter or _otlp(settings, pace),
+            exporter or otlp_exporter(settings, pace),
             lambda: self._resource,
             self._collect,
             self._heartbeat,
@@ -124,12 +131,13 @@ class Run:
             )
             self.observer.compile_watch.tell(self._capture.compiles)
         self._endings = EndingWatch(self.end)
-        self._sigterm = SigtermWatch(self._note_sigterm, self._die_of_sigterm)
+        self._sigterm = SigtermWatch(self._note_sigterm, self.die_of_sigterm)
 
     def begin(self) -> None:
         """Install everything and say that the run started."""
         self._thread.start()
         self._emit(conventions.RUN_STARTED, {})
+        self._tell_progress()
         self.observer.install()
         self._endings.install()
         self._sigterm.install()
@@ -295,8 +303,15 @@ class Run:
         if not self._ended:
             last = self.observer.roster.last_step
             self._emit(conventions.RUN_HEARTBEAT, {conventions.STEP: last})
-            if self._stall.stalled(last, paused=self.observer.progress.pauses > 0):
+            self._tell_progress()
+            stalled = self._stall.stalled(last, paused=self.observer.progress.pauses > 0)
+            if stalled and last != self._stalled_at:
+                self._stalled_at = last
+                self._emit(conventions.STALLED, {conventions.STEP: last, conventions.STACKS: stacks()})
                 self._box.write("stalled", last)
+
+    def _tell_progress(self) -> None:
+        progress.tell(self.identity.attempt, self.identity.instance, self.observer.roster.last_step)
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -307,6 +322,7 @@ class Run:
             if self._ended:
                 return
             self._ended = True
+        self._tell_progress()
         # An exception of the program's own is the truth, whatever came before it.
         if self._sigterm_came and (ending.exception_type is None or ending.status == CANCELLED):
             ending = Ending(
@@ -343,13 +359,16 @@ class Run:
         self.close(self._endings.at_exit() if error is None else ending_of(error))
 
     def _sigterm_reason(self) -> str:
-        return "preempted" if self.settings.preemptible else "SIGTERM"
+        return sigterm_reason(self.settings.preemptible, self._sigterm.seen)
 
     def _note_sigterm(self) -> None:
         self._sigterm_came = True
         self._ask_black_box("SIGTERM", None)
 
-    def _die_of_sigterm(self) -> None:
+    def die_of_sigterm(self) -> None:
+        """Say so, in no time: the process is about to go."""
+        if _current is not None and _current is not self:  # a run within this one: it has only taken note
+            _current.die_of_sigterm()
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
         self._thread.send_last_words(_SIGTERM_SECONDS)
         # The ending is out: only now what takes longer.
@@ -421,22 +440,11 @@ class Run:
             return self._clock.now()
 
 
-def _otlp(settings: Settings, pace: Callable[[], None]) -> Exporter:
-    from gradwatch.export.delivery import Delivery
-    from gradwatch.export.otlp import OtlpEncoder, compressed_signals
-    from gradwatch.export.transport import Transport
-
-    spool = None
-    if settings.spool_max_bytes:
-        spool = Spool(places(settings.directory), settings.endpoint, settings.spool_max_bytes)
-    transport = Transport(settings.endpoint, settings.headers)
-    encoder = OtlpEncoder(pace, compressed_signals(settings.endpoint))
-    return Delivery(encoder, transport, spool, settings.endpoint)
-
-
 # --- The run of this process -------------------------------------------------------------------------------
 
 _current: Run | None = None
+# Those that wait until a run within them is over, innermost last.
+_outer: Final[list[Run]] = []
 
 
 def current() -> Run | None:
@@ -470,6 +478,33 @@ def close_run(run: Run, ending: Ending) -> None:
     run.close(ending)
 
 
+@contextlib.contextmanager
+def separate_run() -> Iterator[None]:
+    """The ``watch()`` calls of the block begin a run of their own, which ends as the block does.
+
+    A run that was open takes nothing from inside the block for its own, and goes on after it.
+    """
+    global _current
+    outer, _current = _current, None
+    if outer is not None:
+        _outer.append(outer)
+        outer.observer.pause()
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        inner = current()
+        for watch in [] if inner is None else list(inner.watches):
+            watch.close_with(error)
+        if outer is not None and outer in _outer:  # else this is a forked child
+            _outer.remove(outer)
+            outer.observer.resume()
+            _current = outer
+
+
 # A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to
 # the child: it waits until the child has its own handling back. The mask is the forking thread's own.
 _masks: Final = threading.local()
@@ -477,7 +512,7 @@ _masks: Final = threading.local()
 
 @shielded(None)
 def _before_fork() -> None:
-    if _current is not None:
+    if _current is not None or _outer:
         _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
@@ -491,8 +526,9 @@ def _after_fork_in_parent() -> None:
 @shielded(None)
 def _after_fork_in_child() -> None:
     global _current
-    run, _current = _current, None
-    if run is not None:
+    runs, _current = [*_outer, *([] if _current is None else [_current])], None
+    _outer.clear()
+    for run in reversed(runs):
         run.abandon_in_child()
     _after_fork_in_parent()
 

@@ -187,7 +187,7 @@ class Watch:
         Called while an exception is being handled (``finally``, ``except``), that exception is the ending.
         """
         error = sys.exc_info()[1]
-        self._close(None if error is not None and HANDLED_BEFORE in vars(error) else error)
+        self.close_with(None if error is not None and HANDLED_BEFORE in vars(error) else error)
 
     def __enter__(self) -> Watch:
         return self
@@ -195,10 +195,11 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._close(error)
+        self.close_with(error)
 
     @shielded(None)
-    def _close(self, error: BaseException | None) -> None:
+    def close_with(self, error: BaseException | None) -> None:
+        """Stop watching, where this exception, or a normal return, is the ending."""
         run, self._run = self._run, None
         if run is None:
             return
@@ -247,6 +248,7 @@ def watch(
     spool_max_bytes: int | None = None,
     exit_timeout: float | None = None,
     flight_steps: int | None = None,
+    stall_after: float | None = None,
     capture: str | None = None,
     replay: str | Callable[..., Any] | None = None,
     exporter: Exporter | None = None,
@@ -290,6 +292,8 @@ def watch(
         spool_max_bytes: Bound on undelivered telemetry on disk (default 256 MiB); 0 keeps it in memory only.
         exit_timeout: Seconds that delivery may hold up the end of the process (default 2).
         flight_steps: Steps that the black box holds (default 256).
+        stall_after: Seconds without a step after which the stack of every thread is reported; default: judged
+            by the steps and pauses so far.
         capture: ``on_nonfinite`` writes a bundle with which ``gradwatch replay`` runs the first non-finite step
             again. It holds the model's inputs and state, and stays on this host.
         replay: Function without arguments, or ``module:function``, that builds the model for a replay.
@@ -302,12 +306,42 @@ def watch(
     keywords = {
         name: value for name, value in locals().items() if name not in {"model", "optimizer", "exporter"}
     }
-    settings = Settings.resolve(keywords)
+    given = {name: value for name, value in keywords.items() if value is not None}
+    settings = Settings.resolve({**_inherited, **given})
     models, optimizers = _models(model, model_name), _optimizers(optimizer)
     inert = Watch(None, optimizers, models.values())
     if settings.disabled or _in_data_loader_worker():
         return inert
     return _attach(settings, models, optimizers, exporter) or inert
+
+
+# Settings of the `run()` around, if there is one.
+_inherited: dict[str, Any] = {}
+
+
+@contextmanager
+def run(**settings: Any) -> Iterator[None]:
+    """A run of its own in this process, such as a trial of a sweep: `watch` calls inside belong to it.
+
+    It ends with the block and as the block does: failed by an exception, cancelled by Ctrl-C, else succeeded. A
+    run that was open before goes on afterwards; nothing inside is its own.
+
+    Args:
+        settings: Keywords of `watch`, for the calls inside that do not give their own.
+
+    Raises:
+        SettingsError: A setting cannot be used.
+    """
+    global _inherited
+    Settings.resolve(settings)
+    from gradwatch.training_run import separate_run
+
+    before, _inherited = _inherited, settings
+    try:
+        with separate_run():
+            yield
+    finally:
+        _inherited = before
 
 
 @shielded(None)

@@ -231,6 +231,21 @@ def test_sigterm_in_the_middle_of_a_long_call(sink: OtlpSink, environ: dict[str,
     assert returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(("notice", "reason"), [("SIGUSR1", "preempted"), ("SIGCONT", "SIGTERM")])
+def test_slurms_notice_before_sigterm_means_preemption(sink: OtlpSink, notice: str, reason: str) -> None:
+    """SIGCONT comes before SIGTERM when a job is cancelled, too."""
+    handled = f"signal.signal(signal.{notice}, lambda *_: None)"
+    signals = f"""
+    os.kill(os.getpid(), signal.{notice})
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+    """
+    returncode, _ = finish(start(sink.endpoint, signals, handled, SLURM_JOB_ID="7"))
+    assert returncode == -signal.SIGTERM
+    assert (ended(sink)[names.STATUS], ended(sink)[names.REASON]) == ("cancelled", reason)
+
+
 @pytest.mark.parametrize(
     ("after", "trigger"),
     [

@@ -208,4 +208,6 @@ class ExportThread:
         if threading.current_thread() is self._thread:
             cpu = time.thread_time_ns()
             used, self._cpu = cpu - self._cpu, cpu
-        self._exporter.send_metrics(self._resource(), self._collect(dropped, used))
+        metrics = self._collect(dropped, used)
+        if metrics:
+            self._exporter.send_metrics(self._resource(), metrics)

@@ -134,6 +134,8 @@ class StallWatch:
         median: Median step duration in seconds, None while it is not known.
         first_step: Index of the run's first step.
         monotonic: The clock, in seconds.
+        limit: Seconds without a step that are a stall, from the start of the run on; None judges by the steps
+            and pauses so far.
     """
 
     LEAST_SECONDS: Final = 60.0
@@ -146,8 +148,10 @@ class StallWatch:
         median: Callable[[], float | None],
         first_step: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
+        limit: float | None = None,
     ) -> None:
         self._median = median
+        self._limit = limit
         self._monotonic = monotonic
         self._first_step = first_step
         self._step: int | None = None
@@ -168,14 +172,17 @@ class StallWatch:
                 self._longest = max(self._longest, now - self._since)
             self._step, self._since = last_step, now
             return False
+        limit = self._limit or self._own_limit(last_step)
+        return limit is not None and now - self._since > limit and not _interactive()
+
+    def _own_limit(self, last_step: int | None) -> float | None:
         if last_step is None or last_step - self._first_step < self._LEAST_STEPS:
-            return False
-        limit = max(
+            return None
+        return max(
             self.LEAST_SECONDS,
             self._MEDIANS * (self._median() or 0.0),
             self._LONGEST_PAUSES * self._longest,
         )
-        return now - self._since > limit and not _interactive()
 
 
 def _interactive() -> bool:

@@ -40,6 +40,8 @@ class SigtermWatch:
         self._placed = False
         self._settled = threading.Event()
         self._previous_descriptor = -1
+        # Numbers of the signals that came, as far as Python has handlers for them.
+        self.seen: set[int] = set()
 
     def install(self) -> None:
         """Arm. Does nothing outside the main thread, where Python allows no signal handling."""
@@ -101,6 +103,7 @@ class SigtermWatch:
             if self._previous_descriptor >= 0:
                 with contextlib.suppress(OSError):
                     os.write(self._previous_descriptor, received.replace(_STOP, b"").replace(_SETTLE, b""))
+            self.seen.update(received)
             if _SIGTERM in received:
                 self._sigterm()
             if _SETTLE in received:

@@ -35,6 +35,7 @@ from gradwatch.life.flight_recorder import (
     decode,
     fitting,
 )
+from gradwatch.life.stacks import stacks
 from gradwatch.loop.step_log import StepLog
 from gradwatch.telemetry import Attributes, Event
 from gradwatch.testing import InMemoryExporter
@@ -580,3 +581,65 @@ def test_slow_steps_few_steps_and_an_idle_prompt_are_no_stall(monkeypatch: pytes
     assert idle.stalled(19)
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     assert not idle.stalled(19)
+
+
+def test_a_limit_of_ones_own_counts_from_the_start_of_the_run() -> None:
+    clock = Hand()
+    watch = StallWatch(lambda: 1.0, monotonic=clock, limit=7.0)
+    assert not watch.stalled(None)
+    clock.now += 8
+    assert watch.stalled(None)
+    assert not watch.stalled(0)
+    clock.now += 6
+    assert not watch.stalled(0)
+    clock.now += 2
+    assert watch.stalled(0)
+
+
+def test_a_stall_is_told_with_the_stack_of_every_thread(
+    watching: Callable[..., gradwatch.Watch], exporter: InMemoryExporter, model: nn.Module
+) -> None:
+    clock = Hand()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    done = threading.Event()
+
+    def stuck_in_the_loader() -> None:
+        done.wait()
+
+    thread = threading.Thread(target=stuck_in_the_loader, name="loader token=abc123")
+    thread.start()
+    with watching(model, optimizer, stall_after=30):
+        run = runs.current()
+        assert run is not None
+        run._stall._monotonic, run._stall._since = clock, clock.now
+        train(model, optimizer, 3)
+        run._heartbeat()
+        for _ in range(10):
+            clock.now += 5
+            run._heartbeat()
+    done.set()
+    thread.join()
+    (event,) = exporter.find_events(names.STALLED.name)
+    assert event.attributes[names.STEP] == 2
+    told = str(event.attributes[names.STACKS])
+    assert told.startswith("MainThread:\n")
+    assert "in stuck_in_the_loader" in told
+    assert told.count("in test_a_stall_is_told_with_the_stack_of_every_thread") == 1
+    assert "abc123" not in told
+
+
+def test_stacks_fit_into_64_kib() -> None:
+    def deep(frames: int) -> str:
+        return stacks() if frames == 0 else deep(frames - 1)
+
+    assert "in deep" in deep(150)
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait, name=f"{'ü' * 500}-{number}") for number in range(100)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert len(stacks().encode()) <= 64 << 10
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()

@@ -1,0 +1,91 @@
+"""`with gradwatch.run(...)`: several runs in one process, each with its own ending."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradwatch
+from gradwatch import conventions as names
+from gradwatch import training_run as runs
+from gradwatch.testing import InMemoryExporter
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+
+
+def trial(steps: int, **settings: Any) -> InMemoryExporter:
+    """Train a new model, watched."""
+    exporter = InMemoryExporter()
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradwatch.watch(model, optimizer, every=1, exporter=exporter, **settings)
+    train(model, optimizer, steps)
+    return exporter
+
+
+def ending(exporter: InMemoryExporter) -> tuple[object, object]:
+    (event,) = exporter.find_events(names.RUN_ENDED.name)
+    return event.attributes[names.STATUS], event.attributes.get(names.REASON)
+
+
+def test_each_block_is_a_run_of_its_own() -> None:
+    exporters = []
+    for number in range(2):
+        with gradwatch.run(job="sweep", run_id=f"trial-{number}", team="research"):
+            exporters.append(trial(3, team="mine"))
+    for number, exporter in enumerate(exporters):
+        assert exporter.resource[names.RUN_ID] == f"trial-{number}"
+        assert exporter.resource[names.SERVICE_NAME] == "sweep"
+        assert exporter.resource[names.TEAM] == "mine"
+        assert exporter.values(names.STEP_INDEX) == [0, 1, 2]
+        assert ending(exporter) == ("succeeded", None)
+    assert runs.current() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(ValueError("bad"), "failed", "ValueError"), (KeyboardInterrupt(), "cancelled", "interrupted")],
+)
+def test_it_ends_as_its_block_does(error: BaseException, status: str, reason: str) -> None:
+    exporters = []
+    with pytest.raises(type(error)), gradwatch.run(run_id="trial"):
+        exporters.append(trial(1))
+        raise error
+    assert ending(exporters[0]) == (status, reason)
+
+
+def test_the_run_around_it_goes_on_and_takes_nothing_from_it() -> None:
+    outer = InMemoryExporter()
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=1, exporter=outer, run_id="outer"):
+        train(model, optimizer, 2)
+        with gradwatch.run(run_id="inner"):
+            inner = trial(4)
+        assert runs.current() is not None
+        train(model, optimizer, 1)
+    assert inner.values(names.STEP_INDEX) == [0, 1, 2, 3]
+    assert len(inner.values(names.LOSS)) == 4
+    assert outer.values(names.STEP_INDEX) == [0, 1, 2]
+    assert len(outer.values(names.LOSS)) == 3
+    assert [exporter.resource[names.RUN_ID] for exporter in (outer, inner)] == ["outer", "inner"]
+    assert ending(outer) == ending(inner) == ("succeeded", None)
+
+
+def test_a_block_in_which_nobody_watches_is_no_run() -> None:
+    with gradwatch.run(job="nothing"):
+        pass
+    assert runs.current() is None
+
+
+def test_a_setting_that_cannot_be_used_is_said_at_once() -> None:
+    with pytest.raises(gradwatch.SettingsError, match="tier"), gradwatch.run(tier="gold"):
+        raise AssertionError
