@@ -106,6 +106,14 @@ RUNS: Final = Group(
             " See `gradwatch runs show {{ $labels.run_id }}`.",
         ),
         _finding(
+            names.RULE_TELEMETRY_OUTAGE,
+            summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} and many others"
+            " fell silent at once",
+            description="At least five runs, and more than a fifth of those that were live, stopped sending"
+            " within 10 s: suspect the network, a proxy or a shared host. None of them is called lost yet."
+            " See their names in `gradwatch runs show {{ $labels.run_id }}`.",
+        ),
+        _finding(
             names.RULE_NONFINITE,
             summary="Run {{ $labels.run_id }} of {{ $labels.training_job }} has NaN or Inf in its"
             f' {{{{ if eq $labels.severity "{PAGE}" }}}}steps, repeatedly{{{{ else }}}}steps{{{{ end }}}}',

@@ -527,6 +527,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
 
 RULE_RUN_FAILED: Final = "run_failed"
 RULE_RUN_LOST: Final = "run_lost"
+RULE_TELEMETRY_OUTAGE: Final = "telemetry_outage"
 RULE_NONFINITE: Final = "nonfinite"
 RULE_MEMORY_HEADROOM: Final = "memory_headroom"
 
@@ -534,6 +535,7 @@ RULE_MEMORY_HEADROOM: Final = "memory_headroom"
 RULE_ALERTS: Final[dict[str, str]] = {
     RULE_RUN_FAILED: "GradwatchRunFailed",
     RULE_RUN_LOST: "GradwatchRunLost",
+    RULE_TELEMETRY_OUTAGE: "GradwatchTelemetryOutage",
     RULE_NONFINITE: "GradwatchNonfinite",
     RULE_MEMORY_HEADROOM: "GradwatchMemoryHeadroom",
 }

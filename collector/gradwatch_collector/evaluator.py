@@ -23,8 +23,8 @@ from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, reconcile
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.partitions import maintain_partitions
-from gradwatch_collector.registry import mark_silent
 from gradwatch_collector.runs import JobLabels, RunRow, load_facts, load_runs, moment, nanos
+from gradwatch_collector.silence import mark_silent
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import ObjectiveReport, evaluate
 from gradwatch_slo.runs import Status

@@ -1,23 +1,46 @@
-"""How a run stands, decided from how its processes stand. Pure: no SQL, no clock.
+"""How a run stands, decided from how its processes stand. Pure: no SQL, and the clock is an argument.
 
 The rules are the run-status contract: an attempt failed if any rank failed and the first to fail is the
 cause, whatever its peers report after being terminated; it is lost only if all its ranks fell silent; a run
-stands as its latest attempt does.
+stands as its latest attempt does, except that a run whose attempt will be retried goes on.
+
+A supervisor is no rank, but sees from outside how its command ended:
+
+- A rank that did not tell its ending, running or lost, has the one its supervisor saw; while the supervisor
+  lives and has not seen any, the rank is running, however silent.
+- A rank that told its ending keeps it. Only when every rank said ``succeeded`` and the command failed all the
+  same (``os._exit`` in an exit handler, a segmentation fault at shutdown) did the attempt fail.
+- Of an attempt in which no rank ever spoke there is only the supervisor's word.
+
+The first to fail: failures that a rank told come first, in the order of their moments. A rank that was silent
+at its end, killed or gone, comes before those that only told that a peer was gone, and after any other: its
+own moment is not known to better than a heartbeat. Moments are by our clock. Where a sender's clock is not
+known (:mod:`gradwatch_collector.clocks`) but a peer's is, the moment of receipt stands for the ending's own;
+where none is known, the senders' moments are compared with each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
+from gradwatch_collector.peer_errors import told_of_a_peer
 from gradwatch_slo.runs import Status
 
-REASON_HEARTBEAT_TIMEOUT = "heartbeat_timeout"
+REASON_HEARTBEAT_TIMEOUT: Final = "heartbeat_timeout"
+_OPEN: Final = (Status.RUNNING, Status.LOST)
+# A supervisor says within seconds whether it tries again; torchrun, which does not say, starts again in less.
+DECISION_NANOS: Final = 30 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """One process of an attempt. Moments in Unix nanoseconds; ``ended_at`` is None while it runs."""
+    """One process of an attempt: a rank, or a supervisor (whose ``rank`` means nothing).
+
+    Moments in Unix nanoseconds; ``ended_at`` is None while it runs. ``told_at``: when its ending was received,
+    None where it told none. ``clock_known``: ``ended_at`` is by our clock.
+    """
 
     rank: int
     status: Status
@@ -25,11 +48,20 @@ class ProcessState:
     started_at: int
     ended_at: int | None
     last_seen_at: int
+    told_at: int | None = None
+    clock_known: bool = True
+    host: str | None = None
+    will_retry: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptState:
-    """How an attempt stands, and which rank decided that."""
+    """How an attempt stands, and which rank decided that.
+
+    ``cause_rank`` is None where no single rank did. ``undecided``: it is over, and a supervisor that lives has
+    not said yet whether it tries again.
+    """
 
     status: Status
     reason: str | None
@@ -38,52 +70,161 @@ class AttemptState:
     started_at: int
     ended_at: int | None
     last_seen_at: int
+    will_retry: bool = False
+    undecided: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-def roll_up(processes: Sequence[ProcessState]) -> AttemptState:
-    """Decide how an attempt stands from its processes (at least one).
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """A status, the process that decided it and the rank, if one did."""
+
+    status: Status
+    cause: ProcessState | None = None
+    rank: int | None = None
+
+
+def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] = ()) -> AttemptState:
+    """Decide how an attempt stands from its ranks and supervisors (together at least one process).
 
     A rank that was started again within the attempt stands as its newest process.
     """
-    newest: dict[int, ProcessState] = {}
-    for process in processes:
-        held = newest.get(process.rank)
-        if held is None or process.started_at >= held.started_at:
-            newest[process.rank] = process
-    ranks = list(newest.values())
-    status, reason, cause = _verdict(ranks)
+    members = [_seen_from_outside(rank, supervisors) for rank in _newest(ranks)]
+    verdict = _verdict(members, supervisors)
+    if verdict.status is Status.SUCCEEDED:
+        verdict = _overruled(members, supervisors) or verdict
+    everyone = [*ranks, *supervisors]
+    cause = verdict.cause
     ended_at: int | None = None
-    if status is not Status.RUNNING:
-        ended_at = (
-            _end(cause) if status is Status.FAILED and cause is not None else max(_end(rank) for rank in ranks)
-        )
+    if verdict.status is Status.FAILED and cause is not None:
+        ended_at = _end(cause)
+    elif verdict.status is not Status.RUNNING:
+        ended_at = max(_end(process) for process in members or supervisors)
+    said = [each for each in supervisors if each.status not in _OPEN]
+    alive = any(each.status is Status.RUNNING for each in supervisors)
+    over = verdict.status not in (Status.RUNNING, Status.SUCCEEDED)
     return AttemptState(
-        status=status,
-        reason=reason,
-        cause_rank=None if cause is None else cause.rank,
-        rank_count=len(ranks),
-        started_at=min(process.started_at for process in processes),
+        status=verdict.status,
+        reason=None if cause is None else cause.reason,
+        cause_rank=verdict.rank,
+        rank_count=len(members),
+        started_at=min(process.started_at for process in everyone),
         ended_at=ended_at,
-        last_seen_at=max(process.last_seen_at for process in processes),
+        last_seen_at=max(process.last_seen_at for process in everyone),
+        will_retry=over and any(each.will_retry for each in (*said, *((cause,) if cause else ()))),
+        undecided=over and alive,
+        evidence={} if cause is None else cause.evidence,
     )
 
 
-def _verdict(ranks: Sequence[ProcessState]) -> tuple[Status, str | None, ProcessState | None]:
+def stands(latest: AttemptState, now: int) -> Status:
+    """Return how a run stands whose latest attempt is this. ``now`` in Unix nanoseconds.
+
+    It goes on while the attempt will be retried, and for a while where that is not decided.
+    """
+    if latest.will_retry:
+        return Status.RUNNING
+    if latest.undecided and latest.ended_at is not None and now - latest.ended_at <= DECISION_NANOS:
+        return Status.RUNNING
+    return latest.status
+
+
+def spoken_for(attempts: Iterable[int], supervised: Mapping[int, bool]) -> dict[int, int]:
+    """Return which attempt's supervisors speak for an attempt, of those that any speak for.
+
+    What a command starts again by itself, as torchrun does, are later attempts under the same supervisor, and
+    it speaks for the last of them: it knows how the command ended. One that promised a retry (``supervised`` is
+    true for its attempt) speaks for its own alone: the later ones are the retry.
+    """
+    numbers = sorted({*attempts, *supervised})
+    begun = sorted(supervised)
+    found: dict[int, int] = {}
+    for index, number in enumerate(begun):
+        until = begun[index + 1] if index + 1 < len(begun) else numbers[-1] + 1
+        covered = [each for each in numbers if number <= each < until]
+        found[number if supervised[number] else covered[-1]] = number
+    return found
+
+
+def _newest(ranks: Iterable[ProcessState]) -> list[ProcessState]:
+    in_order = sorted(ranks, key=lambda each: (each.started_at, each.last_seen_at))
+    return list({process.rank: process for process in in_order}.values())
+
+
+def _supervisor_of(rank: ProcessState, supervisors: Sequence[ProcessState]) -> ProcessState | None:
+    if len(supervisors) == 1:
+        return supervisors[0]
+    here = [each for each in supervisors if each.host == rank.host]
+    return max(here, key=lambda each: each.started_at, default=None)
+
+
+def _seen_from_outside(rank: ProcessState, supervisors: Sequence[ProcessState]) -> ProcessState:
+    """Return the rank as its supervisor saw it, if it did not tell its ending itself."""
+    seen = _supervisor_of(rank, supervisors) if rank.status in _OPEN else None
+    if seen is None or seen.status is Status.LOST:
+        return rank
+    if seen.status is Status.RUNNING:
+        return replace(rank, status=Status.RUNNING, reason=None, ended_at=None)
+    return replace(
+        rank,
+        status=seen.status,
+        reason=seen.reason,
+        ended_at=max(rank.started_at, _end(seen)),
+        evidence=seen.evidence,
+        will_retry=seen.will_retry,
+    )
+
+
+def _verdict(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState]) -> _Verdict:
+    if not ranks:
+        return _word(supervisors)
     by_status = {status: [rank for rank in ranks if rank.status is status] for status in Status}
-    if failed := by_status[Status.FAILED]:
-        cause = min(failed, key=_end)
-        return Status.FAILED, cause.reason, cause
+    if by_status[Status.FAILED]:
+        # A lost rank may be what its peers' failures are about.
+        return _decided(Status.FAILED, [*by_status[Status.FAILED], *by_status[Status.LOST]])
     if by_status[Status.RUNNING]:
-        return Status.RUNNING, None, None
+        return _Verdict(Status.RUNNING)
     if lost := by_status[Status.LOST]:
-        cause = min(lost, key=_end)
         # Some ranks told how they ended, so the machine did not vanish: the silent one died.
-        status = Status.LOST if len(lost) == len(ranks) else Status.FAILED
-        return status, cause.reason, cause
+        return _decided(Status.LOST if len(lost) == len(ranks) else Status.FAILED, lost)
     if cancelled := by_status[Status.CANCELLED]:
-        cause = min(cancelled, key=_end)
-        return Status.CANCELLED, cause.reason, cause
-    return Status.SUCCEEDED, None, None
+        return _decided(Status.CANCELLED, cancelled)
+    return _Verdict(Status.SUCCEEDED)
+
+
+def _decided(status: Status, candidates: Sequence[ProcessState]) -> _Verdict:
+    cause = _first(candidates)
+    return _Verdict(status, cause, cause.rank)
+
+
+def _word(supervisors: Sequence[ProcessState]) -> _Verdict:
+    """Return what supervisors say of a command of which nobody else spoke."""
+    for status in (Status.FAILED, Status.RUNNING, Status.LOST, Status.CANCELLED):
+        if found := [each for each in supervisors if each.status is status]:
+            return _Verdict(status, None if status is Status.RUNNING else _first(found))
+    return _Verdict(Status.SUCCEEDED)
+
+
+def _overruled(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState]) -> _Verdict | None:
+    failed = [each for each in supervisors if each.status is Status.FAILED]
+    if not failed:
+        return None
+    return _Verdict(Status.FAILED, _first(failed), ranks[0].rank if len(ranks) == 1 else None)
+
+
+def _first(processes: Sequence[ProcessState]) -> ProcessState:
+    """Return the one that was first, by the module's rule; equal moments go to the lowest rank."""
+    some_clock_known = any(each.clock_known for each in processes if each.told_at is not None)
+
+    def order(process: ProcessState) -> tuple[int, int, int, str]:
+        moment, kind = _end(process), 1
+        if process.told_at is not None:
+            kind = 2 if told_of_a_peer(process.evidence) else 0
+            if some_clock_known and not process.clock_known:
+                moment = process.told_at
+        return kind, moment, process.rank, process.reason or ""
+
+    return min(processes, key=order)
 
 
 def _end(process: ProcessState) -> int:

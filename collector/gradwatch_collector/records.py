@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,17 @@ Attributes = Mapping[str, AttributeValue]
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
 Times = npt.NDArray[np.int64]
 
+# The rank of a supervisor, which is none: every natural key has a rank, and those of training are from 0.
+NO_RANK: Final = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Who sent a batch, read from the OTLP resource.
 
     ``run_id`` is ``training.run.id``, or a digest of the resource for telemetry that names no run. ``attempt``
-    is None when the sender does not know it. ``instance`` is ``service.instance.id`` (empty if absent).
+    is None when the sender does not know it. ``rank`` is :data:`NO_RANK` for a supervisor. ``instance`` is
+    ``service.instance.id`` (empty if absent).
     """
 
     run_id: str

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, select, text, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, update
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
-from gradwatch_collector.lifecycle import REASON_HEARTBEAT_TIMEOUT, AttemptState, ProcessState, roll_up
-from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, Source
-from gradwatch_collector.runs import described
+from gradwatch_collector.clocks import Clock
+from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Source
+from gradwatch_collector.refresh import refresh_run
 from gradwatch_collector.upsert import upsert
 from gradwatch_slo.runs import Status
 
 _NANOS = 1_000_000_000
 _PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
+# What decides how the attempt and the run stand.
+_STANDING_COLUMNS = ("status", "reason", "evidence", "will_retry", "started_at", "ended_at")
+_EVIDENCE = (c.EXIT_CODE, c.EXCEPTION_TYPE, c.EXCEPTION_MESSAGE, c.EVIDENCE)
+_BACK: dict[str, Any] = {"status": Status.RUNNING, "reason": None, "ended_at": None, "evidence": {}}
 
 
 # Built once: composing a statement costs more than running it.
@@ -37,14 +42,19 @@ _ATTEMPTS = select(_process.attempt, _process.instance).where(
     _process.run_id == bindparam("run_id"), _process.rank == bindparam("rank")
 )
 
-_LOCK_RUN = text("SELECT pg_advisory_xact_lock(hashtextextended(:run_id, 0))")
-
 
 class Registry:
-    """Keeps `process`, `attempt`, `run` and `run_history` true to what arrived."""
+    """Keeps `process`, `attempt`, `run` and `run_history` true to what arrived.
+
+    What is older than ``lost_after`` seconds when it arrives, by the sender's corrected clock, was kept on a
+    disk: it tells how far the process had come by then, and is no sign that it still lives.
+    """
+
+    def __init__(self, lost_after: float = 30.0) -> None:
+        self._lost_after = int(lost_after * _NANOS)
 
     def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
-        """Return the key of the sending process; any accepted batch is a sign of life.
+        """Return the key of the sending process.
 
         An attempt the sender does not know is the order in which its instance was first seen for the
         (run, rank). ``received_at`` in Unix nanoseconds.
@@ -52,14 +62,17 @@ class Registry:
         attempt = source.attempt or _attempt_by_order(connection, source)
         key = ProcessKey(source.run_id, attempt, source.rank, source.instance)
         connection.execute(
-            # Retried batches arrive late: the newest sign of life stands.
-            upsert(connection, schema.process, update=("last_seen_at",), newest="last_seen_at"),
+            # Retried batches arrive late: the newest moment stands.
+            upsert(connection, schema.process, update=("heard_at",), newest="heard_at"),
             {
                 **_place(key),
                 "status": Status.RUNNING,
                 "evidence": {},
                 "started_at": received_at,
                 "last_seen_at": received_at,
+                "heard_at": received_at,
+                "clock": asdict(Clock()),
+                "will_retry": False,
                 "last_loss_nonfinite": False,
                 "is_run": False,
                 "resource": dict(source.resource),
@@ -75,74 +88,53 @@ class Registry:
             return
         changes = _progress_changes(batch.frames, row)
         for event in run_events:
-            changes |= _event_changes(event, row, received_at)
-        corrected = row["status"] == Status.LOST and "status" not in changes
-        if corrected:
-            # It was only silent: a late sign of life corrects the inference.
-            changes |= {"status": Status.RUNNING, "reason": None, "ended_at": None, "evidence": {}}
+            changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
+        known = Clock(**row["clock"])
+        clock = _heard(known, run_events, received_at)
+        changes |= {"clock": asdict(clock), **_moments(known, clock, row, received_at)}
+        newest = clock.ours(_newest_moment(batch, received_at), received_at)
+        alive = received_at - newest <= self._lost_after
+        seen = received_at if alive else newest
+        changes["last_seen_at"] = max(row["last_seen_at"], seen) if row["is_run"] else seen
+        if row["status"] == Status.LOST and "status" not in changes:
+            # It was only silent: what arrives late corrects the inference.
+            changes |= _BACK if alive else {"ended_at": changes["last_seen_at"]}
         connection.execute(update(schema.process).where(_is(key)).values(is_run=True, **changes))
-        told = any(event.name != c.RUN_HEARTBEAT.name for event in run_events)
-        if told or corrected or not row["is_run"]:
+        stands_otherwise = any(name in changes and changes[name] != row[name] for name in _STANDING_COLUMNS)
+        if stands_otherwise or not row["is_run"]:
             refresh_run(connection, key.run_id, received_at)
         else:
             _touch_run(connection, key, changes, received_at)
-        _note_target(connection, key.run_id, batch.events, received_at)
+        _note_target(connection, key.run_id, batch.events, clock, received_at)
 
 
 def _attempt_by_order(connection: Connection, source: Source) -> int:
+    if source.rank == NO_RANK:
+        return 1
     seen = connection.execute(_ATTEMPTS, {"run_id": source.run_id, "rank": source.rank}).all()
     known = next((row.attempt for row in seen if row.instance == source.instance), None)
     return known or 1 + max((row.attempt for row in seen), default=0)
 
 
-def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int) -> list[str]:
-    """Mark processes lost that have been silent for longer than ``lost_after``; return their runs.
-
-    All in Unix nanoseconds. Silence counts only from ``up_since``: nobody could be heard before.
-    """
-    process = schema.process.c
-    silent = connection.execute(
-        select(process.run_id, process.attempt, process.rank, process.instance, process.last_seen_at).where(
-            process.is_run, process.status == Status.RUNNING, process.last_seen_at < now - lost_after
-        )
-    ).all()
-    runs: list[str] = []
-    for row in silent:
-        if now - max(row.last_seen_at, up_since) <= lost_after:
-            continue
-        key = ProcessKey(row.run_id, row.attempt, row.rank, row.instance)
-        connection.execute(
-            update(schema.process)
-            # A batch committed since the select is a sign of life: it wins.
-            .where(_is(key), process.last_seen_at == row.last_seen_at)
-            .values(
-                status=Status.LOST,
-                reason=REASON_HEARTBEAT_TIMEOUT,
-                ended_at=row.last_seen_at,
-                evidence={"silent_seconds": round((now - row.last_seen_at) / _NANOS, 1)},
-            )
-        )
-        runs.append(row.run_id)
-    for run_id in dict.fromkeys(runs):
-        refresh_run(connection, run_id, now)
-    return runs
-
-
 def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> None:
     # The common case, a heartbeat or an export of a run that stands as before: one statement.
     progress = {name: changes[name] for name in _PROGRESS_COLUMNS if name in changes}
-    run = schema.run.c
+    run, seen = schema.run.c, changes["last_seen_at"]
+    # A supervisor speaks for the attempts that its command begins by itself, too.
+    same_attempt = true() if key.rank == NO_RANK else run.attempt == key.attempt
     connection.execute(
         update(schema.run)
-        .where(run.run_id == key.run_id, run.attempt == key.attempt, run.last_seen_at <= received_at)
-        .values(last_seen_at=received_at, **progress)
+        .where(run.run_id == key.run_id, same_attempt, run.last_seen_at <= received_at)
+        .values(last_seen_at=case((run.last_seen_at < seen, seen), else_=run.last_seen_at), **progress)
     )
 
 
-def _note_target(connection: Connection, run_id: str, events: Sequence[EventRecord], received_at: int) -> None:
+def _note_target(
+    connection: Connection, run_id: str, events: Sequence[EventRecord], clock: Clock, received_at: int
+) -> None:
     for event in events:
         if event.name == c.TARGET_REACHED.name:
-            at = min(event.time, received_at)
+            at = clock.ours(event.time, received_at)
             run = schema.run.c
             connection.execute(
                 update(schema.run)
@@ -151,114 +143,52 @@ def _note_target(connection: Connection, run_id: str, events: Sequence[EventReco
             )
 
 
-def refresh_run(connection: Connection, run_id: str, now: int) -> None:
-    """Recompute the attempts and the run from the processes; append to the history what changed."""
-    _take_turns(connection, run_id)
-    process = schema.process.c
-    rows = (
-        connection.execute(
-            select(schema.process)
-            .where(process.run_id == run_id, process.is_run)
-            .order_by(process.attempt, process.rank, process.started_at)
-        )
-        .mappings()
-        .all()
-    )
-    attempts: dict[int, list[RowMapping]] = {}
-    for row in rows:
-        attempts.setdefault(row["attempt"], []).append(row)
-    for number, members in attempts.items():
-        _write_attempt(connection, run_id, number, roll_up([_state(row) for row in members]))
-    _write_run(connection, run_id, attempts, now)
+def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) -> Clock:
+    """Return what is known of the sender's clock after its events, and the moments that it told."""
+    if run_events:
+        clock = clock.hear(max(event.time for event in run_events), received_at)
+    for event in run_events:
+        if event.name == c.RUN_STARTED.name:
+            clock = replace(clock, started=event.time)
+        elif event.name == c.RUN_ENDED.name:
+            # The same word again, after a retry, was told when it first came.
+            told_at = clock.told_at if clock.ended == event.time else received_at
+            clock = replace(clock, ended=event.time, told_at=told_at)
+    return clock
 
 
-def _take_turns(connection: Connection, run_id: str) -> None:
-    # Two collectors that each end one rank must not both still see the other running. SQLite has one writer.
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK_RUN, {"run_id": run_id})
+def _moments(known: Clock, clock: Clock, row: RowMapping, received_at: int) -> dict[str, int]:
+    """Return start and end by our clock, if they are told or the sender's clock has become known since."""
+    changes: dict[str, int] = {}
+    started_at: int = row["started_at"]
+    if clock.started is not None and not (known.sure and clock.started == known.started):
+        started_at = changes["started_at"] = clock.ours(clock.started, received_at)
+    if clock.ended is not None and not (known.sure and clock.ended == known.ended):
+        assert clock.told_at is not None
+        changes["ended_at"] = max(clock.ours(clock.ended, clock.told_at), started_at)
+    return changes
 
 
-def _write_attempt(connection: Connection, run_id: str, number: int, state: AttemptState) -> None:
-    values = {
-        "status": state.status,
-        "reason": state.reason,
-        "cause_rank": state.cause_rank,
-        "rank_count": state.rank_count,
-        "started_at": state.started_at,
-        "ended_at": state.ended_at,
-    }
-    connection.execute(
-        upsert(connection, schema.attempt, update=values.keys()),
-        {"run_id": run_id, "attempt": number, "will_retry": False, **values},
-    )
+def _newest_moment(batch: Batch, received_at: int) -> int:
+    """Return the newest moment in a batch, by its sender's clock."""
+    ends = [int(frame.times[-1]) for frame in batch.frames]
+    ends += [event.time for event in batch.events]
+    ends += [span.end for span in batch.spans]
+    return max(ends, default=received_at)
 
 
-def _write_run(connection: Connection, run_id: str, attempts: dict[int, list[RowMapping]], now: int) -> None:
-    latest = max(attempts)
-    state = roll_up([_state(row) for row in attempts[latest]])
-    before = connection.execute(
-        select(schema.run.c.status, schema.run.c.reason, schema.run.c.attempt).where(
-            schema.run.c.run_id == run_id
-        )
-    ).one_or_none()
-    lead = attempts[latest][0]
-    steps = [row for row in attempts[latest] if row["last_step"] is not None]
-    losses = [row for row in attempts[latest] if row["last_loss"] is not None or row["last_loss_nonfinite"]]
-    newest_loss = max(losses, key=lambda row: row["last_step"] or 0, default=None)
-    values: dict[str, Any] = {
-        "status": state.status,
-        "reason": state.reason,
-        "attempt": latest,
-        "rank_count": state.rank_count,
-        "started_at": min(row["started_at"] for members in attempts.values() for row in members),
-        "ended_at": state.ended_at,
-        "last_seen_at": state.last_seen_at,
-        "last_step": max((row["last_step"] for row in steps), default=None),
-        "last_loss": None if newest_loss is None else newest_loss["last_loss"],
-        "last_loss_nonfinite": newest_loss is not None and newest_loss["last_loss_nonfinite"],
-        "host": telling.text(lead["resource"].get(c.HOST_NAME)),
-        "commit": telling.text(lead["resource"].get(c.GIT_COMMIT)),
-    }
-    values |= described(lead["resource"])
-    connection.execute(upsert(connection, schema.run, update=values.keys()), {"run_id": run_id, **values})
-    if before is None or (before.status, before.reason, before.attempt) != (
-        state.status,
-        state.reason,
-        latest,
-    ):
-        cause = next((row for row in attempts[latest] if row["rank"] == state.cause_rank), lead)
-        connection.execute(
-            schema.run_history.insert().values(
-                run_id=run_id,
-                attempt=latest,
-                recorded_at=now,
-                status=state.status,
-                reason=state.reason,
-                evidence={"rank": state.cause_rank, **cause["evidence"]},
-            )
-        )
-
-
-def _event_changes(event: EventRecord, row: RowMapping, received_at: int) -> dict[str, Any]:
-    # A sender's clock may be ahead of ours; nothing happened after it was received.
-    at = min(event.time, received_at)
+def _event_changes(event: EventRecord, last_step: int | None) -> dict[str, Any]:
     step = telling.integer(event.attributes.get(c.STEP))
     changes: dict[str, Any] = {}
-    if step is not None and (row["last_step"] is None or step > row["last_step"]):
+    if step is not None and (last_step is None or step > last_step):
         changes["last_step"] = step
-    if event.name == c.RUN_STARTED.name:
-        changes["started_at"] = at
-    elif event.name == c.RUN_ENDED.name:
+    if event.name == c.RUN_ENDED.name:
         changes |= {
             "status": _ending(event.attributes.get(c.STATUS)),
             "reason": telling.text(event.attributes.get(c.REASON)),
             "exit_code": telling.integer(event.attributes.get(c.EXIT_CODE)),
-            "ended_at": max(at, row["started_at"]),
-            "evidence": {
-                name: event.attributes[name]
-                for name in (c.EXIT_CODE, c.EXCEPTION_TYPE, c.EXCEPTION_MESSAGE)
-                if name in event.attributes
-            },
+            "will_retry": event.attributes.get(c.WILL_RETRY) is True,
+            "evidence": {name: event.attributes[name] for name in _EVIDENCE if name in event.attributes},
         }
     return changes
 
@@ -298,17 +228,6 @@ def _newest(frames: Sequence[Frame], metric: str) -> tuple[int, float] | None:
         if frame.metric.name == metric and frame.values is not None
     ]
     return max(points, key=itemgetter(0), default=None)
-
-
-def _state(row: RowMapping) -> ProcessState:
-    return ProcessState(
-        row["rank"],
-        Status(row["status"]),
-        row["reason"],
-        row["started_at"],
-        row["ended_at"],
-        row["last_seen_at"],
-    )
 
 
 def _place(key: ProcessKey) -> dict[str, Any]:

@@ -46,8 +46,16 @@ class RunRow:
     target: str | None
     deadline_seconds: float | None
     target_reached_at: int | None
+    outage_at: int | None
     will_retry: bool
     cause_rank: int | None
+
+    @property
+    def silent_in_outage(self) -> bool:
+        """Whether the run fell silent in an outage of many and has not been heard since."""
+        return (
+            self.status is Status.RUNNING and self.outage_at is not None and self.last_seen_at <= self.outage_at
+        )
 
     @property
     def job_labels(self) -> JobLabels:

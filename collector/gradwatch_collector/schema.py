@@ -67,6 +67,8 @@ run = Table(
     Column("target", Text),
     Column("deadline_seconds", Double),
     Column("target_reached_at", BigInteger),
+    # When the outage was noticed in which the run fell silent with many others.
+    Column("outage_at", BigInteger),
     Index(None, "status"),
     Index(None, "ended_at"),
     Index(None, "job", "started_at"),
@@ -85,9 +87,11 @@ attempt = Table(
     Column("will_retry", Boolean, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+    Column("evidence", Json, nullable=False),
 )
 
-# One operating-system process of a run. Also kept for telemetry that belongs to no run.
+# One operating-system process of a run. Also kept for telemetry that belongs to no run. A supervisor has
+# rank -1.
 process = Table(
     "process",
     metadata,
@@ -106,10 +110,15 @@ process = Table(
     Column("last_loss", Double),
     Column("last_loss_nonfinite", Boolean, nullable=False),
     Column("last_loss_at", BigInteger),
+    # When the newest batch was received; `last_seen_at` is when the process was last known to live.
+    Column("heard_at", BigInteger, nullable=False),
+    # What is known of its clock (`clocks.py`).
+    Column("clock", Json, nullable=False),
+    Column("will_retry", Boolean, nullable=False),
     # False until the first training.run.* event: until then it is telemetry, not a run.
     Column("is_run", Boolean, nullable=False),
     Column("resource", Json, nullable=False),
-    Index(None, "status", "last_seen_at"),
+    Index(None, "status", "heard_at"),
 )
 
 # Every change of a run's status, with its evidence; corrections are appended, nothing is overwritten.

@@ -93,7 +93,7 @@ def application(engine: Engine, settings: ServerSettings) -> Starlette:
     GCCollector(registry=metrics)
     live = LiveRuns()
     instruments = Instruments(metrics)
-    ingest = Ingest(engine, Registry(), instruments=instruments, on_committed=live.update)
+    ingest = Ingest(engine, Registry(settings.lost_after), instruments=instruments, on_committed=live.update)
     evaluator = Evaluator(engine, live, default_objectives().objectives, lost_after=settings.lost_after)
     metrics.register(RunMetrics(evaluator, live))
 

@@ -11,13 +11,15 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, select, tuple_
 
 from gradwatch import conventions as c
 from gradwatch_collector import checkpoints, schema, telling
 from gradwatch_collector.effective_time import effective_time
 from gradwatch_collector.findings.advice import ADVICE
+from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.layers import layer_summaries
+from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import RunRow, load_runs, moment
 
 MAX_LIMIT = 1_000
@@ -116,14 +118,18 @@ def show_run(connection: Connection, run_id: str) -> Json | None:
 
 
 def findings_json(connection: Connection, run_id: str) -> list[Json]:
-    """Return the contract's `finding` for each finding of a run, newest first."""
+    """Return the contract's `finding` for each finding of a run, newest first.
+
+    An outage of many runs is one finding, told of one of them; while it is open it is shown with each.
+    """
     finding = schema.finding.c
+    shared = (finding.rule == c.RULE_TELEMETRY_OUTAGE) & (finding.state == OPEN)
     rows = connection.execute(
         select(schema.finding)
-        .where(finding.run_id == run_id)
+        .where((finding.run_id == run_id) | shared)
         .order_by(finding.first_seen.desc(), finding.finding_id.desc())
     ).mappings()
-    return [_finding(row) for row in rows]
+    return [_finding(row) for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
 
 
 def _finding(row: RowMapping) -> Json:
@@ -164,22 +170,24 @@ def _attempts(connection: Connection, run_id: str) -> list[Json]:
             "will_retry": row["will_retry"],
             "started_at": timestamp(row["started_at"]),
             "ended_at": timestamp(row["ended_at"]),
-            "processes": _processes(connection, run_id, row["attempt"]),
+            "evidence": row["evidence"],
+            "processes": _processes(connection, run_id, row["attempt"], schema.process.c.rank != NO_RANK),
+            "supervisors": _processes(connection, run_id, row["attempt"], schema.process.c.rank == NO_RANK),
         }
         for row in rows
     ]
 
 
-def _processes(connection: Connection, run_id: str, attempt: int) -> list[Json]:
+def _processes(connection: Connection, run_id: str, attempt: int, condition: ColumnElement[bool]) -> list[Json]:
     process = schema.process.c
     rows = connection.execute(
         select(schema.process)
-        .where(process.run_id == run_id, process.attempt == attempt, process.is_run)
+        .where(process.run_id == run_id, process.attempt == attempt, process.is_run, condition)
         .order_by(process.rank, process.started_at)
     ).mappings()
     return [
         {
-            "rank": row["rank"],
+            "rank": _rank(row),
             "instance": row["instance"],
             "status": row["status"],
             "reason": row["reason"],
@@ -192,6 +200,12 @@ def _processes(connection: Connection, run_id: str, attempt: int) -> list[Json]:
         }
         for row in rows
     ]
+
+
+def _rank(row: RowMapping) -> int | None:
+    """Return the rank; a supervisor has none."""
+    rank: int = row["rank"]
+    return None if rank == NO_RANK else rank
 
 
 def _history(connection: Connection, run_id: str) -> list[Json]:
@@ -224,7 +238,7 @@ def _events(connection: Connection, run_id: str) -> list[Json]:
             "name": row["name"],
             "time": timestamp(row["time"]),
             "attempt": row["attempt"],
-            "rank": row["rank"],
+            "rank": _rank(row),
             "body": row["body"],
             "attributes": row["attributes"],
         }
@@ -278,7 +292,7 @@ def _environment(connection: Connection, run_id: str, attempt: int) -> Json:
     resource: Json | None = connection.scalar(
         select(process.resource)
         .where(process.run_id == run_id, process.attempt == attempt)
-        .order_by(process.rank, process.started_at.desc())
+        .order_by(process.rank == NO_RANK, process.rank, process.started_at.desc())
         .limit(1)
     )
     return resource or {}

@@ -19,7 +19,7 @@ from gradwatch_collector.database import transaction
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.live import LiveRuns
-from gradwatch_collector.records import Batch, ProcessKey
+from gradwatch_collector.records import Batch, EventRecord, ProcessKey
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
@@ -281,3 +281,126 @@ def test_an_ending_before_this_evaluator_started_is_not_counted_again(service: S
     restarted.tick(4)
     assert restarted.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 0.0
     assert len(restarted.evaluator.snapshot.findings) == 1
+
+
+def fleet(service: Service, *tiers: str) -> list[Batch]:
+    """Runs of these tiers that started, and what each says as a sign of life at the service's moment."""
+    for number, tier in enumerate(tiers):
+        service.receive(start(f"r{number}", tier=tier))
+    return [
+        batch(source(f"r{number}", instance=f"r{number}", tier=tier), event(c.RUN_HEARTBEAT, 100, 1))
+        for number, tier in enumerate(tiers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "told_of", "severity"),
+    [(["experiment"] * 5 + ["production"], "r5", "page"), (["experiment"] * 6, "r0", "ticket")],
+)
+def test_many_runs_silent_at_once_are_one_finding_until_all_are_heard(
+    service: Service, tiers: list[str], told_of: str, severity: str
+) -> None:
+    signs = fleet(service, *tiers)
+    service.tick(31)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.run_id, found.rule, found.severity) == (told_of, "telemetry_outage", severity)
+    assert (found.evidence["count"], found.evidence["silent"]) == (6, 6)
+    assert sorted(found.evidence["runs"]) == [f"r{number}" for number in range(6)]
+    active = labels(c.FINDING_ACTIVE, run_id=told_of, rule="telemetry_outage", severity=severity, tier=run.tier)
+    assert service.samples(c.FINDING_ACTIVE) == {active: 1.0}
+    service.tick(100)
+    service.receive(*signs[1:])
+    service.tick(101)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.run_id, found.evidence["count"], found.evidence["silent"]) == (told_of, 6, 1)
+    service.receive(signs[0])
+    service.tick(102)
+    assert service.evaluator.snapshot.findings == []
+    with service.database.connect() as connection:
+        for number in range(6):
+            shown = show_run(connection, f"r{number}")
+            assert shown is not None
+            assert [entry["status"] for entry in shown["history"]] == ["running"]
+        shown = show_run(connection, told_of)
+        assert shown is not None
+        assert [(found["rule"], found["state"]) for found in shown["findings"]] == [
+            ("telemetry_outage", "resolved")
+        ]
+
+
+def test_an_open_outage_is_shown_with_each_of_its_runs(service: Service) -> None:
+    fleet(service, *["experiment"] * 5)
+    service.tick(31)
+    with service.database.connect() as connection:
+        shown = show_run(connection, "r3")
+    assert shown is not None
+    assert [found["rule"] for found in shown["findings"]] == ["telemetry_outage"]
+    Draft202012Validator(load_schema("run-detail")).validate(json.loads(json.dumps(shown, allow_nan=False)))
+
+
+def test_a_run_that_fell_silent_long_before_an_outage_is_lost_by_itself(service: Service) -> None:
+    service.receive(start("early"))
+    service.tick(20)
+    fleet(service, *["experiment"] * 5)
+    service.tick(51)
+    found = {(run.run_id, seen.rule) for run, seen in service.evaluator.snapshot.findings}
+    assert found == {("early", "run_lost"), ("r0", "telemetry_outage")}
+
+
+def test_the_runs_of_an_outage_that_do_not_come_back_are_lost(service: Service) -> None:
+    fleet(service, *["experiment"] * 5)
+    service.tick(120)
+    service.tick(240)
+    service.tick(300)
+    assert [found.rule for _, found in service.evaluator.snapshot.findings] == ["telemetry_outage"]
+    service.tick(301)
+    assert [found.rule for _, found in service.evaluator.snapshot.findings] == ["run_lost"] * 5
+
+
+def test_replicas_of_the_collector_tell_one_outage(service: Service) -> None:
+    other = Service(service.database)
+    fleet(service, *["experiment"] * 5)
+    for seconds in range(10, 51, 10):
+        service.tick(seconds)
+        other.tick(seconds)
+    for each in (service, other):
+        ((run, found),) = each.evaluator.snapshot.findings
+        assert (run.run_id, found.rule) == ("r0", "telemetry_outage")
+
+
+def success_rate(service: Service) -> tuple[float, float]:
+    """Good and bad runs of tier production, as the objective counts them."""
+    counted = service.samples(c.SLO_EVENTS)
+    slo = {"slo": "training-success-rate", "training_job": "", "tier": "production"}
+    good, bad = (counted[labels(c.SLO_EVENTS, **slo, quality=quality)] for quality in ("good", "bad"))
+    return good, bad
+
+
+def test_the_success_rate_counts_endings_and_follows_their_corrections(service: Service) -> None:
+    def tell(run_id: str, *events: EventRecord, **attributes: Any) -> None:
+        told = source(run_id, instance=run_id, tier="production", attempt=1, **attributes)
+        service.receive(batch(told, event(c.RUN_STARTED, 0), *events))
+
+    def ending(status: str, reason: str | None = None, **told: Any) -> EventRecord:
+        return event(c.RUN_ENDED, 100, 9, STATUS=status, REASON=reason, **told)
+
+    service.seconds = 100
+    tell("succeeded", ending("succeeded"))
+    tell("failed", ending("failed", "ValueError"))
+    tell("cancelled", ending("cancelled", "interrupted"))
+    tell("preempted", ending("cancelled", "preempted"))
+    tell("running", event(c.RUN_HEARTBEAT, 100, 1))
+    tell("retried", ending("failed", "SIGKILL", WILL_RETRY=True))
+    tell("silent", event(c.RUN_HEARTBEAT, 100, 1))
+    service.tick(101)
+    assert success_rate(service) == (1, 1)
+    service.tick(120)
+    for run_id in ("running", "retried"):
+        service.receive(batch(source(run_id, instance=run_id, attempt=1), event(c.RUN_HEARTBEAT, 120, 2)))
+    service.tick(132)
+    assert success_rate(service) == (1, 2)  # silent is lost
+    tell("silent", event(c.RUN_ENDED, 131, 9, STATUS="succeeded"))
+    service.tick(140)
+    assert success_rate(service) == (2, 1)
+    service.tick(151)
+    assert success_rate(service) == (2, 3)  # running is lost, and nobody retried

@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from click.testing import CliRunner
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect, select, text
 
 from gradwatch.cli import main
 from gradwatch_collector import database as db
@@ -39,6 +39,22 @@ def test_an_upgrade_is_applied_once_and_can_be_taken_back(empty_database: Engine
     db.downgrade(empty_database, "base")
     assert set(inspect(empty_database).get_table_names()) == {"alembic_version"}
     assert db.upgrade(empty_database) == applied
+
+
+def test_processes_of_before_were_last_heard_at_their_last_sign_of_life(database: Engine) -> None:
+    db.downgrade(database, "0002_checkpoint")
+    with db.transaction(database) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO process (run_id, attempt, rank, instance, status, evidence, started_at,"
+                " last_seen_at, last_loss_nonfinite, is_run, resource)"
+                " VALUES ('r', 1, 0, 'i', 'running', '{}', 1, 7, false, true, '{}')"
+            )
+        )
+    db.upgrade(database)
+    with database.connect() as connection:
+        (row,) = connection.execute(select(schema.process)).mappings()
+    assert (row["heard_at"], row["clock"], row["will_retry"]) == (7, {}, False)
 
 
 def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> None:

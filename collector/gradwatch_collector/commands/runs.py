@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from gradwatch_slo.tables import print_table
 
 _EVENTS_SHOWN = 20
 _CHECKPOINTS_SHOWN = 10
+_STALLS_SHOWN = 4
 _COLOURS = {
     "running": "cyan",
     "succeeded": "green",
@@ -121,10 +123,14 @@ def _print_run(console: Console, shown: views.Json) -> None:
         _print(console, f"  cause    {finding['cause']}")
         _print(console, f"  action   {finding['action']}")
         _print(console, f"  runbook  {finding['runbook_url']}")
+    for line in _attempts(shown["attempts"]):
+        _print(console, line)
     if shown["layers"]:
         console.print()
         _print_layers(console, shown["layers"])
-    for line in (*_time(shown["effective_time"]), *_checkpoints(shown), *_black_boxes(shown["events"])):
+    events = shown["events"]
+    sections = (_time(shown["effective_time"]), _checkpoints(shown), _black_boxes(events), _stalls(events))
+    for line in itertools.chain.from_iterable(sections):
         _print(console, line)
     _print(console, "\nEVENTS")
     for event in reversed(shown["events"][:_EVENTS_SHOWN]):
@@ -159,6 +165,28 @@ def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
         attributes = event["attributes"]
         trigger, steps = attributes.get(c.FLIGHT_TRIGGER, "unknown"), attributes.get(c.FLIGHT_STEPS, "?")
         yield f"  {trigger}: flight record of {steps} steps{_contents(attributes.get(c.FLIGHT_DATA))}"
+
+
+def _attempts(attempts: Sequence[views.Json]) -> Iterator[str]:
+    """One line for each attempt, oldest first, where there is more to tell than the run's own line does."""
+    if len(attempts) == 1 and not attempts[0]["evidence"]:
+        return
+    yield "\nATTEMPTS"
+    for attempt in reversed(attempts):
+        rank = "" if attempt["cause_rank"] is None else f"(rank {attempt['cause_rank']})"
+        retry = "will be retried" if attempt["will_retry"] else ""
+        facts = (attempt["status"], attempt["reason"] or "", rank, retry, _facts(attempt["evidence"]))
+        yield f"  {attempt['attempt']}  {attempt['started_at'][11:19]}  {'  '.join(filter(None, facts))}"
+
+
+def _stalls(events: Sequence[views.Json]) -> Iterator[str]:
+    """The newest stalls, oldest first, with the stack of every thread as it was."""
+    stalls = [event for event in events if event["name"] == c.STALLED.name][:_STALLS_SHOWN]
+    for event in reversed(stalls):
+        step = event["attributes"].get(c.STEP, "?")
+        yield f"\nSTALLED {event['time'][11:19]} rank {event['rank']} after step {step}"
+        for line in str(event["attributes"].get(c.STACKS) or "no stacks").splitlines():
+            yield f"  {line}"
 
 
 def _time(spent: views.Json) -> Iterator[str]:
@@ -203,7 +231,7 @@ def _facts(attributes: dict[str, Any]) -> str:
     return " ".join(
         f"{name.removeprefix('training.')}={value}"
         for name, value in attributes.items()
-        if name not in {c.EVENT_SEQUENCE, c.FLIGHT_DATA}
+        if name not in {c.EVENT_SEQUENCE, c.FLIGHT_DATA, c.STACKS}
     )
 
 

@@ -4,12 +4,17 @@ A detector is a function of a :class:`Scene` that yields an :class:`Observation`
 now. :func:`reconcile` opens, updates and resolves the stored findings to match.
 """
 
-from gradwatch_collector.findings import memory_headroom, nonfinite, run_endings
+from gradwatch_collector.findings import memory_headroom, nonfinite, run_endings, telemetry_outage
 from gradwatch_collector.findings.advice import ADVICE
 from gradwatch_collector.findings.observation import Detector, Observation, Scene, Severity
 from gradwatch_collector.findings.store import reconcile
 
-DETECTORS: tuple[Detector, ...] = (run_endings.detect, nonfinite.detect, memory_headroom.detect)
+DETECTORS: tuple[Detector, ...] = (
+    telemetry_outage.detect,
+    run_endings.detect,
+    nonfinite.detect,
+    memory_headroom.detect,
+)
 RULES: tuple[str, ...] = tuple(ADVICE)
 
 __all__ = ["DETECTORS", "RULES", "Observation", "Scene", "Severity", "reconcile"]

@@ -27,6 +27,11 @@ ADVICE: Final[dict[str, Advice]] = {
         "without a word.",
         "Look at the host's kernel log for the OOM killer, then resume from the last checkpoint.",
     ),
+    c.RULE_TELEMETRY_OUTAGE: Advice(
+        "Many runs fell silent within seconds: the network to the collector, a proxy, a shared host or its "
+        "power failed. The runs may well be training.",
+        "Restore the way to the collector; leave the runs alone until it is clear that they are dead.",
+    ),
     c.RULE_NONFINITE: Advice(
         "A loss or gradient became NaN or Inf: a division by zero or log of zero, an overflow, a learning "
         "rate that is too high, or a corrupt batch.",

@@ -14,7 +14,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from gradwatch import conventions as c
 from gradwatch_collector.otlp.errors import MalformedError
-from gradwatch_collector.records import AttributeValue, Source
+from gradwatch_collector.records import NO_RANK, AttributeValue, Source
 
 # These are parts of keys, and PostgreSQL's index entries end at 2704 bytes.
 _IDENTITY: Final = (c.RUN_ID, c.SERVICE_INSTANCE_ID, c.SERVICE_NAME)
@@ -70,7 +70,7 @@ def source_of(resource: Resource) -> Source:
     return Source(
         run_id=str(run_id) if run_id not in (None, "") else f"resource-{digest(attributes).hex()}",
         attempt=_integer(attributes, c.RUN_ATTEMPT, 1),
-        rank=_integer(attributes, c.RANK, 0) or 0,
+        rank=NO_RANK if attributes.get(c.SUPERVISOR) is True else _integer(attributes, c.RANK, 0) or 0,
         instance=str(attributes.get(c.SERVICE_INSTANCE_ID) or ""),
         resource=attributes,
     )

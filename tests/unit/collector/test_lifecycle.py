@@ -3,32 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gradwatch_collector.lifecycle import ProcessState, roll_up
+from gradwatch import conventions as c
+from gradwatch_collector.lifecycle import DECISION_NANOS, ProcessState, roll_up, spoken_for, stands
 from gradwatch_slo.runs import Status
 
 
-def process(rank: int, status: Status, ended_at: int | None = 20, reason: str | None = None) -> ProcessState:
+def process(
+    rank: int, status: Status, ended_at: int | None = 20, reason: str | None = None, **known: Any
+) -> ProcessState:
+    told = ended_at if status not in (Status.RUNNING, Status.LOST) else None
     return ProcessState(
-        rank=rank, status=status, reason=reason, started_at=10, ended_at=ended_at, last_seen_at=ended_at or 15
+        rank,
+        status,
+        reason,
+        **{"started_at": 10, "ended_at": ended_at, "last_seen_at": ended_at or 15, "told_at": told, **known},
     )
+
+
+def supervisor(
+    status: Status, reason: str | None = None, ended_at: int | None = 25, **known: Any
+) -> ProcessState:
+    return process(-1, status, None if status is Status.RUNNING else ended_at, reason, **known)
 
 
 RUNNING = process(0, Status.RUNNING, None)
 SUCCEEDED = process(0, Status.SUCCEEDED)
 
-processes = st.builds(
-    ProcessState,
-    rank=st.integers(0, 3),
-    status=st.sampled_from(Status),
-    reason=st.none(),
-    started_at=st.integers(0, 5),
-    ended_at=st.none() | st.integers(5, 20),
-    last_seen_at=st.integers(5, 20),
-)
+GLOO = {
+    c.EXCEPTION_TYPE: "RuntimeError",
+    c.EXCEPTION_MESSAGE: "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:4242",
+}
+
+
+@st.composite
+def told(draw: st.DrawFn) -> ProcessState:
+    """A process at any point of its life, its clock known or not."""
+    status = draw(st.sampled_from(Status))
+    ended_at = None if status is Status.RUNNING else draw(st.integers(5, 20))
+    return process(
+        draw(st.integers(0, 3)),
+        status,
+        ended_at,
+        draw(st.sampled_from(["ValueError", "SIGTERM"])),
+        started_at=draw(st.integers(0, 5)),
+        last_seen_at=draw(st.integers(5, 20)),
+        clock_known=draw(st.booleans()),
+        host=draw(st.sampled_from(["a", "b"])),
+        evidence=draw(st.sampled_from([{}, GLOO])),
+    )
+
+
+processes = told()
+ranks = st.lists(processes, max_size=6, unique_by=lambda each: each.rank)
+supervisors = st.lists(processes, max_size=2, unique_by=lambda each: (each.host, each.started_at))
 
 
 def test_an_attempt_runs_while_a_rank_runs_and_none_failed() -> None:
@@ -85,18 +119,154 @@ def test_a_cancelled_rank_cancels_the_attempt() -> None:
     assert (state.status, state.reason) == (Status.CANCELLED, "interrupted")
 
 
-@given(st.lists(processes, min_size=1, max_size=8))
-def test_only_a_running_attempt_has_no_end_and_none_ends_before_it_started(members: list[ProcessState]) -> None:
-    state = roll_up(members)
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (Status.FAILED, "SIGKILL"),
+        (Status.FAILED, "oom_killed"),
+        (Status.FAILED, "segfault"),
+        (Status.FAILED, "exit 3"),
+        (Status.CANCELLED, "SIGTERM"),
+        (Status.SUCCEEDED, None),
+    ],
+)
+@pytest.mark.parametrize("silent", [RUNNING, process(0, Status.LOST, 15, "heartbeat_timeout")])
+def test_a_rank_that_told_nothing_ended_as_its_supervisor_saw(
+    silent: ProcessState, status: Status, reason: str | None
+) -> None:
+    seen = supervisor(status, reason, evidence={c.EVIDENCE: "seen"})
+    state = roll_up([silent], [seen])
+    assert (state.status, state.reason, state.ended_at, state.rank_count) == (status, reason, 25, 1)
+    if status is Status.FAILED:
+        assert (state.cause_rank, state.evidence) == (0, {c.EVIDENCE: "seen"})
+
+
+def test_a_rank_that_told_its_exception_keeps_it() -> None:
+    state = roll_up([process(0, Status.FAILED, 20, "ValueError")], [supervisor(Status.FAILED, "exit 1")])
+    assert (state.status, state.reason, state.ended_at) == (Status.FAILED, "ValueError", 20)
+
+
+@pytest.mark.parametrize("reason", ["exit 1", "segfault", "SIGKILL"])
+def test_a_command_that_failed_after_its_rank_had_succeeded_failed(reason: str) -> None:
+    state = roll_up([SUCCEEDED], [supervisor(Status.FAILED, reason)])
+    assert (state.status, state.reason, state.cause_rank) == (Status.FAILED, reason, 0)
+    state = roll_up([SUCCEEDED, process(1, Status.SUCCEEDED)], [supervisor(Status.FAILED, reason)])
+    assert (state.status, state.reason, state.cause_rank) == (Status.FAILED, reason, None)
+
+
+def test_a_rank_that_succeeded_is_not_overruled_where_another_explains_the_failure() -> None:
+    members = [SUCCEEDED, process(1, Status.FAILED, 19, "ValueError")]
+    state = roll_up(members, [supervisor(Status.FAILED, "exit 1")])
+    assert (state.reason, state.cause_rank) == ("ValueError", 1)
+
+
+def test_a_cancelled_rank_stays_cancelled_whatever_its_exit_code() -> None:
+    cancelled = process(0, Status.CANCELLED, 20, "SIGTERM")
+    assert roll_up([cancelled], [supervisor(Status.FAILED, "exit 143")]).status is Status.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(Status.FAILED, "exit 2"), (Status.SUCCEEDED, None), (Status.RUNNING, None)]
+)
+def test_a_command_of_which_no_rank_spoke_stands_by_its_supervisors_word(
+    status: Status, reason: str | None
+) -> None:
+    state = roll_up([], [supervisor(status, reason)])
+    assert (state.status, state.reason, state.rank_count, state.cause_rank) == (status, reason, 0, None)
+
+
+def test_silence_is_judged_by_rank_and_supervisor_together() -> None:
+    lost = process(0, Status.LOST, 15, "heartbeat_timeout")
+    assert roll_up([lost], [supervisor(Status.RUNNING)]).status is Status.RUNNING
+    assert roll_up([RUNNING], [supervisor(Status.LOST, "heartbeat_timeout")]).status is Status.RUNNING
+    assert roll_up([lost], [supervisor(Status.LOST, "heartbeat_timeout")]).status is Status.LOST
+
+
+def test_each_host_has_its_own_supervisor() -> None:
+    here, there = (process(rank, Status.LOST, 15, "heartbeat_timeout", host=f"h{rank}") for rank in (0, 1))
+    seen = [
+        supervisor(Status.FAILED, "oom_killed", host="h1"),
+        supervisor(Status.CANCELLED, "SIGTERM", host="h0"),
+    ]
+    state = roll_up([here, there], seen)
+    assert (state.status, state.reason, state.cause_rank) == (Status.FAILED, "oom_killed", 1)
+
+
+def test_a_silent_rank_is_the_cause_of_peers_that_only_lost_their_connection() -> None:
+    peer = process(0, Status.FAILED, 16, "RuntimeError", evidence=GLOO)
+    silent = process(1, Status.LOST, 15, "heartbeat_timeout")
+    assert roll_up([peer, silent]).cause_rank == 1
+    state = roll_up([peer, silent], [supervisor(Status.FAILED, "SIGKILL")])
+    assert (state.cause_rank, state.reason) == (1, "SIGKILL")
+    told = replace(peer, reason="ValueError", evidence={c.EXCEPTION_TYPE: "ValueError"})
+    assert roll_up([told, silent], [supervisor(Status.FAILED, "exit 1")]).reason == "ValueError"
+
+
+@pytest.mark.parametrize("name", ["torch.distributed.DistBackendError", "torch.distributed.DistNetworkError"])
+def test_a_failure_of_its_own_comes_before_an_earlier_one_that_blames_a_peer(name: str) -> None:
+    peer = process(0, Status.FAILED, 16, "DistBackendError", evidence={c.EXCEPTION_TYPE: name})
+    own = process(1, Status.FAILED, 17, "ValueError", evidence={c.EXCEPTION_TYPE: "ValueError"})
+    assert roll_up([peer, own]).cause_rank == 1
+
+
+def test_where_one_clock_is_not_known_receipt_decides_which_rank_failed_first() -> None:
+    known = process(0, Status.FAILED, 5000, "ValueError", told_at=5001)
+    hour_behind = process(1, Status.FAILED, 1410, "KeyError", told_at=5003, clock_known=False)
+    assert roll_up([known, hour_behind]).cause_rank == 0
+    assert roll_up([replace(known, told_at=5005, clock_known=False), hour_behind]).cause_rank == 1
+
+
+def test_an_attempt_that_will_be_retried_failed_and_its_run_goes_on() -> None:
+    state = roll_up([process(0, Status.FAILED, 20, "ValueError")], [supervisor(Status.FAILED, will_retry=True)])
+    assert (state.status, state.reason, state.will_retry) == (Status.FAILED, "ValueError", True)
+    assert stands(state, 10 * DECISION_NANOS) is Status.RUNNING
+
+
+def test_a_run_goes_on_until_its_supervisor_has_had_time_to_say_whether_it_tries_again() -> None:
+    failed = process(0, Status.FAILED, 20, "ValueError")
+    undecided = roll_up([failed], [supervisor(Status.RUNNING)])
+    assert (undecided.status, undecided.undecided) == (Status.FAILED, True)
+    assert stands(undecided, 20 + DECISION_NANOS) is Status.RUNNING
+    assert stands(undecided, 21 + DECISION_NANOS) is Status.FAILED
+    for word in ([], [supervisor(Status.FAILED, "exit 1")], [supervisor(Status.LOST)]):
+        assert stands(roll_up([failed], word), 20) is Status.FAILED
+
+
+def test_a_supervisor_speaks_for_the_last_attempt_that_its_command_began() -> None:
+    assert spoken_for([1], {1: False}) == {1: 1}
+    assert spoken_for([1, 2, 3], {1: False}) == {3: 1}
+    assert spoken_for([1, 2, 3], {1: False, 3: False}) == {2: 1, 3: 3}
+    assert spoken_for([1, 2], {1: True}) == {1: 1}
+    assert spoken_for([], {1: True, 2: False}) == {1: 1, 2: 2}
+    assert spoken_for([1, 2], {}) == {}
+
+
+@given(ranks, supervisors)
+def test_only_a_running_attempt_has_no_end_and_none_ends_before_it_started(
+    members: list[ProcessState], seen: list[ProcessState]
+) -> None:
+    assume(members or seen)
+    state = roll_up(members, seen)
     assert (state.ended_at is None) == (state.status is Status.RUNNING)
     assert state.ended_at is None or state.ended_at >= state.started_at
 
 
-@given(st.lists(processes, min_size=1, max_size=8, unique_by=lambda p: p.rank), st.randoms())
+@given(ranks, supervisors, st.randoms(use_true_random=False))
 def test_the_order_in_which_processes_are_read_changes_nothing(
-    members: list[ProcessState], random: object
+    members: list[ProcessState], seen: list[ProcessState], random: Random
 ) -> None:
-    shuffled = list(members)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis gives a random.Random
-    one, other = roll_up(members), roll_up(shuffled)
-    assert (one.status, one.ended_at) == (other.status, other.ended_at)
+    assume(members or seen)
+    state = roll_up(members, seen)
+    random.shuffle(members)
+    random.shuffle(seen)
+    assert roll_up(members, seen) == state
+
+
+@given(st.lists(processes, min_size=1, max_size=6, unique_by=lambda each: each.rank))
+def test_a_told_failure_is_never_outvoted(members: list[ProcessState]) -> None:
+    failed = [each for each in members if each.status is Status.FAILED]
+    state = roll_up(members)
+    assert (state.status is Status.FAILED) >= bool(failed)
+    own = [each for each in failed if each.evidence != GLOO]
+    if own and all(each.clock_known for each in own):
+        assert state.ended_at == min(each.ended_at for each in own if each.ended_at is not None)
