@@ -82,6 +82,8 @@ STACKS: Final = "training.stacks"
 EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
 BORN_IN: Final = "training.nonfinite.born_in"
+NONFINITE_EARLIEST: Final = "training.nonfinite.earliest"
+NONFINITE_LATEST: Final = "training.nonfinite.latest"
 NONFINITE_STEPS: Final = "training.nonfinite.steps"
 NONFINITE_ELEMENTS: Final = "training.nonfinite.elements"
 NONFINITE_LAYERS: Final = "training.nonfinite.layers"
@@ -120,6 +122,8 @@ ATTRIBUTES: Final[dict[str, str]] = {
     EXCEPTION_MESSAGE: "First line of the exception's message, at most 200 characters.",
     BORN_IN: "Where a non-finite value was born, absent when not known: `input`, `forward`, `loss`, "
     "`backward`, `optimizer`, `parameters`.",
+    NONFINITE_EARLIEST: "First step in which it may have come; only where the step is not known.",
+    NONFINITE_LATEST: "Last step in which it may have come; only where the step is not known.",
     NONFINITE_STEPS: "Non-finite steps of this process so far, this one included.",
     NONFINITE_ELEMENTS: "Non-finite gradient elements in the step; absent where they were not counted.",
     NONFINITE_LAYERS: "Number of parameters with a non-finite gradient in the step.",
@@ -217,11 +221,12 @@ LOCAL_GRADIENT_NORM: Final = Metric(
 )
 UPDATE_RATIO: Final = Metric(
     "training.update.ratio", "1", "gauge",
-    "Norm of a step's update of a parameter over the norm of the parameter, at a slow cadence.",
+    "Norm of a step's update of a parameter over the norm that it had before, at a slow cadence.",
     (LAYER_NAME, OPTIMIZER),
 )
 WEIGHT_NORM: Final = Metric(
-    "training.layer.weight.norm", "{norm}", "gauge", "L2 norm of a parameter, at a slow cadence.",
+    "training.layer.weight.norm", "{norm}", "gauge",
+    "L2 norm of a parameter before the step's update, at a slow cadence.",
     (LAYER_NAME, OPTIMIZER),
 )
 LOSS_SCALE: Final = Metric(
@@ -356,8 +361,8 @@ STALLED: Final = Event(
 NONFINITE_STEP: Final = Event(
     "training.nonfinite", "A step with a non-finite loss or gradient: each of the first ten, then 100, 1000...",
     (
-        EVENT_SEQUENCE, STEP, LAYER_NAME, BORN_IN, NONFINITE_STEPS, NONFINITE_ELEMENTS, NONFINITE_LAYERS,
-        LOSS_VALUE,
+        EVENT_SEQUENCE, STEP, NONFINITE_EARLIEST, NONFINITE_LATEST, LAYER_NAME, BORN_IN, NONFINITE_STEPS,
+        NONFINITE_ELEMENTS, NONFINITE_LAYERS, LOSS_VALUE,
     ),
 )
 TARGET_REACHED: Final = Event(

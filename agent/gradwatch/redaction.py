@@ -1,14 +1,16 @@
 """Secrets stay in the process: what looks like one is blotted out before anything is sent.
 
-Applied once, where events and the resource are made. Two kinds of evidence count: a name that announces a
-secret (``api_key=...``, an attribute called ``db.password``), and the published formats of keys and tokens.
-Doubt counts against the text: what stands behind ``password=`` goes, secret or not. A count of tokens stays.
+Applied once, where events and the resource are made, and where names of layers, inputs and logged metrics
+are first met. Two kinds of evidence count: a name that announces a secret (``api_key=...``, an attribute called
+``db.password``), and the published formats of keys and tokens. Doubt counts against the text: what stands
+behind ``password=`` goes, secret or not. A count of tokens stays, up to five digits: six are a one-time code.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from gradwatch.telemetry import AttributeValue
@@ -31,9 +33,9 @@ _NAMED_VALUE: Final = re.compile(
     r"(?P<value>\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?"
     r"|(?:[^\s\"',;&)\]}]|[\"',;&)\]}](?=\S)(?![\w.\-]+[\"']?\s*[=:]))+)"
 )
-_COUNT_OF_TOKENS: Final = re.compile(r"(?i:token)[\w.\-]*[\"']?\s*[=:]\s*[\"']?\d{1,6}[\"']?\Z")
+_COUNT_OF_TOKENS: Final = re.compile(r"(?i:token)[\w.\-]*[\"']?\s*[=:]\s*[\"']?\d{1,5}[\"']?\Z")
 _PRIVATE_KEY: Final = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)"
 )
 
 # (?<!...) rather than \b: a key may stand right behind an underscore or a letter of a path.
@@ -46,9 +48,10 @@ _FORMATS: Final = re.compile(
     r"|hf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|(?<![A-Za-z0-9])sk-[A-Za-z0-9_\-]{16,}"  # OpenAI, Anthropic
     r"|(?<![A-Za-z0-9])[sr]k_(?:live|test)_[A-Za-z0-9]{16,}"  # Stripe
-    r"|xox[a-z]-[A-Za-z0-9\-]{8,}"  # Slack
+    r"|x(?:ox[a-z]|app)-[A-Za-z0-9\-]{8,}"  # Slack
     r"|hooks\.slack\.com/services/[A-Za-z0-9/]+"
     r"|AIza[A-Za-z0-9_\-]{35}"  # Google
+    r"|GOCSPX-[A-Za-z0-9_\-]{16,}"
     r"|ya29\.[A-Za-z0-9_\-]{20,}"
     r"|(?<![A-Za-z0-9])gw_[A-Za-z0-9_\-]{16,}"  # gradwatch's own
     r"|eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)?"  # JSON web tokens
@@ -69,6 +72,13 @@ def redact_text(text: str) -> str:
         # What stood right behind a secret may be taken for the rest of one now.
         text = cleaned
     return text
+
+
+# A network has thousands of layers at most; what the user logs is a few names again and again.
+@lru_cache(maxsize=8192)
+def redact_name(name: str) -> str:
+    """The same for a name that comes again with every point: worked out once."""
+    return redact_text(name)
 
 
 def _redact_once(text: str) -> str:

@@ -45,7 +45,10 @@ class StepRecord(NamedTuple):
 
 
 class NonfiniteStep(NamedTuple):
-    """A step with a non-finite loss or gradient; what is not known is None."""
+    """A step with a non-finite loss or gradient; what is not known is None.
+
+    ``since``: first step in which it may have come, where nobody looked; then ``step`` is the last.
+    """
 
     step: int
     layer: str | None = None
@@ -53,6 +56,7 @@ class NonfiniteStep(NamedTuple):
     layers: int = 0
     elements: int | None = None
     loss: float | None = None
+    since: int | None = None
 
 
 class LoggedValue(NamedTuple):

@@ -218,7 +218,9 @@ class Run:
             self._capture.nonfinite(step)
         if is_reported(self._nonfinite):
             known: dict[str, AttributeValue | None] = {
-                conventions.STEP: step.step,
+                conventions.STEP: step.step if step.since is None else None,
+                conventions.NONFINITE_EARLIEST: step.since,
+                conventions.NONFINITE_LATEST: None if step.since is None else step.step,
                 conventions.LAYER_NAME: step.layer,
                 conventions.BORN_IN: step.born_in,
                 conventions.NONFINITE_STEPS: self._nonfinite,

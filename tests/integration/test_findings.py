@@ -40,12 +40,19 @@ def detect(database: Engine, runs: Sequence[RunRow], live: LiveRuns | None = Non
 
 
 def note_nonfinite(
-    database: Engine, *reports: tuple[int, int], rank: int = 0, born_in: str | None = "backward"
+    database: Engine,
+    *reports: tuple[int, int],
+    rank: int = 0,
+    born_in: str | None = "backward",
+    since: int | None = None,
 ) -> None:
+    """Events by step and number. ``since``: first step in which it may have come, the step being the last."""
     with transaction(database) as connection:
         for step, count in reports:
             attributes = {
-                c.STEP: step,
+                **(
+                    {c.STEP: step} if since is None else {c.NONFINITE_EARLIEST: since, c.NONFINITE_LATEST: step}
+                ),
                 c.NONFINITE_STEPS: count,
                 c.LAYER_NAME: f"layer{count}.weight",
                 **({c.BORN_IN: born_in} if born_in else {}),
@@ -121,6 +128,26 @@ def test_of_several_ranks_the_one_that_saw_more_than_the_mean_gradient_is_blamed
     note_nonfinite(database, (40, 1), rank=1, born_in="input")
     (found,) = detect(database, [RUN])
     assert (found.step, found.rank, found.born_in) == (40, 1, "input")
+
+
+@pytest.mark.parametrize("after", ["parameters", None])
+def test_a_step_that_is_not_known_is_told_as_the_steps_between_which_it_came(
+    database: Engine, after: str | None
+) -> None:
+    note_nonfinite(database, (40, 1), born_in=None, since=39)
+    note_nonfinite(database, (40, 2), born_in=after)  # what it left behind
+    (found,) = detect(database, [RUN])
+    assert (found.step, found.born_in, found.layer) == (None, None, "layer1.weight")
+    assert (found.evidence["earliest_step"], found.evidence["latest_step"]) == (39, 40)
+
+
+def test_a_rank_that_knows_the_step_and_the_birthplace_is_believed_before_one_that_does_not(
+    database: Engine,
+) -> None:
+    note_nonfinite(database, (40, 1), born_in=None, since=39)
+    note_nonfinite(database, (40, 1), rank=1, born_in="input")
+    (found,) = detect(database, [RUN])
+    assert (found.step, found.born_in, found.rank) == (40, "input", 1)
 
 
 def test_repeated_nans_page_and_keep_the_first_step(database: Engine) -> None:

@@ -18,6 +18,7 @@ from gradwatch.conventions import Metric
 from gradwatch.export.aggregate import aggregate_rows
 from gradwatch.export.columns import BLOCK, blocks, tensor
 from gradwatch.loop.step_log import MOST_WAITING, Rows, StepLog
+from gradwatch.redaction import redact_name
 from gradwatch.telemetry import (
     Attributes,
     HistogramPoint,
@@ -178,7 +179,7 @@ class Interval:
         points = []
         while self.logged:
             name, time, value = self.logged.popleft()
-            points.append(Point(time, value, {conventions.METRIC_NAME: name}))
+            points.append(Point(time, value, {conventions.METRIC_NAME: redact_name(name)}))
         yield MetricPoints(conventions.LOGGED, points)
 
     def _layers(

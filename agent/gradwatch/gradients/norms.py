@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from gradwatch.redaction import redact_name
 from gradwatch.tensors.sharding import is_distributed_tensor, is_pending_sum, local_part, share_divisors
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 
 def layer_name(qualified: str) -> str:
-    """A parameter's qualified name without the parts that wrappers (DDP, compile, FSDP) put in."""
-    return ".".join(part for part in qualified.split(".") if part not in _WRAPPER_PARTS) or qualified
+    """A parameter's qualified name without the parts that wrappers (DDP, compile, FSDP) put in, nor secrets."""
+    return redact_name(
+        ".".join(part for part in qualified.split(".") if part not in _WRAPPER_PARTS) or qualified
+    )
 
 
 def named_parameters(model: nn.Module) -> dict[int, str]:

@@ -185,7 +185,7 @@ class Arrivals:
         local_norm = record.local_norm
         if "local_norm" in scalars:
             local_norm = scalars["local_norm"] / (loss_scale or 1.0)
-        poisoned: list[int] = []
+        poisoned: dict[int, float] = {}
         for part, values in arrived:
             part.ring.recycle(part.slot)
             width = len(part.indices)
@@ -193,10 +193,10 @@ class Arrivals:
             norms += [value / scale for value in values[:width]]
             place = width + part.losses
             for (reading, item), value in zip(part.forward, values[place:], strict=False):
-                reading.settle(item, math.isfinite(value))
+                reading.settle(item, value)
             place += len(part.forward)
             weights = zip(part.parameters, values[place:], strict=False)
-            poisoned += [index for index, value in weights if not math.isfinite(value)]
+            poisoned.update((index, value) for index, value in weights if not math.isfinite(value))
             if part.losses and record.loss is None:
                 loss = math.fsum([loss or 0.0, *values[width : width + part.losses]])
         observed = record.indices is not None and not skipped

@@ -313,6 +313,8 @@ class StepObserver:
         start = perf_counter_ns()
         if self.progress.pauses or self._steps_elsewhere(watched):
             return
+        if not watched.begun and not self.progress.suspicious:
+            self._suspects.begin(self.roster.step, watched)
         if watched.together is None and not watched.count and backward_in_progress() is not None:
             watched = self._join(optimizer, watched)
         if watched.together is not None:
@@ -443,7 +445,7 @@ class StepObserver:
             self.progress.suspicious = True
             self._raise_alert()
             self._note_last_steps()
-            self._suspects.loss_is_bad(root, self.roster.steps_ended)
+            self._suspects.loss_is_bad(self.roster.step, root, self.roster.steps_ended)
             self._tend_busy()
 
     def _drop_discarded(self) -> None:
@@ -488,6 +490,8 @@ class StepObserver:
         watched = self.roster.hookless
         if watched is not None:
             watched.reading = None
+            if not watched.begun and not self.progress.suspicious:
+                self._suspects.begin(self.roster.step, watched)
             if (watched.observe or self.progress.suspicious) and not _is_captured(watched):
                 self._look(self._manual, watched, before=True)
 
@@ -750,7 +754,7 @@ class StepObserver:
         watched.last_epoch = self.progress.passes
         watched.last_nonfinite = nonfinite
         if nonfinite:  # what it has left behind is told with it
-            watched.poisoned = bool(watched.reader.nonfinite_parameters())
+            watched.poisoned = bool(self._suspects.bad_parameters(watched))
         if observed or skipped:
             watched.last_known = now
         watched.losses.append(loss)

@@ -13,6 +13,7 @@ from gradwatch.loop.missing import STRANGERS, unreadable
 from gradwatch.loop.step_log import StepLog
 from gradwatch.loop.step_sink import StepSink
 from gradwatch.loop.watched import Model, Steps, WatchedOptimizer, parameters_of
+from gradwatch.redaction import redact_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +102,8 @@ class Roster:
         if any(known.reference() is model for known in self.models):
             return None
         taken = {known.name for known in self.models}
-        unique, number = name, 1
+        unique = name = redact_name(name)
+        number = 1
         while unique in taken:
             number += 1
             unique = f"{name}_{number}"

@@ -120,12 +120,12 @@ class WatchedOptimizer:
     """
 
     __slots__ = (
-        "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame", "index",
-        "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch", "last_known",
-        "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left", "local",
-        "log", "losses", "may_be_thin", "nonfinite", "observe", "order", "paused", "planned", "poisoned",
-        "rate", "rates", "reader", "reading", "reading_epoch", "reference", "scale", "settled", "spent",
-        "stock", "together", "total", "trust", "unseen", "witness",
+        "begun", "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
+        "index", "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch",
+        "last_known", "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left",
+        "local", "log", "looked", "losses", "may_be_thin", "nonfinite", "observe", "order", "paused",
+        "planned", "poisoned", "rate", "rates", "reader", "reading", "reading_epoch", "reference", "scale",
+        "settled", "spent", "stock", "together", "total", "trust", "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -175,6 +175,8 @@ class WatchedOptimizer:
         self.unseen: bool | None = None
         self.nonfinite = False
         self.poisoned = False
+        # The first step after somebody looked at all parameters and found them good.
+        self.looked = log.first_step
         # Whether the parameters were good when this optimizer last let go of them.
         self.settled = True
         self.witness: DeviceWitness | None = None
@@ -188,6 +190,8 @@ class WatchedOptimizer:
         self.stock = _stock(optimizer)
         self.kinds = _kinds(self.stock)
         self.reader = GradientReader(parameters)
+        # Whether it is known which of them hold infinities that are meant.
+        self.begun = False
         self.log.keep = _DEVICE_STEPS_KEPT if self.reader.devices else 1
         self.order.settle()
         self.order = BackwardOrder(parameters, learn and not any(model.is_compiled() for model in models))

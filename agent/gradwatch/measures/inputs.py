@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.loop.module_hooks import ModuleHook
+from gradwatch.redaction import redact_name
 from gradwatch.tensors.device_ring import is_capturing
 from gradwatch.tensors.nested import walk
 from gradwatch.tensors.sharding import is_distributed_tensor
@@ -38,7 +39,7 @@ def floating_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tupl
     """Floating tensors among a model's arguments, by place: ``0``, ``batch.image``, ``pixel_values``."""
     arguments = dict[int | str, Any](enumerate(args)) | dict(kwargs)
     found = (
-        (".".join(map(str, path)), tensor)
+        (redact_name(".".join(map(str, path))), tensor)
         for path, tensor in walk(arguments, deepest=_DEEPEST, most=_MOST_LOOKED_AT)
         if _is_measurable(tensor)
     )
@@ -79,11 +80,19 @@ def input_statistics(numbers: Sequence[float]) -> InputStatistics:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Evenly spaced elements, as a view of any layout."""
+    """Evenly spaced elements, as a view of any layout.
+
+    The distance has no factor in common with any size: else it could be that of the channels, flattened or not,
+    and a single one be all that is looked at.
+    """
     most = _MOST_ON_HOST if tensor.device.type == "cpu" else _MOST_ON_DEVICE
+    whole = tensor.numel()
     while tensor.numel() > most:
         longest = max(range(tensor.dim()), key=lambda dimension: tensor.shape[dimension])
-        stride = min(math.ceil(tensor.numel() / most), tensor.shape[longest])
+        stride = math.ceil(tensor.numel() / most)
+        while math.gcd(stride, whole) > 1:
+            stride += 1
+        stride = min(stride, tensor.shape[longest])
         tensor = tensor[(slice(None),) * longest + (slice(None, None, stride),)]
     return tensor
 

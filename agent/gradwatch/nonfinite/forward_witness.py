@@ -8,6 +8,7 @@ once, and norms on a device wait for the ring.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,18 @@ from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.nonfinite.forward_plan import ForwardPlan, PlanRecorder
 from gradwatch.nonfinite.graph_walk import Graph, suspects_behind
 from gradwatch.tensors.device_ring import is_capturing
-from gradwatch.tensors.nested import tensors
+from gradwatch.tensors.nested import walk
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 ForwardVerdict = Literal["good", "input", "forward"]
+# Where in the arguments or in the result a tensor is: number or name of the argument, and the way from there.
+Place = tuple[Any, ...]
+Tensors = Sequence[tuple[Place, Tensor]]
 
-_MAX_DEPTH: Final = 4
+_MAX_DEPTH: Final = 5
 _MAX_TENSORS: Final = 64
 _MAX_VALUES: Final = 256
 # Forward passes kept for one step: micro-batches of an accumulation; the oldest go first.
@@ -50,7 +54,7 @@ class ForwardReading:
         model: Index of the model.
         epoch: Backward passes seen before it.
         steps: Optimizer steps begun before it.
-        inputs: Whether each floating input is bad; the same place means the same input in every pass.
+        inputs: What is bad in each floating input, see ``_flaw``; a place is the same input in every pass.
         outputs: The same for the outputs.
         numbers: What autograd calls the operations that made the outputs; none without a graph.
         graph: The live graph behind a bad output on the CPU, as it was read at once.
@@ -60,24 +64,25 @@ class ForwardReading:
     model: int
     epoch: int
     steps: int
-    inputs: list[bool]
-    outputs: list[bool]
+    inputs: dict[Place, str]
+    outputs: dict[Place, str]
     numbers: frozenset[int]
     graph: Graph | None = None
     on_device: tuple[Tensor, ...] = ()
 
-    def settle(self, place: int, is_finite: bool) -> None:
+    def settle(self, number: int, norm: float) -> None:
         """A norm has arrived from the device: of an input, or behind those of an output."""
+        flaw = "" if math.isfinite(norm) else str(norm)
         count = len(self.inputs)
-        if place < count:
-            self.inputs[place] = not is_finite
+        if number < count:
+            self.inputs[list(self.inputs)[number]] = flaw
         else:
-            self.outputs[place - count] = not is_finite
+            self.outputs[list(self.outputs)[number - count]] = flaw
 
     @property
     def is_bad(self) -> bool:
         """Whether anything in it is bad."""
-        return True in self.inputs or True in self.outputs
+        return any(self.inputs.values()) or any(self.outputs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,8 @@ class ForwardWitness:
         self._models: list[weakref.ref[nn.Module]] = []
         self._handles: dict[int, list[Any]] = {}
         self._recorders: dict[int, PlanRecorder] = {}
-        # Masks of -inf and the like: bad in steps that turned out good, and so no evidence.
-        self._habits: set[tuple[int, str, int]] = set()
+        # Masks of -inf and the like: bad in the same way in steps that turned out good, and so no evidence.
+        self._habits: set[tuple[int, str, Place, str]] = set()
         self.armed = False
         self._compiles = False
 
@@ -166,15 +171,13 @@ class ForwardWitness:
         """
         for place, reading in enumerate(readings):
             if reading.is_bad and reading.epoch < self.progress.passes and _is_last(reading, readings[place:]):
-                self._habits.update((reading.model, "input", i) for i, bad in enumerate(reading.inputs) if bad)
-                self._habits.update(
-                    (reading.model, "output", i) for i, bad in enumerate(reading.outputs) if bad
-                )
+                for kind, flaws in (("input", reading.inputs), ("output", reading.outputs)):
+                    self._habits.update((reading.model, kind, *item) for item in flaws.items() if item[1])
 
     @property
     def has_habits(self) -> bool:
         """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
-        return any(kind == "output" for _, kind, _ in self._habits)
+        return any(kind == "output" for _, kind, *_ in self._habits)
 
     def leave_alone(self) -> None:
         """``torch.compile`` is in use: a hook could be traced, break a graph, and make it anew when it changes.
@@ -213,55 +216,57 @@ class ForwardWitness:
         """A watched model has run."""
         if not self.armed:
             return
-        outputs = _tensors(output)
+        outputs = _readable(output)
         if self._recorders:
             recorder = self._recorders.pop(index, None)
             if recorder is not None:
-                self.plans[index] = recorder.plan(outputs)
+                self.plans[index] = recorder.plan([tensor for _, tensor in outputs])
         # A forward in evaluation, or of another thread, is not the step's.
         if self.progress.pauses or not torch.is_grad_enabled() or self.progress.is_elsewhere:
             return
         if torch._C._are_functorch_transforms_active() or _is_tracing():  # noqa: SLF001 - no public test
             return
-        reading = self._read(index, _tensors((args, kwargs) if kwargs else args), outputs)
+        reading = self._read(index, _arguments(args, kwargs), outputs)
         if reading is not None:
             if len(self.readings) >= _MAX_READINGS:
                 del self.readings[0]
             self.readings.append(reading)
 
-    def _read(self, index: int, inputs: list[Tensor], outputs: list[Tensor]) -> ForwardReading | None:
-        for tensor in (*inputs, *outputs):
+    def _read(self, index: int, inputs: Tensors, outputs: Tensors) -> ForwardReading | None:
+        for _, tensor in (*inputs, *outputs):
             if not tensor.is_cpu:
                 return None if is_capturing() else self._read_on_device(index, inputs, outputs)
-        bad_inputs = [_is_bad(tensor) for tensor in inputs]
-        bad_outputs = [_is_bad(tensor) for tensor in outputs]
-        if True not in bad_inputs and True not in bad_outputs:
-            return ForwardReading(index, self.progress.passes, self.steps, bad_inputs, bad_outputs, _NONE)
         reading = ForwardReading(
-            index, self.progress.passes, self.steps, bad_inputs, bad_outputs, _numbers(outputs)
-        )
+            index, self.progress.passes, self.steps,
+            {place: _flaw(tensor) for place, tensor in inputs},
+            {place: _flaw(tensor) for place, tensor in outputs},
+            _NONE,
+        )  # fmt: skip
+        if not reading.is_bad:
+            return reading
+        reading.numbers = _numbers(outputs)
         self.pardon(reading)
-        first = next((o for o, is_bad in zip(outputs, reading.outputs, strict=True) if is_bad), None)
+        first = next((tensor for place, tensor in outputs if reading.outputs[place]), None)
         if first is not None:
             # Now the graph is there; behind a finite loss it would be gone by the time the gradients are read.
             reading.graph = suspects_behind(first)
         return reading
 
     def pardon(self, reading: ForwardReading) -> None:
-        """Take back what is habitually bad."""
-        for kind, bad in (("input", reading.inputs), ("output", reading.outputs)):
-            if True in bad:
-                bad[:] = [
-                    each and (reading.model, kind, place) not in self._habits for place, each in enumerate(bad)
-                ]
+        """Take back what is habitually bad, in the same way: a NaN among infinities that are meant is not."""
+        for kind, flaws in (("input", reading.inputs), ("output", reading.outputs)):
+            for place, flaw in flaws.items():
+                if flaw and (reading.model, kind, place, flaw) in self._habits:
+                    flaws[place] = ""
 
-    def _read_on_device(self, index: int, inputs: list[Tensor], outputs: list[Tensor]) -> ForwardReading:
+    def _read_on_device(self, index: int, inputs: Tensors, outputs: Tensors) -> ForwardReading:
         norms = tuple(
             torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.dtype in HALF else None)
-            for tensor in (*inputs, *outputs)
+            for _, tensor in (*inputs, *outputs)
         )
         return ForwardReading(
-            index, self.progress.passes, self.steps, [False] * len(inputs), [False] * len(outputs),
+            index, self.progress.passes, self.steps,
+            {place: "" for place, _ in inputs}, {place: "" for place, _ in outputs},
             _numbers(outputs), on_device=norms,
         )  # fmt: skip
 
@@ -287,7 +292,7 @@ def verdict(
     is_last = _is_last(first, readings[readings.index(first) :])
     if not first.numbers or not (first.numbers & alive or is_last):
         return None, graph
-    return "input" if True in first.inputs else "forward", first.graph or graph
+    return "input" if any(first.inputs.values()) else "forward", first.graph or graph
 
 
 def _is_last(reading: ForwardReading, readings: Sequence[ForwardReading]) -> bool:
@@ -298,26 +303,39 @@ def _is_last(reading: ForwardReading, readings: Sequence[ForwardReading]) -> boo
     )
 
 
-def _numbers(outputs: Sequence[Tensor]) -> frozenset[int]:
-    return frozenset(o.grad_fn._sequence_nr() for o in outputs if o.grad_fn is not None)  # noqa: SLF001 - no other
+def _numbers(outputs: Tensors) -> frozenset[int]:
+    return frozenset(o.grad_fn._sequence_nr() for _, o in outputs if o.grad_fn is not None)  # noqa: SLF001 - no other
 
 
-def _is_bad(tensor: Tensor) -> bool:
-    """Whether a CPU tensor holds a NaN or Inf."""
+def _flaw(tensor: Tensor) -> str:
+    """What is bad in a CPU tensor: ``nan`` if it holds one, else its infinities; nothing if it is finite."""
     values = tensor.detach()
     # Either makes the sum of all one of them, and a sum is the cheapest read there is: 4 microseconds.
     total = (values.sum(dtype=torch.float32) if values.dtype in HALF else values.sum()).item()
-    return total - total != 0 and not bool(torch.isfinite(values).all())
+    if total - total == 0:
+        return ""
+    # No NaN is behind an infinite sum; infinities of both signs are behind a NaN, and so may a NaN be.
+    if total != total and bool(torch.isnan(values).any()):
+        return "nan"
+    if bool(torch.isfinite(values).all()):
+        return ""
+    return str(total) if total == total else "inf-inf"
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensors:
+    if (
+        not kwargs and len(args) == 1 and type(args[0]) is Tensor
+    ):  # nearly always; the walk takes ten times longer
+        return [((0,), args[0])] if _is_readable(args[0]) else []
+    return _readable(dict[int | str, Any](enumerate(args)) | dict(kwargs))
+
+
+def _readable(value: Any) -> Tensors:
     """Plain floating tensors in nested tuples, lists, dictionaries and dataclasses, in a fixed order."""
-    if type(value) is tuple and len(value) == 1:
-        value = value[0]
-    if type(value) is Tensor:  # nearly always; the walk takes ten times longer
-        return [value] if _is_readable(value) else []
-    found = tensors(value, deepest=_MAX_DEPTH, most=_MAX_VALUES)
-    return list(islice((tensor for tensor in found if _is_readable(tensor)), _MAX_TENSORS))
+    if type(value) is Tensor:
+        return [((), value)] if _is_readable(value) else []
+    found = walk(value, deepest=_MAX_DEPTH, most=_MAX_VALUES)
+    return list(islice(((place, tensor) for place, tensor in found if _is_readable(tensor)), _MAX_TENSORS))
 
 
 def _is_readable(tensor: Tensor) -> bool:

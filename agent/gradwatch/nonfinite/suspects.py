@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
 
+import torch
 import torch.distributed as dist
+from torch import nn
 from torch.optim import Optimizer
 
 from gradwatch.gradients.norms import DeviceNorms, Reading, nonfinite_among
@@ -17,10 +20,19 @@ from gradwatch.nonfinite.birthplace import Origin, Witnesses, first_in_backward,
 from gradwatch.nonfinite.forward_plan import NOWHERE, Map, Site, site
 from gradwatch.nonfinite.forward_witness import DeviceWitness, ForwardVerdict, ForwardWitness, verdict
 from gradwatch.nonfinite.graph_walk import Graph, suspects_behind
+from gradwatch.safety import shielded
 from gradwatch.telemetry import NonfiniteStep, StepRecord
+from gradwatch.tensors.sharding import is_distributed_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Of a table only some rows are, and of a parameter of the user's nobody knows.
+_READ_AS_A_WHOLE: Final = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d,
+    nn.BatchNorm2d, nn.BatchNorm3d,
+)  # fmt: skip
+_ORDINARY_RATE: Final = 1e3
 
 
 def is_finite(value: float | None) -> bool:
@@ -74,8 +86,32 @@ class Suspects:
         self._models = models
         self._forward = forward
         self.evidence: Evidence | None = None
+        # Parameters, by `id`, that held infinities before any training: masks, the bias of a forbidden class.
+        self._meant: set[int] = set()
+        # The same on devices, as optimizer and index: those of good steps.
+        self._meant_on_device: set[tuple[int, int]] = set()
         # Optimizers whose last step from a device was bad.
         self._arrived_bad: set[int] = set()
+
+    @shielded(None)
+    def begin(self, step: int, watched: WatchedOptimizer) -> None:
+        """Before the first update of these parameters: infinities that they hold are meant, and no evidence."""
+        watched.begun = True
+        if watched.reader.sharded:
+            return
+        mine = [watched.reader.parameters[index] for index in watched.reader.nonfinite_parameters()]
+        others = [p for _, p in self._loose() if p.is_cpu and not is_distributed_tensor(p)]
+        self._meant.update(id(p) for p in (*mine, *others) if bool(torch.isinf(p.detach()).any()))
+        if all(map(self._is_meant, mine)):
+            watched.looked = step
+
+    def bad_parameters(self, watched: WatchedOptimizer) -> tuple[int, ...]:
+        """Which of its parameters on the host are bad; infinities that were there from the start are not."""
+        reader = watched.reader
+        return tuple(i for i in reader.nonfinite_parameters() if not self._is_meant(reader.parameters[i]))
+
+    def _is_meant(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._meant and not bool(torch.isnan(parameter.detach()).any())
 
     # --- Before backward ---------------------------------------------------------------------------------
 
@@ -84,14 +120,14 @@ class Suspects:
         if self.evidence is not None and self.evidence.steps != steps:
             self.evidence = None
 
-    def loss_is_bad(self, root: Tensor, steps: int) -> None:
+    def loss_is_bad(self, step: int, root: Tensor, steps: int) -> None:
         """Backward is about to run from a bad loss on the CPU: parameters and graph are still as they were."""
         if self.evidence is not None or not self._sink.wants_nonfinite_detail():
             return
-        self.evidence = self._gather(steps, suspects_behind(root), self._forward.progress.passes)
+        self.evidence = self._gather(step, steps, suspects_behind(root), self._forward.progress.passes)
 
-    def _gather(self, steps: int, graph: Graph | None, epoch: int) -> Evidence:
-        parameters = self._poisoned()
+    def _gather(self, step: int, steps: int, graph: Graph | None, epoch: int) -> Evidence:
+        parameters = self._poisoned(step)
         forward, graph = verdict(self._forward.readings, graph, epoch)
         if forward in ("good", None) and self._forward.has_habits:
             graph = None
@@ -122,7 +158,7 @@ class Suspects:
         if not bad and is_finite(loss):
             return
         watched.nonfinite = True
-        found, layer = self._origin(watched, reading.indices, bad, loss, before=before)
+        found, layer = self._origin(step, watched, reading.indices, bad, loss, before=before)
         self._sink.nonfinite(
             NonfiniteStep(
                 step,
@@ -148,11 +184,12 @@ class Suspects:
 
     def skipped(self, step: int, watched: WatchedOptimizer, loss: float) -> None:
         """A step that the scaler skipped, whose loss was bad before it was scaled."""
-        found, layer = self._origin(watched, (), (), loss, before=False)
+        found, layer = self._origin(step, watched, (), (), loss, before=False)
         self._sink.nonfinite(NonfiniteStep(step, layer, found.born_in, loss=loss))
 
     def _origin(
         self,
+        step: int,
         watched: WatchedOptimizer,
         read: Sequence[int],
         bad: Sequence[int],
@@ -169,7 +206,7 @@ class Suspects:
             found = origin(Witnesses(loss, read, bad, None, order))
         else:
             if evidence is None:
-                evidence = self._gather(0, None, self._forward.progress.passes - 1)
+                evidence = self._gather(step, 0, None, self._forward.progress.passes - 1)
             parameters = evidence.parameters
             mine = parameters.bad.get(watched.index, ())
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
@@ -205,7 +242,7 @@ class Suspects:
         """
         watched.settled = True
         if gradient_norm is None or not gradient_norm < watched.trust.norm(optimizer):
-            bad = watched.reader.nonfinite_parameters()
+            bad = self.bad_parameters(watched)
             if bad:
                 if not watched.poisoned:
                     self._report_update(step, watched, bad, "optimizer")
@@ -218,13 +255,20 @@ class Suspects:
 
     def check(self, step: int, watched: WatchedOptimizer) -> None:
         """Look for parameters on the host that turned bad without anybody having seen it; report them once."""
-        bad = watched.reader.nonfinite_parameters()
+        bad = self.bad_parameters(watched)
         if bad and not watched.poisoned:
-            self._report_update(step, watched, bad, None)
+            self._report_update(step, watched, bad, None, watched.looked)
+        elif not bad:
+            watched.looked = step + 1
         watched.poisoned = bool(bad)
 
     def _report_update(
-        self, step: int, watched: WatchedOptimizer, bad: Sequence[int], born_in: Literal["optimizer"] | None
+        self,
+        step: int,
+        watched: WatchedOptimizer,
+        bad: Sequence[int],
+        born_in: Literal["optimizer"] | None,
+        since: int | None = None,
     ) -> None:
         if born_in is None:
             layer = first_in_backward(bad, range(len(watched.reader.parameters)), watched.order.indices())
@@ -237,6 +281,7 @@ class Suspects:
                 born_in=born_in,
                 layers=len(bad),
                 loss=watched.last_loss,
+                since=None if since is None or since >= step else since,
             )
         )
 
@@ -254,16 +299,20 @@ class Suspects:
         norms: Iterable[float],
         loss: float | None,
         witness: DeviceWitness | None = None,
-        poisoned: Sequence[int] = (),
+        poisoned: Mapping[int, float] = MappingProxyType({}),
     ) -> bool:
         """A step whose values came from a device, long after its gradients went; whether it was non-finite.
 
-        Nobody can be asked about overflow any more: an infinite norm counts.
+        ``poisoned``: norms of its parameters that are not finite, NaN where an element is. Nobody can be
+        asked about overflow any more: an infinite norm counts.
         """
         bad = [index for index, norm in zip(indices, norms, strict=True) if not math.isfinite(norm)]
         readings = witness.readings if witness is not None else ()
         if not bad and is_finite(loss):
             self._forward.note_habits([reading for reading in readings if reading.on_device])
+            self._meant_on_device.update(
+                (record.optimizer, i) for i, norm in poisoned.items() if norm == math.inf
+            )
             self._arrived_bad.discard(record.optimizer)
             return False
         for reading in readings:
@@ -274,10 +323,15 @@ class Suspects:
                 order = watched.order.indices()
                 watched.observe = True
         known = witness is not None and bool(witness.parameters)
+        worse = [
+            index
+            for index, norm in poisoned.items()
+            if math.isnan(norm) or (record.optimizer, index) not in self._meant_on_device
+        ]
         blamed = record.optimizer in self._arrived_bad or (witness is not None and witness.settled)
         self._arrived_bad.add(record.optimizer)
         seen = Witnesses(
-            loss, indices, bad, poisoned if known else None, order,
+            loss, indices, bad, worse if known else None, order,
             parameters_by="parameters" if blamed else None,
             forward=verdict(readings, None, witness.epoch)[0] if witness is not None else None,
             averaged=_has_peers(),
@@ -289,7 +343,7 @@ class Suspects:
 
     # --- Parameters --------------------------------------------------------------------------------------
 
-    def _poisoned(self) -> _Parameters:
+    def _poisoned(self, step: int) -> _Parameters:
         """Parameters that are bad now, before the step, and what made them so.
 
         Those that turned bad during a step nobody observed get their own report: the gradients are gone, but
@@ -298,53 +352,90 @@ class Suspects:
         bad: dict[int, Sequence[int]] = {}
         names: list[str] = []
         by: Literal["optimizer", "parameters"] | None = "parameters"
-        owned: set[int] = set()
         for watched in self._watched.values():
-            owned.update(map(id, watched.reader.parameters))
-            found = watched.reader.nonfinite_parameters()
+            found = self.bad_parameters(watched)
             if found:
                 bad[watched.index] = found
                 names += [watched.layers[index] for index in found]
-                if not watched.poisoned and not self._settle(watched, found):
+                if not watched.poisoned and not self._settle(step, watched, found):
                     by = None
             watched.poisoned = bool(found)
         loose = False
+        for name, parameter in self._loose():
+            if nonfinite_among([parameter.detach()])[0] and not self._is_meant(parameter):
+                loose = True
+                names.append(name)
+                if parameter.requires_grad:  # an optimizer that is not watched may have stepped it
+                    by = None
+        return _Parameters(bad, loose, names[0] if len(names) == 1 else None, by)
+
+    def _loose(self) -> Iterator[tuple[str, Tensor]]:
+        """Layer name and parameter of all that no watched optimizer steps."""
+        owned = {id(parameter) for each in self._watched.values() for parameter in each.reader.parameters}
         for model in self._models:
             module = model.reference()
             for name, parameter in module.named_parameters() if module is not None else ():
-                if id(parameter) not in owned and nonfinite_among([parameter.detach()])[0]:
-                    loose = True
-                    names.append(model.qualified(name, prefixed=len(self._models) > 1))
-                    if parameter.requires_grad:  # an optimizer that is not watched may have stepped it
-                        by = None
-        return _Parameters(bad, loose, names[0] if len(names) == 1 else None, by)
+                if id(parameter) not in owned:
+                    yield model.qualified(name, prefixed=len(self._models) > 1), parameter
 
-    def _settle(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
-        """Report the last step if it may have left these parameters bad; whether that settles the question."""
+    def _settle(self, step: int, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
+        """Report what came before this step if that may have left these parameters bad; whether all is told."""
+        memory = self._memory_is_good(watched, bad)
         if watched.settled:
-            if not self._has_bad_state(watched, bad):
-                return True  # it left them good: somebody else has changed them since
-            self._report_update(watched.last_step, watched, bad, "optimizer")
-            return True
+            if memory is False and watched.previous_observed:  # though its gradients were good
+                self._report_update(watched.last_step, watched, bad, "optimizer")
+            return True  # otherwise it left them good: somebody else has changed them since
         if watched.last_loss is None:
             return False
+        if memory is True and self._is_ordinary(watched):
+            return True  # so were all gradients, observed or not
         # The gradients, the update or the user may have done it: nobody looked.
-        self._report_update(watched.last_step, watched, bad, None)
+        if not self._are_always_read(watched, bad):
+            self._report_update(step, watched, bad, None, watched.looked)
+        elif memory is False:
+            self._report_update(watched.last_step, watched, bad, None)
+        else:
+            self._report_update(step, watched, bad, None, watched.last_step)
         return True
 
-    def _has_bad_state(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
-        """Whether the optimizer's own memory of these parameters is bad; its gradients were good."""
+    def _memory_is_good(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool | None:
+        """Whether what the optimizer remembers of these parameters' gradients is good: a NaN among them stays.
+
+        None where it remembers nothing of some of them.
+        """
         optimizer = watched.reference()
-        if not isinstance(optimizer, Optimizer) or not watched.previous_observed:
-            return False
+        if not isinstance(optimizer, Optimizer):
+            return None
         parameters = parameters_of(optimizer)
-        tensors = [
-            value
+        memories = [
+            [
+                value
+                for value in optimizer.state.get(parameters[index], {}).values()
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.device.type == "cpu"
+            ]
             for index in bad
-            for value in optimizer.state.get(parameters[index], {}).values()
-            if hasattr(value, "is_floating_point") and value.is_floating_point() and value.device.type == "cpu"
         ]
-        return any(nonfinite_among(tensors))
+        if any(nonfinite_among([value for memory in memories for value in memory])):
+            return False
+        return True if all(memories) else None
+
+    def _is_ordinary(self, watched: WatchedOptimizer) -> bool:
+        """Whether good gradients leave good parameters good, at the last step's rates and now."""
+        optimizer = watched.reference()
+        rates = [rate for rate in watched.rates if rate is not None and abs(rate) < _ORDINARY_RATE]
+        return optimizer is not None and len(rates) == len(watched.rates) and watched.trust.norm(optimizer) > 0
+
+    def _are_always_read(self, watched: WatchedOptimizer, bad: Sequence[int]) -> bool:
+        """Whether one of these is read as a whole in every step: then it was good when the last loss was."""
+        whole = {
+            id(parameter)
+            for model in self._models
+            if (watched_model := model.reference()) is not None
+            for module in watched_model.modules()
+            if isinstance(module, _READ_AS_A_WHOLE)
+            for parameter in module.parameters(recurse=False)
+        }
+        return any(id(watched.reader.parameters[index]) in whole for index in bad)
 
     def _maps(self) -> list[Map]:
         several = len(self._models) > 1

@@ -196,7 +196,9 @@ class Capture:
     @shielded(None)
     def nonfinite(self, found: NonfiniteStep) -> None:
         """Write the bundle of this step, on the thread that trains and before its update: once a run."""
-        step = next((each for each in self._steps if each.number == found.step), None)
+        # Of several in which it may have come the first that is kept: mostly its gradients went unseen.
+        since = found.step if found.since is None else found.since
+        step = next((each for each in self._steps if since <= each.number <= found.step), None)
         if self._done:
             return
         if step is None:
@@ -209,13 +211,13 @@ class Capture:
             return
         self._done = True
         who = self._identity
-        name = file_name("bundle", who.run_id, who.attempt, who.rank, f"step{found.step}.pt")
+        name = file_name("bundle", who.run_id, who.attempt, who.rank, f"step{step.number}.pt")
         try:
             path = save(self._bundle(step, found), self._directory, name)
         except (OSError, BundleError) as error:
-            log.warning("capture: no bundle of step %d: %s", found.step, error)
+            log.warning("capture: no bundle of step %d: %s", step.number, error)
         else:
-            self._saved(found.step, path)
+            self._saved(step.number, path)
         finally:
             self.remove()
 
@@ -240,7 +242,7 @@ class Capture:
             run_id=who.run_id,
             attempt=who.attempt,
             rank=who.rank,
-            step=found.step,
+            step=step.number,
             loss=found.loss,
             exact=not changed,
             finding={

@@ -28,7 +28,7 @@ def detect(scene: Scene) -> Iterable[Observation]:
     ).mappings()
     for (run_id, attempt), group in groupby(rows, key=lambda row: (row["run_id"], row["attempt"])):
         events = list(group)
-        first = min(events, key=lambda row: (_step(row), not _is_local(row), row["time"]))
+        first = min(events, key=lambda row: (_step(row), _standing(row), row["time"]))
         attributes = first["attributes"]
         repeated = is_repeated(events)
         yield Observation(
@@ -46,6 +46,9 @@ def detect(scene: Scene) -> Iterable[Observation]:
                 "nonfinite_steps": max(map(_count, events)),
                 "nonfinite_layers": integer(attributes.get(c.NONFINITE_LAYERS)),
                 "nonfinite_elements": integer(attributes.get(c.NONFINITE_ELEMENTS)),
+                # Where the step is not known.
+                "earliest_step": integer(attributes.get(c.NONFINITE_EARLIEST)),
+                "latest_step": integer(attributes.get(c.NONFINITE_LATEST)),
                 "repeated": repeated,
             },
         )
@@ -72,14 +75,24 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
     return False
 
 
-def _is_local(row: RowMapping) -> bool:
-    """Whether the rank itself saw where it began. Mean gradients make one rank's NaN every rank's."""
+def _standing(row: RowMapping) -> int:
+    """Which of the events of one step to believe, the lowest first.
+
+    First a rank that saw itself where it began: mean gradients make one rank's NaN every rank's. That
+    parameters were bad already tells nothing beside an event that says since when they may be.
+    """
     born_in = text(row["attributes"].get(c.BORN_IN))
-    return born_in in c.BIRTHPLACES and born_in != "backward"
+    if born_in in c.BIRTHPLACES and born_in not in ("backward", "parameters"):
+        return 0
+    if row["attributes"].get(c.NONFINITE_LATEST) is not None:
+        return 1
+    return 2 if born_in == "parameters" else 3
 
 
 def _step(row: RowMapping) -> int:
-    return integer(row["attributes"].get(c.STEP)) or 0
+    """Step of an event, the last one it may be where that is not known."""
+    attributes = row["attributes"]
+    return integer(attributes.get(c.STEP)) or integer(attributes.get(c.NONFINITE_LATEST)) or 0
 
 
 def _count(row: RowMapping) -> int:

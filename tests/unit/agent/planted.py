@@ -247,6 +247,13 @@ def actor_critic() -> Task:
     return Task({"net": model}, optimizers, iterate, lambda: [torch.randn(6, 4), torch.randn(6)])
 
 
+def masked_actor() -> Task:
+    """The same, and its spot on the way to the logits of which some are forbidden."""
+    task = actor_critic()
+    task.net(None).spot = task.net(None).actor.spot
+    return task
+
+
 def gan() -> Task:
     """The critic runs twice an iteration, and again for the generator's step."""
     generator, critic = Mlp(3, 4), Mlp(4, 1)
@@ -362,6 +369,7 @@ def faults() -> Iterator[Fault]:
         (conv, None, "stem.3", "stem.1"),
         (lstm, None, "spot", "lstm"),
         (actor_critic, None, "critic.spot", "critic.fc1"),
+        (masked_actor, None, "actor.spot", "actor.fc1"),
         (gan, "generator", "generator.spot", "generator.fc1"),
         (gan, "critic", "critic.spot", "critic.fc1"),
     )

@@ -190,7 +190,7 @@ def test_the_witnesses_of_a_device_arrive_with_its_gradients(
 ) -> None:
     waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(StepInProgress())))
     on_device = (torch.tensor(inputs), torch.tensor(output))
-    reading = ForwardReading(0, 3, 0, [False], [False], frozenset({1}), on_device=on_device)
+    reading = ForwardReading(0, 3, 0, {(0,): ""}, {(): ""}, frozenset({1}), on_device=on_device)
     witness = DeviceWitness([reading], norms(1.0, weight), epoch=3, settled=True)
     scaler = {"grad_scale": torch.tensor(1.0), "found_inf": torch.tensor(0.0)}
     waiting.hand_over(record(7), waiting.send(norms(1.0, math.nan), [torch.tensor(loss)], scaler, witness))
@@ -202,17 +202,30 @@ def test_the_witnesses_of_a_device_arrive_with_its_gradients(
     assert bad.layer == ("b" if born_in == "parameters" else None)
 
 
-def test_infinities_that_good_steps_have_too_are_no_evidence(sink: Sink) -> None:
+@pytest.mark.parametrize(
+    ("output", "weight", "born_in"),
+    [
+        (math.inf, math.inf, "backward"),
+        # A NaN among the infinities makes the norm NaN, and was not there before.
+        (math.nan, math.inf, "forward"),
+        (math.inf, math.nan, "parameters"),
+    ],
+)
+def test_infinities_that_good_steps_have_too_are_no_evidence_and_hide_no_nan(
+    sink: Sink, output: float, weight: float, born_in: str
+) -> None:
     progress = StepInProgress()
     waiting = Arrivals(sink, Suspects(sink, {}, (), ForwardWitness(progress)))
-    for step, gradient in enumerate([1.0, math.nan]):
+    for step, (out, held, gradient) in enumerate([(math.inf, math.inf, 1.0), (output, weight, math.nan)]):
         progress.passes = step + 1
-        on_device = (torch.tensor(1.0), torch.tensor(math.inf))
-        reading = ForwardReading(0, step, step, [False], [False], frozenset({1}), on_device=on_device)
-        witness = DeviceWitness([reading], norms(1.0), epoch=step, settled=True)
+        on_device = (torch.tensor(1.0), torch.tensor(out))
+        reading = ForwardReading(
+            0, step, step, {(0,): ""}, {(): ""}, frozenset({1}), on_device=on_device
+        )  # fmt: skip
+        witness = DeviceWitness([reading], norms(1.0, held), epoch=step, settled=True)
         waiting.hand_over(record(step), waiting.send(norms(1.0, gradient), [torch.tensor(1.0)], {}, witness))
         waiting.close_step()
         ManualRing.slots[-1].done = True
         waiting.drain()
     (bad,) = sink.bad
-    assert (bad.step, bad.born_in) == (1, "backward")
+    assert (bad.step, bad.born_in) == (1, born_in)

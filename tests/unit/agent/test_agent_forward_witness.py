@@ -149,6 +149,69 @@ def test_inputs_by_keyword_and_outputs_in_a_dataclass_are_seen(
     assert event.attributes[names.BORN_IN] == "input"
 
 
+class Masking(nn.Module):
+    """Takes a mask or a bias, and forbids some of its outputs, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        *,
+        forbid: bool = False,
+        divide_by: float = 1.0,
+    ) -> torch.Tensor:
+        y = self.last(torch.relu(self.first(x)) / divide_by)
+        y = y if mask is None else (y + mask).softmax(-1)
+        y = y if bias is None else y + bias
+        return y.masked_fill(torch.tensor([False, False, True]), -math.inf) if forbid else y
+
+
+def last_birthplace(watching: Watching, exporter: InMemoryExporter, calls: list[dict[str, Any]]) -> Any:
+    """Train one step for each of these calls; what is said of the last, the only bad one."""
+    model = Masking()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, optimizer, every=1):
+        for call in calls:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(
+                model(torch.randn(5, 4), **call), torch.zeros(5).long()
+            ).backward()
+            optimizer.step()
+    (event,) = exporter.find_events(names.NONFINITE_STEP.name)
+    assert event.attributes[names.STEP] == len(calls) - 1
+    return event.attributes.get(names.BORN_IN)
+
+
+MASK = torch.tensor([0.0, 0.0, -math.inf])
+NAN = torch.tensor([0.0, math.nan, 0.0])
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{"forbid": True}] * 4 + [{"forbid": True, "divide_by": 0.0}],
+        [{}, {"forbid": True}, {}, {"divide_by": 0.0}],  # once is enough for a habit, and no pardon for this
+        [{"mask": MASK}] * 3 + [{"mask": MASK, "divide_by": 0.0}],
+    ],
+)
+def test_outputs_that_are_masked_do_not_hide_a_nan_of_the_forward_pass(
+    watching: Watching, exporter: InMemoryExporter, calls: list[dict[str, Any]]
+) -> None:
+    assert last_birthplace(watching, exporter, calls) == "forward"
+
+
+@pytest.mark.parametrize("bad", [{"mask": MASK + NAN}, {"bias": NAN}])
+def test_a_mask_does_not_hide_a_nan_in_the_same_input_or_in_another(
+    watching: Watching, exporter: InMemoryExporter, bad: dict[str, Any]
+) -> None:
+    assert last_birthplace(watching, exporter, [{"mask": MASK}] * 3 + [bad]) == "input"
+
+
 def test_a_batch_that_was_looked_at_and_thrown_away_accuses_nobody(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:

@@ -91,6 +91,14 @@ def test_a_large_input_is_sampled_evenly_and_never_beyond_the_bound() -> None:
     assert inputs._sample(torch.empty(2, 2**17)).numel() == 2**18
 
 
+@pytest.mark.parametrize("shape", [(512, 512, 3), (1, 786_432), (786_432,), (4, 196_608), (3, 262_144)])
+def test_a_sample_of_an_image_has_all_its_channels_however_it_is_laid_out(shape: tuple[int, ...]) -> None:
+    image = torch.tensor([1.0, 2.0, 6.0]).repeat(512 * 512)
+    found = input_statistics(statistics_vector(image.reshape(shape)).tolist())
+    assert found.mean == pytest.approx(3.0, rel=1e-3)
+    assert found.stddev == pytest.approx(image.std(correction=0).item(), rel=1e-3)
+
+
 def test_inputs_are_named_by_their_place_and_only_floating_tensors_count() -> None:
     image, mask, table = torch.rand(2, 2), torch.ones(2), torch.rand(3)
     found = floating_inputs(

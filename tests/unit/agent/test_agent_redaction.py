@@ -29,8 +29,8 @@ def planted(draw: st.DrawFn) -> tuple[str, str]:
     key = draw(some(ALNUM, 40, 40))
     upper = draw(some(string.ascii_uppercase + string.digits, 16, 16))
     hexadecimal = draw(some("0123456789abcdef", 40, 40))
-    # Six digits or fewer behind a word for tokens are a count of them, and stay.
-    password = draw(some(ALNUM + "!#$%^*_-.+", 6, 30).filter(lambda word: len(word) > 6 or not word.isdigit()))
+    # Five digits or fewer behind a word for tokens are a count of them, and stay.
+    password = draw(some(ALNUM + "!#$%^*_-.+", 6, 30))
     user = draw(some(string.ascii_lowercase, 1, 8))
     name = draw(
         st.sampled_from(
@@ -47,6 +47,8 @@ def planted(draw: st.DrawFn) -> tuple[str, str]:
                 (f"hf_{key}", key),
                 (f"sk-proj-{key}", key),
                 (f"xoxb-{key}", key),
+                (f"xapp-1-{key}", key),
+                (f"GOCSPX-{key[:28]}", key[:28]),
                 (f"glpat-{key}", key),
                 (f"eyJ{key}.eyJ{key}.{key}", key),
                 (f"Authorization: Bearer {key}", key),
@@ -57,6 +59,10 @@ def planted(draw: st.DrawFn) -> tuple[str, str]:
                 (f"{name}{separator}{password}", password),
                 (f"--api-key {password}", password),
                 (f"-----BEGIN RSA PRIVATE KEY-----\n{key}\n-----END RSA PRIVATE KEY-----", key),
+                (
+                    f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{key}\n-----END PGP PRIVATE KEY BLOCK-----",
+                    key,
+                ),
             ]
         )
     )
@@ -154,3 +160,36 @@ def test_nothing_that_is_exported_holds_a_secret(
     assert ended.attributes[names.EXCEPTION_MESSAGE] == (
         f"cannot log in with api_key={REDACTED} at https://{REDACTED}@host/path"
     )
+
+
+class Named(nn.Module):
+    """A layer and an input whose names nobody should see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"sk-ant-api03-planted1planted1": nn.Linear(2, 1)})
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        (layer,) = self.layers.values()
+        return layer(batch["token=planted2"])
+
+
+def test_names_of_layers_inputs_models_and_metrics_are_redacted_too(
+    watching: Any, exporter: InMemoryExporter
+) -> None:
+    models = {"password=planted3": Named(), "other": nn.Linear(2, 1)}
+    optimizer = torch.optim.SGD([p for model in models.values() for p in model.parameters()], lr=0.1)
+    with watching(models, optimizer, every=1) as watch:
+        for _ in range(12):
+            optimizer.zero_grad()
+            batch = {"token=planted2": torch.ones(1, 2)}
+            (models["password=planted3"](batch).sum() + models["other"](torch.ones(1, 2)).sum()).backward()
+            optimizer.step()
+            watch.log(**{"password=planted4": 1.0, "hf_planted5planted5planted5": 2.0})
+    everything = repr((exporter.resource, exporter.events, exporter.metrics))
+    assert "planted" not in everything
+    assert {p.attributes[names.METRIC_NAME] for p in exporter.points(names.LOGGED)} == {
+        f"password={REDACTED}", REDACTED
+    }  # fmt: skip
+    assert exporter.values(names.INPUT_MEAN)
+    assert exporter.values(names.WEIGHT_NORM)
