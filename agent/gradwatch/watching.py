@@ -301,8 +301,14 @@ def watch(
 
     Raises:
         SettingsError: A setting cannot be used; the message says what is expected.
-        TypeError: ``model`` or ``optimizer`` is not one.
+        TypeError: ``model``, ``optimizer`` or ``exporter`` is not one.
     """
+    if exporter is not None and (isinstance(exporter, type) or not hasattr(exporter, "send_metrics")):
+        what = exporter.__name__ if isinstance(exporter, type) else type(exporter).__name__
+        raise TypeError(
+            "gradwatch.watch: expected an exporter such as gradwatch.testing.InMemoryExporter(), "
+            f"got {'the class ' if isinstance(exporter, type) else ''}{what}"
+        )
     keywords = {
         name: value for name, value in locals().items() if name not in {"model", "optimizer", "exporter"}
     }

@@ -353,7 +353,8 @@ def unwrap(optimizer: Any) -> Optimizer:
         # Accelerate's is an Optimizer by name only: never initialised as one, so that no hook fires for it.
         if isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "_optimizer_step_pre_hooks"):
             return inner
-        inner = getattr(inner, "optimizer", None)
+        # torch's own PostLocalSGDOptimizer calls it `optim`.
+        inner = getattr(inner, "optimizer", getattr(inner, "optim", None))
     raise TypeError(
         "gradwatch.watch: expected a torch.optim.Optimizer (or a wrapper with one in `.optimizer`), "
         f"got {type(optimizer).__name__}"

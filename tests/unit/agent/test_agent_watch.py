@@ -372,6 +372,10 @@ def test_a_bad_target_raises_at_once_and_a_wrong_object_too(exporter: InMemoryEx
         gradwatch.watch(model, model, exporter=exporter)
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got int"):
         gradwatch.watch(3, optimizer, exporter=exporter)
+    with pytest.raises(TypeError, match=r"expected an exporter.*got the class InMemoryExporter"):
+        gradwatch.watch(model, optimizer, exporter=InMemoryExporter)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected an exporter.*got str"):
+        gradwatch.watch(model, optimizer, exporter="otlp")  # type: ignore[arg-type]
     assert exporter.events == []
 
 

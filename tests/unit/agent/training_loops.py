@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -426,6 +428,17 @@ def accelerated(watch: Watch, truth: Truth) -> list[nn.Module]:
     return _train(model, optimizer, watch, truth)
 
 
+def averaging_after_local_steps(watch: Watch, truth: Truth) -> list[nn.Module]:
+    """torch's own wrapper; its averager has nobody to average with here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecated parts
+        from torch.distributed.optim import PostLocalSGDOptimizer
+    model = network()
+    averager: Any = SimpleNamespace(average_parameters=lambda params: None)
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    return _train(model, PostLocalSGDOptimizer(inner, averager), watch, truth)
+
+
 def wrapped_without_hooks(watch: Watch, truth: Truth) -> list[nn.Module]:
     model = network()
     inner = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -737,7 +750,7 @@ TOLD: tuple[Loop, ...] = (
     scaled_fused_clipped_and_then_unscaled,
     scaled_and_skipped, scaled_fused_and_skipped, scaled_clipped_and_skipped, bfloat16_autocast,
     without_an_optimizer, without_an_optimizer_accumulating, stepping_in_backward, stepping_in_backward_unnamed,
-    accelerated, wrapped_without_hooks, eight_bit, groups_and_a_schedule,
+    accelerated, averaging_after_local_steps, wrapped_without_hooks, eight_bit, groups_and_a_schedule,
     moving_average, averaged_weights, low_rank_adapter, frozen_and_thawed,
     checkpointed, checkpointed_reentrant, recurrent, custom_function, odd_gradients,
     evaluated, interrupted,
