@@ -88,7 +88,8 @@ class Interval:
                 listed, losses = log.take_steps(waiting)
                 until = listed[-1] if listed else 0
                 ends = array("q", listed)
-                observed, log.observed = log.observed, 0
+                # Those whose rows go out with this interval: the last step is held back.
+                observed = sum([rows.count(until) for rows in log.rows])
                 spent, log.spent = log.spent, 0
                 cost += spent + (len(ends) - observed) * self.thin_cost
                 skipped += log.skipped

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.gradients.clipping import Total, clip_ratio
 from gradwatch.gradients.norms import are_plain
+from gradwatch.gradients.seen import SeenGradients
 from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.watched import LateClip, WatchedOptimizer
@@ -24,7 +25,7 @@ class ClipWitness:
 
     Args:
         observe: Has this optimizer's step observed, though it was to be left out.
-        look_at_once: Looks at its gradients now, since the step will not come.
+        look_at_once: Looks at its bad gradients now, since their step may not come, or will not (``raises``).
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class ClipWitness:
         roster: Roster,
         progress: StepInProgress,
         observe: Callable[[WatchedOptimizer], None],
-        look_at_once: Callable[[WatchedOptimizer], None],
+        look_at_once: Callable[[WatchedOptimizer, bool], None],
     ) -> None:
         self._roster = roster
         self._progress = progress
@@ -60,6 +61,7 @@ class ClipWitness:
                 watched.take_stock(self._roster.models)
                 if not watched.owns(grads):
                     continue
+            _compare(watched)
             # A second time sees clipped gradients.
             first, finite = watched.clip_total is None, not isinstance(total, float) or math.isfinite(total)
             if not finite:
@@ -75,8 +77,11 @@ class ClipWitness:
                     watched.reading = watched.reader.read()
                 watched.reading_epoch = self._progress.passes
                 self._progress.spent += perf_counter_ns() - start
-            if raises and not finite:
-                self._look_at_once(watched)
+            if not finite:
+                self._look_at_once(watched, raises)
+                if first and is_l2:
+                    watched.clip_total = _finite_total(watched)
+            watched.seen = SeenGradients.one_of(watched.reader.parameters)
 
     def _note(
         self,
@@ -128,7 +133,12 @@ class ClipWitness:
         if total is None or self._progress.pauses or self._progress.is_elsewhere:
             return
         for watched in self._roster.watched.values():
-            if watched.clip_total is None or not watched.owns(grads):
+            if watched.seen is None or not watched.owns(grads):
+                continue
+            watched.see_clipped()
+            if watched.own is not None:
+                watched.own.leave(watched.reader.parameters)
+            if watched.clip_total is None:
                 continue
             late = watched.late_clip
             if isinstance(total, float) and late is None:
@@ -138,3 +148,18 @@ class ClipWitness:
                 late.max_norm = max_norm
             else:  # a second time, on a device
                 watched.clip_ratio, watched.late_clip = math.nan, None
+
+
+def _compare(watched: WatchedOptimizer) -> None:
+    """With the gradients that were seen before these are clipped."""
+    if watched.own is not None:
+        watched.own.look()
+    if watched.seen is not None and not watched.seen.are_as_seen():
+        watched.forget_clip()  # of a batch thrown away, or of the micro-batches so far
+
+
+def _finite_total(watched: WatchedOptimizer) -> float | None:
+    """Norm of gradients of which only torch's own total overflowed; None where they are bad."""
+    reading = watched.reading
+    total = math.hypot(*reading.norms) if reading is not None and reading.complete else math.nan
+    return total if math.isfinite(total) else None

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic_ns, perf_counter_ns
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -32,6 +33,7 @@ from gradwatch.loop.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.loop.loss import LossCapture
 from gradwatch.loop.manual import ManualSteps
 from gradwatch.loop.missing import ELSEWHERE, NO_GRADIENTS, PENDING_SUMS, why_unseen
+from gradwatch.loop.own_passes import OwnPasses
 from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.step_sink import StepSink
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 # Reading all parameters costs as much as reading all gradients.
 _CHECK_NANOSECONDS: Final = 5_000_000_000
+# Losses on devices that are kept for a step that may not come: all batches may be left out from now on.
+_MOST_PASSES: Final = 64
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
 
@@ -85,6 +89,8 @@ class StepObserver:
         self._paused_at = 0
         self._checked = perf_counter_ns()
         self._closure_base: tuple[float | None, int] | None = None
+        # Whether some optimizer's gradients were cleared between two backward passes: it has passes of its own.
+        self._apart = False
         self._forward = ForwardWitness(self.progress)
         self.compile_watch = CompileWatch()
         self.compile_watch.tell(self._forward.leave_alone)
@@ -197,7 +203,7 @@ class StepObserver:
         # Without an optimizer only the backward passes can tell of steps.
         manual = self.roster.adopts and bool(self._models) and not self._watched
         averages = bool(self._local_norms)
-        self.follows_backward = manual or averages
+        self.follows_backward = manual or averages or self._apart
         for watched in self._watched.values():
             watched.is_aligned = averages or watched.reader.sharded
 
@@ -333,6 +339,10 @@ class StepObserver:
             watched.capturing = True
             return
         watched.capturing = False
+        if self._closure_base is not None:
+            self._drop_raised_closure(frame)
+        if watched.own is not None:
+            watched.own.look()
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
@@ -391,6 +401,7 @@ class StepObserver:
         start = perf_counter_ns()
         self._begin_backward()
         for loss, root in zip(losses, roots, strict=True):
+            self.progress.scaled |= loss is not root
             if loss.is_cpu:
                 value = float(loss.item())
                 self.user_log.backward_begins(value)
@@ -399,6 +410,8 @@ class StepObserver:
             elif loss.is_cuda:
                 self.progress.device_losses.append(loss.detach())
                 self._tend_busy()
+        if self.progress.busy:
+            self._tend_busy()
         self.progress.passes += 1
         self.progress.spent += perf_counter_ns() - start
 
@@ -408,23 +421,27 @@ class StepObserver:
             self._tend_busy()
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
-        elif self.progress.loss is not None or self.progress.device_losses:
-            self._drop_discarded()
         if self._closure_base is not None:
-            self._drop_raised_closure()
+            self._drop_raised_closure(sys._getframe(2))  # noqa: SLF001 - the step's frame is among its callers
+        if self._manual is None and (self.progress.loss is not None or self.progress.device_losses):
+            self._judge_earlier()
         base = self._closure_base
         if base is not None:
             # Each evaluation of a closure replaces the one before, as its gradients do.
             self.progress.loss = base[0]
             del self.progress.device_losses[base[1] :]
 
-    def _drop_raised_closure(self) -> None:
-        """No hook follows a step whose closure raised: it is over if this backward is not inside it."""
-        frame = sys._getframe(2)  # noqa: SLF001 - the step's own frame is among its callers
+    def _drop_raised_closure(self, frame: FrameType) -> None:
+        """No hook follows a step whose closure raised: it is over if ``frame`` is not inside it."""
         late = [watched for watched in self.roster.everyone() if watched.is_late]
-        if not any(watched.is_nested(frame) for watched in late):
+        base = self._closure_base
+        if base is not None and not any(watched.is_nested(frame) for watched in late):
+            self._tell_discarded()
             for watched in late:
                 watched.is_late = False
+                watched.told = -1
+            self.progress.loss = base[0]
+            del self.progress.device_losses[base[1] :]
             self._closure_base = None
             self._tend_busy()
 
@@ -441,6 +458,10 @@ class StepObserver:
 
     def _add_loss(self, value: float, root: Tensor) -> None:
         self.progress.loss = value if self.progress.loss is None else self.progress.loss + value
+        if self._apart:
+            for watched in self._watched.values():
+                if watched.own is not None:
+                    watched.own.add(value)
         if not math.isfinite(value):
             self.progress.suspicious = True
             self._raise_alert()
@@ -448,21 +469,87 @@ class StepObserver:
             self._suspects.loss_is_bad(self.roster.step, root, self.roster.steps_ended)
             self._tend_busy()
 
-    def _drop_discarded(self) -> None:
-        """Forget the loss of a batch that was thrown away: `zero_grad()` came instead of a step."""
-        for watched in self._watched.values():
-            # From the last: that of a head's bias is small, and hardly ever zero.
-            if watched.is_elsewhere:
-                continue
-            if any(_holds_something(p.grad) for p in reversed(watched.reader.parameters)):
+    def _judge_earlier(self) -> None:
+        """Another backward begins before a step: were the gradients of earlier ones cleared meanwhile?"""
+        here = [watched for watched in self._watched.values() if not watched.is_elsewhere]
+        cleared = [watched for watched in here if not _hold_something(watched.reader.parameters)]
+        if not cleared and here:
+            return  # micro-batches
+        bad = self.progress.suspicious
+        if len(cleared) == len(here):
+            if self._is_kept_for_copies():
                 return
-        self.progress.loss = None
-        self.progress.device_losses.clear()
+            self._drop_discarded()
+            if self._closure_base is not None or not self._watched:
+                self.progress.loss = None
+                self.progress.device_losses.clear()
+                return
+            del self.progress.device_losses[:-_MOST_PASSES]
+        if self._closure_base is None:
+            for watched in cleared:
+                told = bad or (watched.own is not None and watched.own.told)
+                watched.own = OwnPasses(len(self.progress.device_losses), told=told)
+            self._apart = True
+            self._choose_what_to_hear()
+            self._raise_alert()
+
+    def _is_kept_for_copies(self) -> bool:
+        """An optimizer of copies in full precision gets its gradients later than the model has them."""
+        stepped = {id(p) for watched in self._watched.values() for p in watched.reader.parameters}
+        modules = [module for model in self._models if (module := model.reference()) is not None]
+        trained = [tuple(module.parameters()) for module in modules]
+        return any(stepped.isdisjoint(map(id, each)) and _hold_something(each) for each in trained)
+
+    def _drop_discarded(self) -> None:
+        """A batch was thrown away: `zero_grad()` came instead of a step."""
+        if self._closure_base is None:  # within one, an evaluation only makes room for the next
+            self._tell_discarded()
         self.progress.suspicious = False
+        self.user_log.discard()
         self._suspects.discard()
-        for watched in self._watched.values():
-            watched.reading = None
-            watched.take_clip()
+        for watched in self.roster.everyone():
+            watched.forget_clip()
+            watched.told = -1
+
+    def _tell_discarded(self) -> None:
+        """Report a bad loss whose step does not come, at the index that this would have had."""
+        watched = self.roster.leader
+        # What was given may be the next batch's already.
+        bad = [loss for loss in (self.progress.loss, self.progress.host_loss) if not is_finite(loss)]
+        if self.progress.suspicious and watched is not None and bad and bad[0] is not None:
+            self._report_skipped(watched, bad[0])
+        self.progress.suspicious = False
+
+    def _report_skipped(self, watched: WatchedOptimizer, loss: float) -> None:
+        if watched.told != watched.count:
+            watched.told = watched.count
+            self._suspects.skipped(self.roster.step, watched, loss)
+
+    def _take_loss(self, watched: WatchedOptimizer) -> float | None:
+        loss, self.progress.loss = self.progress.loss, None
+        if self._apart:
+            loss = self._settle_apart(watched, loss)
+        self.progress.suspicious = False
+        return loss
+
+    def _settle_apart(self, watched: WatchedOptimizer, loss: float | None) -> float | None:
+        """A step of this optimizer ends: the loss of the passes that are its; the next begins with none."""
+        own = watched.own
+        if own is not None and not own.is_all(loss):
+            loss = own.loss
+            del self.progress.device_losses[: own.before]
+        if is_finite(loss):
+            self._tell_discarded()
+        for each in self.roster.everyone():
+            each.own = None
+        self._apart = False
+        self._choose_what_to_hear()
+        return loss
+
+    def _loss_of(self, watched: WatchedOptimizer) -> float | None:
+        """The loss of the passes that are this optimizer's, as far as it is on the host."""
+        given = self.progress.given_loss
+        return self.progress.host_loss if watched.own is None or given is not None else watched.own.loss
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -478,6 +565,10 @@ class StepObserver:
 
     def backward_ended(self) -> None:
         """See ``LossSink``."""
+        if self._apart and not self.progress.pauses:
+            for each in self._watched.values():
+                if each.own is not None:
+                    each.own.leave(each.reader.parameters)
         if self.progress.pauses or self._watched or not self.roster.adopts:
             return
         if self._manual is None:
@@ -503,8 +594,9 @@ class StepObserver:
         if stepped:
             self._end_step(self._manual, watched, start)
         elif stepped is False:
-            watched.reading = None
             self._drop_discarded()
+            self.progress.loss = None
+            self.progress.device_losses.clear()
 
     def _settle_manual(self, *, ended: bool) -> StepLog | None:
         """No more steps without an optimizer. ``ended``: the last backward was one; else it is an optimizer's.
@@ -575,6 +667,7 @@ class StepObserver:
         """See ``LossSink``."""
         watched = self.roster.find(unwrap(optimizer))
         if watched is not None and not self.progress.pauses:
+            self.progress.scaled = True
             watched.unscale(inverse)
 
     def scaling(self, optimizer: object, scale: Tensor) -> None:
@@ -599,39 +692,56 @@ class StepObserver:
 
     def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
-        loss = self.progress.host_loss
+        loss = self._loss_of(watched)
         suspicious = not is_finite(loss)
         if suspicious and not watched.observe and not self._sink.wants_nonfinite_detail():
             watched.nonfinite = True
-            self._sink.nonfinite(NonfiniteStep(self.roster.step, loss=loss))
+            if watched.told != watched.count:
+                watched.told = watched.count
+                self._sink.nonfinite(NonfiniteStep(self.roster.step, loss=loss))
             return
-        reading = watched.reading
-        if reading is None or watched.reading_epoch != self.progress.passes:
-            watched.take_stock(self._models)
-            reading = watched.reading = watched.reader.read()
+        reading = watched.reading = self._read(watched)
         if before and watched.reader.devices:
             watched.witness = self._suspects.witness(watched, watched.reader.parameter_norms())
         total = math.hypot(*reading.norms)
         if suspicious or not math.isfinite(total):
-            if not _overflowed(optimizer):
+            own = watched.own
+            if watched.told == watched.count or (own is not None and own.is_known_to_be_bad):
+                watched.nonfinite = True
+            elif not _overflowed(optimizer):
                 self._note_last_steps()
                 self._suspects.on_host(self.roster.step, watched, reading, loss, before=before)
+                watched.told = watched.count if watched.nonfinite else watched.told
         elif reading.indices and reading.complete and not (reading.on_device or watched.reader.sharded):
             watched.total = total
 
-    def _look_at_once(self, watched: WatchedOptimizer) -> None:
-        """The step will not come: clipping is about to raise over these gradients."""
+    def _read(self, watched: WatchedOptimizer) -> Reading:
+        """Norms of the gradients; those from before clipping, if it is them that were clipped."""
+        known, seen = watched.reading, watched.seen
+        if known is not None and watched.reading_epoch == self.progress.passes:
+            if seen is None or seen.are_as_seen():
+                return known
+            if not seen.are_replaced():
+                # Averaged by hand, given noise: told is what was there before. But what is bad by now is bad.
+                now = watched.reader.read()
+                good = math.isfinite(math.hypot(*known.norms)) and math.isfinite(math.hypot(*now.norms))
+                return known if good and now.indices == known.indices else now
+        watched.take_stock(self._models)
+        return watched.reader.read()
+
+    def _look_at_once(self, watched: WatchedOptimizer, raises: bool) -> None:
+        """Bad gradients are clipped: often the step does not come, and never where clipping ``raises``.
+
+        They are no finding yet where a scaler will judge them, or a closure replace them.
+        """
         optimizer = watched.reference()
-        if optimizer is not None:
+        if optimizer is not None and (raises or not (self.progress.scaled or self._closure_base)):
             self._look(optimizer, watched, before=True)
 
     @shielded(None)
     def tell_unfinished(self) -> None:
         """The run ends: report a loss that was not finite, and whose step will not come."""
-        loss, watched = self.progress.host_loss, self.roster.leader
-        if self.progress.suspicious and loss is not None and not math.isfinite(loss) and watched is not None:
-            self.progress.suspicious = False
-            self._suspects.skipped(self.roster.step, watched, loss)
+        self._tell_discarded()
 
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
@@ -652,7 +762,7 @@ class StepObserver:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
         if loss is None or math.isfinite(loss):
             return False
-        self._suspects.skipped(self.roster.step, watched, loss)
+        self._report_skipped(watched, loss)
         return True
 
     def _end_step(
@@ -663,8 +773,7 @@ class StepObserver:
         if self._arrivals:
             self._arrivals.drain()
         now = monotonic_ns() + self._anchor
-        loss, self.progress.loss = self.progress.loss, None
-        self.progress.suspicious = False
+        loss = self._take_loss(watched)
         reading, watched.reading = watched.reading, None
         total, watched.total = watched.total, None
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
@@ -682,6 +791,7 @@ class StepObserver:
         in_flight: InFlight | None = None
         scale = 1.0
         loss_scale = local_norm = None
+        watched.forget_replaced()
         scaler = watched.scale
         if (
             reading is not None
@@ -811,8 +921,8 @@ class StepObserver:
     ) -> tuple[float | None, float, bool, InFlight | None]:
         """The slower half of a step's end: device values, a fused optimizer's scale, a given loss."""
         losses, self.progress.device_losses = self.progress.device_losses, []
-        self._tend_busy()
         given, self.progress.given_loss = self.progress.given_loss, None
+        self._tend_busy()
         if isinstance(given, float):
             loss, losses = given, []
         elif given is not None:
@@ -895,13 +1005,18 @@ class StepObserver:
             time.sleep(0.002)
 
 
-def _holds_something(grad: Tensor | None) -> bool:
-    """Whether this gradient was kept. One on a device is: to look at it would be to wait for it."""
-    if grad is None:
-        return False
+def _hold_something(parameters: Sequence[Tensor]) -> bool:
+    """Whether any of their gradients was kept."""
+    # From the last: that of a head's bias is small, and hardly ever zero.
+    return any(_is_kept(grad) for p in reversed(parameters) if (grad := p.grad) is not None)
+
+
+def _is_kept(grad: Tensor) -> bool:
+    """Whether this was not set to zero. One on a device was not: to look at it would be to wait for it."""
     if type(grad) is not torch.Tensor or not grad.is_cpu or grad.layout is not torch.strided:
         return True
-    return bool(torch.count_nonzero(grad))  # a NaN is not zero
+    # A NaN is not zero. What backward has just made and nobody has written into was not set to zero, but is it.
+    return bool(torch.count_nonzero(grad)) or grad._version == 0  # noqa: SLF001
 
 
 def _is_captured(watched: WatchedOptimizer) -> bool:

@@ -22,12 +22,13 @@ class StepInProgress:
         given_loss: What the user says the loss is.
         given_rate: What the user says the learning rate is.
         suspicious: Whether the loss is not finite.
+        scaled: Whether a loss scaler was ever seen at work, who is the judge of bad gradients then.
         spent: Nanoseconds spent outside of the optimizer's hooks.
     """
 
     __slots__ = (
-        "busy", "device_losses", "given_loss", "given_rate", "loss", "passes", "pauses", "spent", "suspicious",
-        "thread",
+        "busy", "device_losses", "given_loss", "given_rate", "loss", "passes", "pauses", "scaled", "spent",
+        "suspicious", "thread",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class StepInProgress:
         self.given_loss: float | Tensor | None = None
         self.given_rate: float | None = None
         self.suspicious = False
+        self.scaled = False
         self.spent = 0
 
     @property

@@ -71,9 +71,13 @@ class Rows:
         self.norms.extend(norms)
         self.times.append(time)
 
+    def count(self, until: int) -> int:
+        """Any thread: how many rows there are up to this time."""
+        return bisect_right(self.times, until)
+
     def take(self, until: int) -> Iterator[Rows]:
         """Export thread: all rows up to this time, a block at a time."""
-        count = bisect_right(self.times, until)
+        count = self.count(until)
         width = len(self.indices)
         for start in range(0, count, rows := max(1, BLOCK // max(1, width))):
             end = min(count, start + rows)
@@ -116,7 +120,6 @@ class StepLog:
         drained_until: End of the step drained last, None before.
         columns: Everything else that is known of some steps only.
         rows: Per-layer norms; a change of layout begins a new entry.
-        observed: Steps whose gradients were read.
         spent: Nanoseconds of the training thread in steps that were not thin.
         draining: Held while steps are taken out, and while somebody looks at those that wait, lest he find
             it half done. No step takes it.
@@ -125,7 +128,7 @@ class StepLog:
 
     __slots__ = (
         "closed", "columns", "drained_until", "draining", "ends", "first_step", "index", "keep", "leads",
-        "losses", "marks", "observed", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
+        "losses", "marks", "pauses", "rates", "rates_now", "rows", "skipped", "spent",
     )  # fmt: skip
 
     def __init__(self, index: int, first_step: int) -> None:
@@ -143,7 +146,6 @@ class StepLog:
         self.drained_until: int | None = None
         self.columns: dict[Metric, Column] = {}
         self.rows: list[Rows] = []
-        self.observed = 0
         self.skipped = 0
         self.spent = 0
         self.closed = False
@@ -191,7 +193,6 @@ class StepLog:
         sharded: bool = False,
     ) -> None:
         """Training thread: the gradients of a step, and their norm all together."""
-        self.observed += 1
         if total is not None:
             if sharded:
                 self.column(conventions.GRADIENT_SHARD_SQUARE).append(time, total * total)

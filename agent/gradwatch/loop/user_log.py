@@ -36,6 +36,9 @@ class _Doubt:
 class UserLog:
     """Takes numbers; a loss or a rate belongs to the step in progress, or to the one that has just ended.
 
+    But a loop whose first loss (or rate) came before its first backward pass logs ahead: what it logs between
+    the end of a step and the next backward pass is of the step to come.
+
     Args:
         alert: Makes the next step a full one.
     """
@@ -57,6 +60,10 @@ class UserLog:
         self._lock = threading.Lock()
         self._alert = alert
         self._doubt: _Doubt | None = None
+        # By name, whether the loop logs ahead of its backward pass. As its first log was, so are all.
+        self._ahead: dict[str, bool] = {}
+        # Backward passes begun when the loss of the step in progress was given.
+        self._given_at = 0
 
     def log(self, values: Mapping[str, object]) -> None:
         """Take ``watch.log(**values)``; tensors on a device travel through the ring."""
@@ -76,20 +83,18 @@ class UserLog:
                     with self._lock:
                         self._arrivals.send_logged(name, self._clock.now(), number)
 
-    def _last(self) -> WatchedOptimizer | None:
-        """The optimizer that stepped last, while nothing of the next step was seen: a loss is meant for it."""
-        if self._progress.loss is not None or self._progress.device_losses:
+    def _last(self, name: str) -> WatchedOptimizer | None:
+        """The optimizer that stepped last, if this is meant for it and nothing of the next step was seen."""
+        between = self._progress.loss is None and not self._progress.device_losses
+        if self._ahead.setdefault(name, between and not self._roster.steps_ended) or not between:
             return None
         last = max(self._roster.watched.values(), key=lambda watched: watched.last_end, default=None)
         return last if last is not None and last.ends else None
 
     def _log_loss(self, loss: float | Tensor) -> None:
-        last = self._last()
+        last = self._last("loss")
         if last is None:
-            self._progress.given_loss = loss
-            # A captured NaN has reached the gradients, whatever is logged in its place.
-            self._progress.suspicious |= isinstance(loss, float) and not math.isfinite(loss)
-            self._alert()
+            self._give(loss)
         elif self._arrivals.holds_step:
             self._arrivals.replace_loss(loss)
         elif isinstance(loss, float):
@@ -103,6 +108,29 @@ class UserLog:
             last.losses[-1] = None
             self._arrivals.send_logged("loss", last.last_end, loss)
 
+    def _give(self, loss: float | Tensor) -> None:
+        """This is the loss of the step in progress."""
+        self._tell_passed_over()
+        self._progress.given_loss, self._given_at = loss, self._progress.passes
+        if isinstance(loss, float) and not math.isfinite(loss):
+            # A captured NaN has reached the gradients, whatever is logged in its place.
+            self._progress.suspicious = True
+            self._progress.busy = True  # have the next backward tell its loss
+        self._alert()
+
+    def _tell_passed_over(self) -> None:
+        """A bad loss was given, and no backward pass came but another loss: its batch was left out."""
+        given, progress, watched = self._progress.given_loss, self._progress, self._roster.leader
+        if isinstance(given, float) and not math.isfinite(given) and progress.loss is None:
+            progress.given_loss, progress.suspicious = None, False
+            if watched is not None:
+                self._sink.nonfinite(NonfiniteStep(self._roster.step, loss=given))
+
+    def discard(self) -> None:
+        """The batch was thrown away, and what was given for its loss; not what was given ahead for the next."""
+        if not self._ahead.get("loss") or self._given_at < self._progress.passes:
+            self._progress.given_loss = None
+
     def _judge(self, last: WatchedOptimizer, loss: float) -> None:
         if not math.isfinite(loss) and not last.last_nonfinite:
             last.last_nonfinite = True
@@ -111,11 +139,14 @@ class UserLog:
     @property
     def in_doubt(self) -> bool:
         """Whether a loss was given of which only the next backward will tell whose it is."""
-        return self._doubt is not None
+        given = self._progress.given_loss
+        return self._doubt is not None or (isinstance(given, float) and not math.isfinite(given))
 
     def backward_begins(self, loss: float) -> None:
         """From this loss: if it is the one that was given last, that was meant for this step."""
         doubt = self._doubt
+        if math.isfinite(loss):
+            self._tell_passed_over()
         if doubt is not None and (loss == doubt.given or (math.isnan(loss) and math.isnan(doubt.given))):
             self._doubt = None
             if doubt.of.losses:
@@ -135,7 +166,7 @@ class UserLog:
             self._progress.busy = True  # have the next backward tell its loss
 
     def _log_rate(self, rate: float) -> None:
-        last = self._last()
+        last = self._last("lr")
         if last is None:
             self._progress.given_rate = rate
             self._alert()

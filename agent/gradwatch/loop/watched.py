@@ -15,8 +15,10 @@ import torch
 
 from gradwatch import conventions
 from gradwatch.gradients.norms import GradientReader, Reading, layer_name, named_parameters
+from gradwatch.gradients.seen import SeenGradients
 from gradwatch.loop.budget import Budget
 from gradwatch.loop.in_backward import StepsInBackward
+from gradwatch.loop.own_passes import OwnPasses
 from gradwatch.loop.step_log import StepLog
 from gradwatch.nonfinite.update_check import UpdateTrust
 from gradwatch.tensors.sharding import common_stride, is_distributed_tensor
@@ -123,9 +125,9 @@ class WatchedOptimizer:
         "begun", "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
         "index", "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch",
         "last_known", "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left",
-        "local", "log", "looked", "losses", "may_be_thin", "nonfinite", "observe", "order", "paused",
+        "local", "log", "looked", "losses", "may_be_thin", "nonfinite", "observe", "order", "own", "paused",
         "planned", "poisoned", "rate", "rates", "reader", "reading", "reading_epoch", "reference", "scale",
-        "settled", "spent", "stock", "together", "total", "trust", "unseen", "witness",
+        "seen", "settled", "spent", "stock", "together", "told", "total", "trust", "unseen", "witness",
     )  # fmt: skip
 
     def __init__(
@@ -154,6 +156,10 @@ class WatchedOptimizer:
         self.clip_total: float | None = None
         self.clip_ratio: float | None = None
         self.late_clip: LateClip | None = None
+        # What was clipped, to which all of these belong.
+        self.seen: SeenGradients | None = None
+        # None where all passes since the last step are its.
+        self.own: OwnPasses | None = None
         # Nanoseconds of the step in progress that are not training's.
         self.paused = 0
         self.last_step = 0
@@ -174,6 +180,8 @@ class WatchedOptimizer:
         self.together: StepsInBackward | None = None
         self.unseen: bool | None = None
         self.nonfinite = False
+        # Steps that had ended when one was told to be non-finite.
+        self.told = -1
         self.poisoned = False
         # The first step after somebody looked at all parameters and found them good.
         self.looked = log.first_step
@@ -252,6 +260,8 @@ class WatchedOptimizer:
 
     def unscale(self, inverse: Tensor) -> None:
         """What clipping found before the gradients were multiplied with this was that of scaled ones."""
+        if self.own is not None:
+            self.own.leave(self.reader.parameters)
         if self.reading is not None:
             self.reading = self.reading.unscaled(inverse.reciprocal())
         if self.clip_total is not None:
@@ -259,10 +269,27 @@ class WatchedOptimizer:
         if self.late_clip is not None:
             self.late_clip.is_norm = False
 
+    def see_clipped(self) -> None:
+        """Remember the gradients as clipping leaves them: one of them, or all where they are read."""
+        parameters = self.reader.parameters
+        self.seen = SeenGradients(parameters) if self.observe else SeenGradients.one_of(parameters)
+
+    def forget_clip(self) -> None:
+        """What clipping told, it told of other gradients than there are now."""
+        self.reading = self.seen = None
+        self.clip_total = self.clip_ratio = self.late_clip = None
+        self.nonfinite = False
+
+    def forget_replaced(self) -> None:
+        """Forget what clipping told where other gradients were put in the clipped ones' place."""
+        if self.seen is not None and self.seen.are_replaced():
+            self.clip_total = self.clip_ratio = self.late_clip = None
+
     def take_clip(self) -> tuple[float | None, float | None]:
         """Norm before clipping and ratio, as far as there is one; the next step has its own."""
+        self.forget_replaced()
         total, ratio = self.clip_total, self.clip_ratio
-        self.clip_total = self.clip_ratio = self.late_clip = None
+        self.clip_total = self.clip_ratio = self.late_clip = self.seen = None
         return (
             None if total is None or math.isnan(total) else total,
             None if ratio is None or math.isnan(ratio) else ratio,

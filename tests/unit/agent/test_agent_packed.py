@@ -453,7 +453,8 @@ def test_overhead_counts_thin_steps_observed_steps_and_our_own_threads() -> None
     for end in range(1, 12):
         log.losses.append(None)
         log.ends.append(end * 1_000_000)
-    log.observed, log.spent = 1, 70_000
+    log.observe(1_000_000, ("layer",), (0,), [1.0], 1.0)
+    log.spent = 70_000
     (overhead,) = (
         batch.points[0]
         for batch in interval.points(10**9, 1, 0, background=30_000)
@@ -461,6 +462,23 @@ def test_overhead_counts_thin_steps_observed_steps_and_our_own_threads() -> None
     )
     assert isinstance(overhead, Point)
     assert overhead.value == pytest.approx((70_000 + 10 * 5_000 + 30_000) / 10_000_000)
+
+
+def test_the_steps_that_were_observed_are_those_in_the_histograms_of_the_same_interval() -> None:
+    """The last step, whose loss may still be replaced, is in neither."""
+    interval = Interval(0)
+    log = interval.open_log(0, 0)
+    for closed, counted in ((False, 2), (True, 1)):
+        for end in range(0 if closed else 3):
+            log.losses.append(None)
+            log.ends.append(end)
+            log.observe(end, ("layer",), (0,), [1.0], 1.0)
+        log.closed = closed
+        points = {
+            batch.metric: batch.points[0] for batch in interval.points(9, 1, 0) if hasattr(batch, "points")
+        }
+        assert points[names.OBSERVED_STEPS].value == counted
+        assert points[names.LAYER_GRADIENT_NORM].total == counted
 
 
 @pytest.mark.parametrize(
