@@ -252,7 +252,9 @@ class StepObserver:
         """Registered only while some step may have to be looked at before its update, see `_tend_pre_hook`."""
         try:
             watched = self._watched.get(id(optimizer)) or self._find(optimizer)
-            if watched is not None and not (watched.may_be_thin and not self._alert):
+            if watched is None:
+                self._look_within(optimizer)
+            elif not watched.may_be_thin or self._alert:
                 self._before_full_step(optimizer, watched, args, kwargs)
         except Exception as error:  # noqa: BLE001 - rule 2: nothing of ours may stop training
             internal_error(error, "optimizer pre hook")
@@ -481,6 +483,8 @@ class StepObserver:
                 return
             self._drop_discarded()
             if self._closure_base is not None or not self._watched:
+                if self._closure_base is not None:
+                    self._closure_base = (None, 0)  # what came before the closure is not in this step, either
                 self.progress.loss = None
                 self.progress.device_losses.clear()
                 return
@@ -729,6 +733,15 @@ class StepObserver:
         watched.take_stock(self._models)
         return watched.reader.read()
 
+    def _look_within(self, optimizer: Optimizer) -> None:
+        """An optimizer steps inside of one that has a closure: it may be that one's update, as in SAM.
+
+        Only now are its gradients there: not before the closure, and maybe cleared when the step has ended.
+        """
+        for watched in self._watched.values():
+            if watched.is_late and watched.observe and watched.steps_same_as(optimizer):
+                watched.reading, watched.reading_epoch = watched.reader.read(), self.progress.passes
+
     def _look_at_once(self, watched: WatchedOptimizer, raises: bool) -> None:
         """Bad gradients are clipped: often the step does not come, and never where clipping ``raises``.
 
@@ -968,7 +981,7 @@ class StepObserver:
             self._sink.missing(self.roster.step, PENDING_SUMS)
         if reading.on_device:
             return in_flight is not None
-        if not reading.indices:
+        if not reading.indices and not watched.last_known:  # later it may be a batch that is left out
             self._sink.missing(self.roster.step, NO_GRADIENTS)
         return bool(reading.indices)
 

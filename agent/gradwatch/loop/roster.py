@@ -209,10 +209,7 @@ class Roster:
         for key, watched in self.watched.items():
             if watched.count or watched.frame is not None:
                 continue
-            parameters = watched.reader.parameters
-            if len(parameters) == sum(len(group["params"]) for group in optimizer.param_groups) and (
-                set(map(id, parameters)) == set(map(id, parameters_of(optimizer)))
-            ):
+            if watched.steps_same_as(optimizer):
                 self._inner[optimizer] = key
                 return watched
         return None

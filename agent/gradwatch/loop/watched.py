@@ -353,6 +353,13 @@ class WatchedOptimizer:
         given = set(map(id, grads))
         return any(p.grad is not None and id(p.grad) in given for p in parameters)
 
+    def steps_same_as(self, optimizer: Steps) -> bool:
+        """Whether that one has the same parameters."""
+        parameters = self.reader.parameters
+        return len(parameters) == sum(len(group["params"]) for group in optimizer.param_groups) and (
+            set(map(id, parameters)) == set(map(id, parameters_of(optimizer)))
+        )
+
     def enter(self, frame: FrameType) -> None:
         """A step of this optimizer runs in this frame, which is not held: a step that raises would pin it."""
         self.frame = (id(frame), frame.f_code)

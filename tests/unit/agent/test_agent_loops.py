@@ -418,8 +418,58 @@ class Sharpness(torch.optim.Optimizer):
         self.base_optimizer.step()
         self.zero_grad()
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        raise NotImplementedError
+    def step(self, closure: Callable[[], None] | None = None) -> None:  # type: ignore[override]
+        assert closure is not None
+        self.first_step()
+        closure()
+        self.second_step()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_step_of_a_closure_may_be_taken_by_an_optimizer_within(
+    exporter: InMemoryExporter, every: int
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = Sharpness(model.parameters())
+    passes: list[tuple[float, float]] = []
+    norms, losses = [], []
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=every):
+        for _ in range(12):
+            x = torch.randn(8, 4)
+
+            def closure(x: torch.Tensor = x) -> None:
+                loss = model(x).square().mean()
+                loss.backward()
+                passes.append((dense_norm(model), loss.item()))
+
+            closure()
+            optimizer.step(closure)
+            norms.append(passes[-1][0])
+            losses.append(passes[-1][1])
+    assert exporter.values(names.LOSS) == pytest.approx(losses)
+    assert exporter.values(names.GRADIENT_NORM) == pytest.approx(norms[::every])
+    assert exporter.find_events(names.INSTRUMENTATION_MISSING.name) == []
+
+
+def test_a_closure_that_leaves_a_batch_out_is_not_taken_for_a_loop_that_cannot_be_seen(
+    exporter: InMemoryExporter,
+) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradwatch.watch(model, optimizer, exporter=exporter, every=1):
+        for step in range(5):
+
+            def closure(step: int = step) -> torch.Tensor | None:
+                optimizer.zero_grad()
+                if step == 2:
+                    return None
+                loss = model(torch.randn(8, 4)).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)  # type: ignore[arg-type]
+    assert len(exporter.values(names.GRADIENT_NORM)) == 4
+    assert exporter.find_events(names.INSTRUMENTATION_MISSING.name) == []
 
 
 @pytest.mark.parametrize("every", [1, 4])
