@@ -432,7 +432,7 @@ def test_what_overflows_only_when_it_is_added_up_is_not_bad(dtype: torch.dtype) 
     bad = [False, True, False, True, True, False]
     assert nonfinite_among(values) == bad
     assert nonfinite_among([*values, torch.tensor([math.nan], dtype=torch.float64)]) == [*bad, True]
-    assert [forward_witness._flaw(value) for value in values] == ["", "nan", "", "-inf", "inf-inf", ""]
+    assert [bool(forward_witness._flaw(value)) for value in values] == bad
 
 
 def test_a_fused_optimizers_own_scale_and_verdict_are_read(
