@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic_ns, perf_counter_ns
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -33,7 +32,7 @@ from gradwatch.loop.in_backward import StepsInBackward, backward_in_progress
 from gradwatch.loop.loss import LossCapture
 from gradwatch.loop.manual import ManualSteps
 from gradwatch.loop.missing import ELSEWHERE, NO_GRADIENTS, PENDING_SUMS, why_unseen
-from gradwatch.loop.own_passes import OwnPasses
+from gradwatch.loop.passes import BackwardPasses
 from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.step_sink import StepSink
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
 
 # Reading all parameters costs as much as reading all gradients.
 _CHECK_NANOSECONDS: Final = 5_000_000_000
-# Losses on devices that are kept for a step that may not come: all batches may be left out from now on.
-_MOST_PASSES: Final = 64
 # At the end, values on a device are asked for this often, 2 ms apart, before they are given up.
 _LAST_QUERIES: Final = 50
 
@@ -88,9 +85,6 @@ class StepObserver:
         self._alert = False
         self._paused_at = 0
         self._checked = perf_counter_ns()
-        self._closure_base: tuple[float | None, int] | None = None
-        # Whether some optimizer's gradients were cleared between two backward passes: it has passes of its own.
-        self._apart = False
         self._forward = ForwardWitness(self.progress)
         self.compile_watch = CompileWatch()
         self.compile_watch.tell(self._forward.leave_alone)
@@ -98,6 +92,9 @@ class StepObserver:
         self._arrivals = Arrivals(sink, self._suspects)
         self.user_log = UserLog(
             sink, self.roster, self.progress, self._arrivals, clock.branch(), self._raise_alert
+        )
+        self._passes = BackwardPasses(
+            self.progress, self.roster, self._suspects, self.user_log, self._passes_told_apart
         )
         self.measures = Measures(
             self._arrivals, self._models, start=clock.now(), inputs=inputs, collectives=collectives, nvtx=nvtx
@@ -199,11 +196,16 @@ class StepObserver:
             if watched is not None:
                 watched.order.settle()
 
+    def _passes_told_apart(self) -> None:
+        self._choose_what_to_hear()
+        if self._passes.apart:
+            self._raise_alert()
+
     def _choose_what_to_hear(self) -> None:
         # Without an optimizer only the backward passes can tell of steps.
         manual = self.roster.adopts and bool(self._models) and not self._watched
         averages = bool(self._local_norms)
-        self.follows_backward = manual or averages or self._apart
+        self.follows_backward = manual or averages or self._passes.apart
         for watched in self._watched.values():
             watched.is_aligned = averages or watched.reader.sharded
 
@@ -341,14 +343,15 @@ class StepObserver:
             watched.capturing = True
             return
         watched.capturing = False
-        if self._closure_base is not None:
-            self._drop_raised_closure(frame)
+        if self._passes.closure is not None:
+            self._passes.leave_raised_closure(frame)
+            self._tend_busy()
         if watched.own is not None:
             watched.own.look()
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             watched.is_late = watched.is_never_thin = True
             watched.reading = None
-            self._closure_base = (self.progress.loss, len(self.progress.device_losses))
+            self._passes.enter_closure()
             self._tend_busy()
         elif watched.observe or self.progress.suspicious:
             self._look(optimizer, watched, before=True)
@@ -370,7 +373,7 @@ class StepObserver:
             self.measures.after_step(watched)
         if watched.is_late:
             watched.is_late = False
-            self._closure_base = None
+            self._passes.closure = None
             self._tend_busy()
             if watched.observe or self.progress.suspicious:
                 self._look(optimizer, watched, before=False)
@@ -421,139 +424,33 @@ class StepObserver:
         if self._suspects.evidence is not None:
             self._suspects.loss_seen(self.roster.steps_ended)
             self._tend_busy()
+        if self._passes.closure is not None:
+            self._passes.leave_raised_closure(sys._getframe(2))  # noqa: SLF001 - the step's frame is among its callers
+            self._tend_busy()
         if self._manual is not None:
             self._end_manual_step(perf_counter_ns())
-        if self._closure_base is not None:
-            self._drop_raised_closure(sys._getframe(2))  # noqa: SLF001 - the step's frame is among its callers
-        if self._manual is None and (self.progress.loss is not None or self.progress.device_losses):
-            self._judge_earlier()
-        base = self._closure_base
-        if base is not None:
-            # Each evaluation of a closure replaces the one before, as its gradients do.
-            self.progress.loss = base[0]
-            del self.progress.device_losses[base[1] :]
-
-    def _drop_raised_closure(self, frame: FrameType) -> None:
-        """No hook follows a step whose closure raised: it is over if ``frame`` is not inside it."""
-        late = [watched for watched in self.roster.everyone() if watched.is_late]
-        base = self._closure_base
-        if base is not None and not any(watched.is_nested(frame) for watched in late):
-            self._tell_discarded()
-            for watched in late:
-                watched.is_late = False
-                watched.told = -1
-            self.progress.loss = base[0]
-            del self.progress.device_losses[base[1] :]
-            self._closure_base = None
-            self._tend_busy()
+        else:
+            self._passes.begin()
 
     def _tend_busy(self) -> None:
         """A pause, losses on a device, a closure, steps that no hook tells of, or an earlier loss in doubt."""
         self.progress.busy = bool(
             self.progress.pauses
             or self.progress.device_losses
-            or self._closure_base
+            or self._passes.closure
             or self._manual
             or self._suspects.evidence
             or self.user_log.in_doubt
         )
 
     def _add_loss(self, value: float, root: Tensor) -> None:
-        self.progress.loss = value if self.progress.loss is None else self.progress.loss + value
-        if self._apart:
-            for watched in self._watched.values():
-                if watched.own is not None:
-                    watched.own.add(value)
+        self._passes.add(value)
         if not math.isfinite(value):
             self.progress.suspicious = True
             self._raise_alert()
             self._note_last_steps()
             self._suspects.loss_is_bad(self.roster.step, root, self.roster.steps_ended)
             self._tend_busy()
-
-    def _judge_earlier(self) -> None:
-        """Another backward begins before a step: were the gradients of earlier ones cleared meanwhile?"""
-        here = [watched for watched in self._watched.values() if not watched.is_elsewhere]
-        cleared = [watched for watched in here if not _hold_something(watched.reader.parameters)]
-        if not cleared and here:
-            return  # micro-batches
-        bad = self.progress.suspicious
-        if len(cleared) == len(here):
-            if self._is_kept_for_copies():
-                return
-            self._drop_discarded()
-            if self._closure_base is not None or not self._watched:
-                if self._closure_base is not None:
-                    self._closure_base = (None, 0)  # what came before the closure is not in this step, either
-                self.progress.loss = None
-                self.progress.device_losses.clear()
-                return
-            del self.progress.device_losses[:-_MOST_PASSES]
-        if self._closure_base is None:
-            for watched in cleared:
-                told = bad or (watched.own is not None and watched.own.told)
-                watched.own = OwnPasses(len(self.progress.device_losses), told=told)
-            self._apart = True
-            self._choose_what_to_hear()
-            self._raise_alert()
-
-    def _is_kept_for_copies(self) -> bool:
-        """An optimizer of copies in full precision gets its gradients later than the model has them."""
-        stepped = {id(p) for watched in self._watched.values() for p in watched.reader.parameters}
-        modules = [module for model in self._models if (module := model.reference()) is not None]
-        trained = [tuple(module.parameters()) for module in modules]
-        return any(stepped.isdisjoint(map(id, each)) and _hold_something(each) for each in trained)
-
-    def _drop_discarded(self) -> None:
-        """A batch was thrown away: `zero_grad()` came instead of a step."""
-        if self._closure_base is None:  # within one, an evaluation only makes room for the next
-            self._tell_discarded()
-        self.progress.suspicious = False
-        self.user_log.discard()
-        self._suspects.discard()
-        for watched in self.roster.everyone():
-            watched.forget_clip()
-            watched.told = -1
-
-    def _tell_discarded(self) -> None:
-        """Report a bad loss whose step does not come, at the index that this would have had."""
-        watched = self.roster.leader
-        # What was given may be the next batch's already.
-        bad = [loss for loss in (self.progress.loss, self.progress.host_loss) if not is_finite(loss)]
-        if self.progress.suspicious and watched is not None and bad and bad[0] is not None:
-            self._report_skipped(watched, bad[0])
-        self.progress.suspicious = False
-
-    def _report_skipped(self, watched: WatchedOptimizer, loss: float) -> None:
-        if watched.told != watched.count:
-            watched.told = watched.count
-            self._suspects.skipped(self.roster.step, watched, loss)
-
-    def _take_loss(self, watched: WatchedOptimizer) -> float | None:
-        loss, self.progress.loss = self.progress.loss, None
-        if self._apart:
-            loss = self._settle_apart(watched, loss)
-        self.progress.suspicious = False
-        return loss
-
-    def _settle_apart(self, watched: WatchedOptimizer, loss: float | None) -> float | None:
-        """A step of this optimizer ends: the loss of the passes that are its; the next begins with none."""
-        own = watched.own
-        if own is not None and not own.is_all(loss):
-            loss = own.loss
-            del self.progress.device_losses[: own.before]
-        if is_finite(loss):
-            self._tell_discarded()
-        for each in self.roster.everyone():
-            each.own = None
-        self._apart = False
-        self._choose_what_to_hear()
-        return loss
-
-    def _loss_of(self, watched: WatchedOptimizer) -> float | None:
-        """The loss of the passes that are this optimizer's, as far as it is on the host."""
-        given = self.progress.given_loss
-        return self.progress.host_loss if watched.own is None or given is not None else watched.own.loss
 
     def last_end(self, optimizer: object) -> int | None:
         """See ``LossSink``."""
@@ -569,10 +466,8 @@ class StepObserver:
 
     def backward_ended(self) -> None:
         """See ``LossSink``."""
-        if self._apart and not self.progress.pauses:
-            for each in self._watched.values():
-                if each.own is not None:
-                    each.own.leave(each.reader.parameters)
+        if not self.progress.pauses:
+            self._passes.end()
         if self.progress.pauses or self._watched or not self.roster.adopts:
             return
         if self._manual is None:
@@ -598,9 +493,8 @@ class StepObserver:
         if stepped:
             self._end_step(self._manual, watched, start)
         elif stepped is False:
-            self._drop_discarded()
-            self.progress.loss = None
-            self.progress.device_losses.clear()
+            self._passes.discard()
+            self._passes.forget()
 
     def _settle_manual(self, *, ended: bool) -> StepLog | None:
         """No more steps without an optimizer. ``ended``: the last backward was one; else it is an optimizer's.
@@ -696,7 +590,7 @@ class StepObserver:
 
     def _look(self, optimizer: Steps, watched: WatchedOptimizer, *, before: bool) -> None:
         """Read the gradients of a step that is observed or seems non-finite, ``before`` its update or after."""
-        loss = self._loss_of(watched)
+        loss = self._passes.loss_of(watched)
         suspicious = not is_finite(loss)
         if suspicious and not watched.observe and not self._sink.wants_nonfinite_detail():
             watched.nonfinite = True
@@ -748,13 +642,13 @@ class StepObserver:
         They are no finding yet where a scaler will judge them, or a closure replace them.
         """
         optimizer = watched.reference()
-        if optimizer is not None and (raises or not (self.progress.scaled or self._closure_base)):
+        if optimizer is not None and (raises or not (self.progress.scaled or self._passes.closure)):
             self._look(optimizer, watched, before=True)
 
     @shielded(None)
     def tell_unfinished(self) -> None:
         """The run ends: report a loss that was not finite, and whose step will not come."""
-        self._tell_discarded()
+        self._passes.tell_discarded()
 
     def _note_last_steps(self) -> None:
         """What a thin step leaves out, for a closer look at what it left behind."""
@@ -775,7 +669,7 @@ class StepObserver:
         # The scaler's own overflow is no finding. But scaling cannot make the loss as it was before non-finite.
         if loss is None or math.isfinite(loss):
             return False
-        self._report_skipped(watched, loss)
+        self._passes.tell_skipped(watched, loss)
         return True
 
     def _end_step(
@@ -786,7 +680,7 @@ class StepObserver:
         if self._arrivals:
             self._arrivals.drain()
         now = monotonic_ns() + self._anchor
-        loss = self._take_loss(watched)
+        loss = self._passes.take_loss(watched)
         reading, watched.reading = watched.reading, None
         total, watched.total = watched.total, None
         if reading is not None and total is not None and self._is_plain(optimizer, watched):
@@ -1016,20 +910,6 @@ class StepObserver:
             if not self._arrivals:
                 return
             time.sleep(0.002)
-
-
-def _hold_something(parameters: Sequence[Tensor]) -> bool:
-    """Whether any of their gradients was kept."""
-    # From the last: that of a head's bias is small, and hardly ever zero.
-    return any(_is_kept(grad) for p in reversed(parameters) if (grad := p.grad) is not None)
-
-
-def _is_kept(grad: Tensor) -> bool:
-    """Whether this was not set to zero. One on a device was not: to look at it would be to wait for it."""
-    if type(grad) is not torch.Tensor or not grad.is_cpu or grad.layout is not torch.strided:
-        return True
-    # A NaN is not zero. What backward has just made and nobody has written into was not set to zero, but is it.
-    return bool(torch.count_nonzero(grad)) or grad._version == 0  # noqa: SLF001
 
 
 def _is_captured(watched: WatchedOptimizer) -> bool:
