@@ -116,7 +116,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     REASON: "Why the run ended so: exception type, `exit 3`, `SIGTERM`, `interrupted`.",
     EXIT_CODE: "Exit code, when known.",
     EVIDENCE: "What the supervisor goes by, in one line, such as `the kernel killed 1 process of its cgroup`.",
-    WILL_RETRY: "True where the supervisor will start the command again: the attempt is over, the run is not.",
+    WILL_RETRY: "True where the supervisor or torchrun will start again: the attempt is over, the run is not.",
     STACKS: "The stack of every thread, innermost frame last, at most 64 KiB.",
     EXCEPTION_TYPE: "Qualified class name of the exception.",
     EXCEPTION_MESSAGE: "First line of the exception's message, at most 200 characters.",

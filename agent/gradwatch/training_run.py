@@ -349,6 +349,7 @@ class Run:
                 conventions.EXIT_CODE: ending.exit_code,
                 conventions.EXCEPTION_TYPE: ending.exception_type,
                 conventions.EXCEPTION_MESSAGE: ending.exception_message,
+                conventions.WILL_RETRY: ending.will_retry or None,
             },
         )
 

@@ -66,8 +66,12 @@ def _load(connection: Connection, run_id: str) -> dict[int, _Attempt]:
     )
     ranks: dict[int, list[RowMapping]] = {}
     supervisors: dict[int, list[RowMapping]] = {}
+    # A supervisor whose command begins attempts by itself, as torchrun does, goes on in the last of them.
+    now_in = {row["instance"]: row["attempt"] for row in rows if row["rank"] == NO_RANK}
     for row in rows:
         members = supervisors if row["rank"] == NO_RANK else ranks
+        if members is supervisors and row["attempt"] != now_in[row["instance"]]:
+            continue
         members.setdefault(row["attempt"], []).append(row)
     retried = {number: any(row["will_retry"] for row in each) for number, each in supervisors.items()}
     speakers = spoken_for(ranks, retried)

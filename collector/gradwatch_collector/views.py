@@ -11,7 +11,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, select, tuple_
 
 from gradwatch import conventions as c
 from gradwatch_collector import checkpoints, schema, telling
@@ -155,6 +155,16 @@ def _finding(row: RowMapping) -> Json:
     return shape
 
 
+_later = schema.process.alias().c
+# One whose command began a later attempt by itself is shown with that.
+_SUPERVISES = (schema.process.c.rank == NO_RANK) & ~exists().where(
+    _later.run_id == schema.process.c.run_id,
+    _later.rank == NO_RANK,
+    _later.instance == schema.process.c.instance,
+    _later.attempt > schema.process.c.attempt,
+)
+
+
 def _attempts(connection: Connection, run_id: str) -> list[Json]:
     attempt = schema.attempt.c
     rows = connection.execute(
@@ -172,7 +182,7 @@ def _attempts(connection: Connection, run_id: str) -> list[Json]:
             "ended_at": timestamp(row["ended_at"]),
             "evidence": row["evidence"],
             "processes": _processes(connection, run_id, row["attempt"], schema.process.c.rank != NO_RANK),
-            "supervisors": _processes(connection, run_id, row["attempt"], schema.process.c.rank == NO_RANK),
+            "supervisors": _processes(connection, run_id, row["attempt"], _SUPERVISES),
         }
         for row in rows
     ]

@@ -206,6 +206,24 @@ def test_what_torchrun_starts_again_is_the_next_attempt_of_one_supervisor(story:
     assert [row["reason"] for row in story.rows(schema.attempt)] == ["ValueError", "SIGKILL"]
 
 
+def test_a_supervisor_goes_on_in_the_attempt_that_its_command_began(story: Story) -> None:
+    live(story, watcher(), 0, 10)
+    story.receive(batch(rank(), started(0)), 0)
+    story.receive(batch(rank(0, 2), started(15)), 15)
+    same = source("run", rank=NO_RANK, attempt=2, instance="supervisor1", supervisor=True)
+    live(story, same, 16, 60)
+    story.receive(batch(rank(0, 2), ended(61, "succeeded")), 61)
+    story.receive(batch(same, ended(62, "succeeded")), 62)
+    second, first = show(story)["attempts"]
+    assert (second["status"], [each["status"] for each in second["supervisors"]]) == (
+        "succeeded",
+        ["succeeded"],
+    )
+    assert first["supervisors"] == []
+    story.wait(63)
+    assert show(story)["attempts"][1]["status"] == "lost"  # it told nothing, and nobody saw it end
+
+
 # --- Clocks -------------------------------------------------------------------------------------------
 
 

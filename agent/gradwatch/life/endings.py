@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from opcode import opname
 from types import TracebackType
 from typing import Any, NoReturn
 
 from gradwatch.life.oom import OutOfMemory, out_of_memory
 from gradwatch.redaction import redact_text
+from gradwatch.supervisor.launch import will_be_restarted
 
 SUCCEEDED = "succeeded"
 FAILED = "failed"
@@ -27,7 +28,10 @@ _MESSAGE_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Status and evidence of an ending; what is not known is None."""
+    """Status and evidence of an ending; what is not known is None.
+
+    ``will_retry``: whoever started this process will start it again.
+    """
 
     status: str
     reason: str | None = None
@@ -35,6 +39,7 @@ class Ending:
     exception_type: str | None = None
     exception_message: str | None = None
     out_of_memory: OutOfMemory | None = None
+    will_retry: bool = False
 
 
 RETURNED = Ending(SUCCEEDED, exit_code=0)
@@ -66,6 +71,11 @@ def _qualified_name(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _of_the_process(ending: Ending) -> Ending:
+    """The same, of something that takes the whole process with it."""
+    return replace(ending, will_retry=ending.status == FAILED and will_be_restarted())
+
+
 class EndingWatch:
     """Wraps ``sys.excepthook`` and ``sys.exit`` while installed, and knows at exit what happened."""
 
@@ -84,7 +94,7 @@ class EndingWatch:
         def excepthook(
             kind: type[BaseException], error: BaseException, traceback: TracebackType | None
         ) -> None:
-            self._failed(ending_of(error))
+            self._failed(_of_the_process(ending_of(error)))
             self._original_hook(kind, error, traceback)
 
         def leave(status: Any = None, /) -> NoReturn:
@@ -118,7 +128,9 @@ class EndingWatch:
     def at_exit(self) -> Ending:
         """The ending, asked when the interpreter is about to leave and no exception reached the top."""
         error = self._exit
-        return ending_of(error) if error is not None and _reached_the_top(error) else RETURNED
+        if error is None or not _reached_the_top(error):
+            return RETURNED
+        return _of_the_process(ending_of(error))
 
 
 def _reached_the_top(error: BaseException) -> bool:

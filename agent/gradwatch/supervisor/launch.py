@@ -61,8 +61,10 @@ class Launch:
 
     @property
     def first_attempt(self) -> int:
-        """1-based."""
-        return (self.settings.attempt or 1) + self.restarts
+        """1-based. Slurm starts a job that it put back into the queue again, and counts."""
+        requeued = self.environ.get("SLURM_RESTART_COUNT", "")
+        first = self.settings.attempt or 1 + (int(requeued) if requeued.isdigit() else 0)
+        return first + self.restarts
 
     def child_environ(self, attempt: int, folder: Path | None) -> dict[str, str]:
         """The environment of an attempt; ``folder`` is where the child tells how far it came."""
@@ -88,6 +90,12 @@ def attempt_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> i
         return None if count is None else count + 1
     is_supervised = FOLDER_VARIABLE in environ and environ.get("GRADWATCH_ATTEMPT") == str(settings.attempt)
     return settings.attempt + (count or 0 if is_supervised else 0)
+
+
+def will_be_restarted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun starts its workers again once one of them, such as this process, has failed."""
+    restarts, most = (environ.get(f"TORCHELASTIC_{name}", "") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return restarts.isdigit() and most.isdigit() and int(restarts) < int(most)
 
 
 def job_of(command: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from gradwatch.settings import Settings, SettingsError
 from gradwatch.supervisor import progress
 from gradwatch.supervisor.child import Exit
 from gradwatch.supervisor.deaths import Death, death_of
-from gradwatch.supervisor.launch import ATTACH_FOLDER, Launch, attempt_of, job_of
+from gradwatch.supervisor.launch import ATTACH_FOLDER, Launch, attempt_of, job_of, will_be_restarted
 from gradwatch.supervisor.oom_killer import OomKiller
 from gradwatch.supervisor.progress import Progress
 from gradwatch.supervisor.retrying import Again, GiveUp, RetryPolicy
@@ -202,6 +202,26 @@ def test_a_supervisor_within_torchrun_counts_its_restarts_once() -> None:
     assert launch.first_attempt == 3
     told = launch.child_environ(3, Path("/folder"))
     assert attempt_of(Settings.resolve({}, told), told) == 3
+
+
+@pytest.mark.parametrize(
+    ("environ", "first"),
+    [
+        ({}, 1),
+        ({"SLURM_RESTART_COUNT": "2"}, 3),
+        ({"SLURM_RESTART_COUNT": "2", "GRADWATCH_ATTEMPT": "7"}, 7),
+    ],
+)
+def test_a_job_that_slurm_put_back_into_the_queue_goes_on_counting(environ: dict[str, str], first: int) -> None:
+    assert Launch.resolve(["python"], {}, environ).first_attempt == first
+
+
+@pytest.mark.parametrize(
+    ("restarts", "most", "again"), [("0", "1", True), ("1", "1", False), ("0", "0", False), ("", "", False)]
+)
+def test_torchrun_starts_failed_workers_again_as_long_as_it_may(restarts: str, most: str, again: bool) -> None:
+    environ = {"TORCHELASTIC_RESTART_COUNT": restarts, "TORCHELASTIC_MAX_RESTARTS": most}
+    assert will_be_restarted(environ) is again
 
 
 def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
