@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills soak-harm servers clean
+.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills soak-harm soak-sigterm servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ soak-kills: $(VENV)/.dev ## Kill the collector 500 times while data comes in, an
 
 soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the collector misbehaves, in ten minutes
 	$(BIN)/python -m tests.soak.harm $(BENCH_ARGS)
+
+soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what is watched, in ten minutes
+	$(BIN)/python -m tests.soak.sigterm $(BENCH_ARGS)
 
 servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
 	@scripts/install-servers

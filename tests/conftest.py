@@ -87,16 +87,27 @@ def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return of
 
 
+@pytest.fixture
+def new_database(
+    request: pytest.FixtureRequest, template: Callable[[str], str], tmp_path: Path
+) -> Callable[[str], str]:
+    """Make a migrated, empty database of a kind, the test's own, and return its URL."""
+
+    def make(kind: str) -> str:
+        if kind == "postgresql":
+            copy: str = request.getfixturevalue("new_postgresql")(template(kind))
+            return copy
+        path = tmp_path / "gradwatch.db"
+        shutil.copy(make_url(template(kind)).database or "", path)
+        return f"sqlite:///{path}"
+
+    return make
+
+
 @pytest.fixture(params=BACKENDS)
-def database_url(request: pytest.FixtureRequest, template: Callable[[str], str], tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
     """URL of a migrated, empty database of the test's own, once for SQLite and once for PostgreSQL."""
-    kind: str = request.param
-    if kind == "postgresql":
-        copy: str = request.getfixturevalue("new_postgresql")(template(kind))
-        return copy
-    path = tmp_path / "gradwatch.db"
-    shutil.copy(make_url(template(kind)).database or "", path)
-    return f"sqlite:///{path}"
+    return new_database(request.param)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 
 from gradwatch import conventions as names
 from tests.collector_process import GRADWATCH, eventually
+from tests.control_groups import limited_group
 from tests.otlp_sink import OtlpSink, ReceivedEvent, otlp_sink
 
 started: list[subprocess.Popen[str]] = []
@@ -205,25 +206,6 @@ def test_a_supervisor_that_is_killed_takes_nobody_along(supervise: Any, tmp_path
     process.wait(timeout=60)
     (tmp_path / "go").touch()
     eventually((tmp_path / "done").exists, "the command to go on")
-
-
-def limited_group() -> Path | None:
-    """A new control group with 64 MiB of memory, below our own."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in {"", "memory"}:
-            root = Path("/sys/fs/cgroup", controllers)
-            limit = "memory.limit_in_bytes" if controllers else "memory.max"
-            group = root / path.lstrip("/") / f"gradwatch-test-{os.getpid()}"
-            try:
-                group.mkdir()
-                (group / limit).write_text(str(64 << 20))
-            except OSError:
-                if group.exists():
-                    group.rmdir()
-            else:
-                return group
-    return None
 
 
 @pytest.fixture
