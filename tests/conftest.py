@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from gradwatch_collector import database as db
+from tests.collector_process import eventually
+from tests.control_groups import limited_group
 
 POSTGRESQL_URL = "GRADWATCH_TEST_POSTGRESQL"
 BACKENDS = (pytest.param("sqlite", id="sqlite"), pytest.param("postgresql", marks=pytest.mark.postgresql))
@@ -128,3 +130,14 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[E
     engine = db.connect(url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A control group whose processes the kernel kills if they take much memory; empty at the end."""
+    group = limited_group()
+    if group is None:
+        pytest.skip("no control group with a limit can be made here")
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text(), "the group to be empty")
+    group.rmdir()

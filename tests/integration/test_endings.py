@@ -26,7 +26,6 @@ import pytest
 
 from gradwatch import conventions as c
 from tests.collector_process import GRADWATCH, Collector, collector, environment, eventually
-from tests.control_groups import limited_group
 from tests.tee import tee
 
 # As by default: torchrun takes most of it to start its workers again on a busy machine. The silence of those
@@ -589,16 +588,6 @@ def test_every_ending(collectors: list[Collector], tmp_path: Path) -> None:
     for running in collectors:
         assert differences(running, ROWS, lived) == [], running.database
         assert found_active(running) == {row.run_id for row in ROWS if row.rules}
-
-
-@pytest.fixture
-def limited() -> Iterator[Path]:
-    group = limited_group()
-    if group is None:
-        pytest.skip("no control group with a limit can be made here")
-    yield group
-    eventually(lambda: not (group / "cgroup.procs").read_text(), "the group to be empty")
-    group.rmdir()
 
 
 def test_the_kernels_oom_kill(collectors: list[Collector], tmp_path: Path, limited: Path) -> None:

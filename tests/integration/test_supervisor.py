@@ -18,7 +18,6 @@ import pytest
 
 from gradwatch import conventions as names
 from tests.collector_process import GRADWATCH, eventually
-from tests.control_groups import limited_group
 from tests.otlp_sink import OtlpSink, ReceivedEvent, otlp_sink
 
 started: list[subprocess.Popen[str]] = []
@@ -206,16 +205,6 @@ def test_a_supervisor_that_is_killed_takes_nobody_along(supervise: Any, tmp_path
     process.wait(timeout=60)
     (tmp_path / "go").touch()
     eventually((tmp_path / "done").exists, "the command to go on")
-
-
-@pytest.fixture
-def limited() -> Iterator[Path]:
-    group = limited_group()
-    if group is None:
-        pytest.skip("no control group with a limit can be made here")
-    yield group
-    eventually(lambda: not (group / "cgroup.procs").read_text(), "the group to be empty")
-    group.rmdir()
 
 
 def test_the_kernels_oom_kill_is_told_from_any_other(sink: OtlpSink, supervise: Any, limited: Path) -> None:

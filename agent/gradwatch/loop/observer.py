@@ -127,15 +127,8 @@ class StepObserver:
 
     def remove(self) -> None:
         """Take everything off again, and hand over the last step."""
-        for handle in (self._pre_hook, self._post_hook):
-            if handle is not None:
-                handle.remove()
-        self._pre_hook = self._post_hook = None
-        self._loss_capture.remove()
-        self.clip_capture.remove()
+        self._take_hooks_off()
         self.measures.remove()
-        self._forward.remove()
-        self.compile_watch.remove()
         self._settle_manual(ended=True)
         self.tell_unfinished()
         for watched in self._watched.values():
@@ -147,6 +140,16 @@ class StepObserver:
             watched.log.closed = True
         self._together = None
         self.roster.clear()
+
+    def _take_hooks_off(self) -> None:
+        for handle in (self._pre_hook, self._post_hook):
+            if handle is not None:
+                handle.remove()
+        self._pre_hook = self._post_hook = None
+        self._loss_capture.remove()
+        self.clip_capture.remove()
+        self._forward.remove()
+        self.compile_watch.remove()
 
     def add_model(self, model: nn.Module, name: str) -> bool:
         """See ``Roster.add_model``. False when it is known already."""
@@ -471,8 +474,7 @@ class StepObserver:
         if self.progress.pauses or self._watched or not self.roster.adopts:
             return
         if self._manual is None:
-            models = [module for model in self._models if (module := model.reference()) is not None]
-            self._manual = ManualSteps([p for module in models for p in module.parameters()])
+            self._manual = ManualSteps([p for module in self.roster.modules for p in module.parameters()])
             self.roster.add_hookless(self._manual)
             self.progress.thread = get_ident()
             self._tend_busy()
@@ -880,24 +882,16 @@ class StepObserver:
         return bool(reading.indices)
 
     def _why_unseen(self, watched: WatchedOptimizer) -> str | None:
-        modules = [module for model in self._models if (module := model.reference()) is not None]
         return why_unseen(
             watched.reader.parameters,
-            [parameter for module in modules for parameter in module.parameters()],
+            [parameter for module in self.roster.modules for parameter in module.parameters()],
             [parameter for each in self._watched.values() for parameter in each.reader.parameters],
         )
 
     def remove_in_child(self) -> None:
         """After a fork: take the hooks off, and touch neither devices nor the sink."""
-        for handle in (self._pre_hook, self._post_hook):
-            if handle is not None:
-                handle.remove()
-        self._pre_hook = self._post_hook = None
-        self._loss_capture.remove()
-        self.clip_capture.remove()
+        self._take_hooks_off()
         self.measures.remove_in_child()
-        self._forward.remove()
-        self.compile_watch.remove()
         self._watched.clear()
         self.roster.adopts = False
 

@@ -105,8 +105,7 @@ class BackwardPasses:
     def _is_kept_for_copies(self) -> bool:
         """An optimizer of copies in full precision gets its gradients later than the model has them."""
         stepped = {id(p) for watched in self._roster.watched.values() for p in watched.reader.parameters}
-        modules = [module for model in self._roster.models if (module := model.reference()) is not None]
-        trained = [tuple(module.parameters()) for module in modules]
+        trained = [tuple(module.parameters()) for module in self._roster.modules]
         return any(stepped.isdisjoint(map(id, each)) and _hold_something(each) for each in trained)
 
     def _return_to(self, base: tuple[float | None, int]) -> None:

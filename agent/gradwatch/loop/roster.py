@@ -77,6 +77,11 @@ class Roster:
         """Steps of all optimizers."""
         return self._steps_before + sum([watched.count for watched in self.everyone()])
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The watched models that are still there."""
+        return [module for model in self.models if (module := model.reference()) is not None]
+
     def everyone(self) -> tuple[WatchedOptimizer, ...]:
         """All optimizers, and what stands for one."""
         return (*self.watched.values(), *(() if self.hookless is None else (self.hookless,)))

@@ -14,21 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.testing import InMemoryExporter
-
-BAD = 4
-
-both = pytest.mark.parametrize("every", [1, 1000])
-
-
-def network() -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = nn.Linear(4, 1)
-    return model, torch.optim.SGD(model.parameters(), lr=1e-3)
-
-
-def exactly(model: nn.Module, value: float) -> Tensor:
-    """A loss of this value, whose gradients are not zero."""
-    loss: Tensor = model(torch.randn(5, 4)).mean() * 1e-9 + value
-    return loss
+from tests.unit.agent.known_losses import BAD, both, exactly, network
 
 
 def _clips(model: nn.Module, _loss: Tensor, _watch: gradwatch.Watch) -> bool:
