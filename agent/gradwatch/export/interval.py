@@ -46,7 +46,7 @@ class Interval:
         self.logged: deque[LoggedValue] = deque(maxlen=MOST_WAITING)
         self.nonfinite = 0
         self.thin_cost = 0.0
-        self.background_a_step = 0.0
+        self.background_a_step: float | None = None  # until there were steps
         self._nonfinite_sent = 0
         self._given_up = 0
         self._start = start

@@ -24,7 +24,8 @@ class Budget:
 
     Attributes:
         background: Nanoseconds of processor time that our own threads take a step: they share Python's lock
-            with training, so it is training's too.
+            with training, so it is training's too. None until an export has shown it: half of what is allowed
+            is theirs till then.
     """
 
     __slots__ = ("_observed", "_seen", "_step", "background", "every", "share", "thin_cost")
@@ -32,7 +33,7 @@ class Budget:
     def __init__(self, share: float, every: int | None = None, thin_cost: float = 0.0) -> None:
         self.share = share
         self.thin_cost = thin_cost
-        self.background = 0.0
+        self.background: float | None = None
         self.every = every
         self._observed = 0.0
         self._step = 0.0
@@ -61,7 +62,8 @@ class Budget:
         if self._seen < _READS_TO_LEARN:
             return 1
         extra = self._observed - self.thin_cost
-        allowed = self.share * self._step - self.thin_cost - self.background
+        allowed = self.share * self._step
+        allowed -= self.thin_cost + (allowed / 2 if self.background is None else self.background)
         if extra <= 0:
             return 1
         if allowed <= 0:

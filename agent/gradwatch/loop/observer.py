@@ -178,8 +178,8 @@ class StepObserver:
         self.roster.adopts = True
         self._choose_what_to_hear()
 
-    def note_background(self, cost: float) -> None:
-        """Our other threads take so many nanoseconds a step. Called by one of them."""
+    def note_background(self, cost: float | None) -> None:
+        """Our other threads take so many nanoseconds a step, if that is known. Called by one of them."""
         for watched in list(self._watched.values()):
             watched.budget.background = cost
 

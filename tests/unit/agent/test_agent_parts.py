@@ -216,11 +216,13 @@ def test_a_cheap_read_is_made_every_step() -> None:
 def test_the_time_of_our_own_threads_is_taken_from_the_budget() -> None:
     budget = Budget(0.005)
     for _ in range(20):
-        alone = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
+        unknown = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
+    budget.background = 0.0
+    alone = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
     budget.background = 140_000.0
     shared = budget.next_interval(spent=300_000, steps=1, lasted=30_000_000)
-    # Allowed are 150 us a step, of which 140 are gone.
-    assert (alone, shared) == (2, 30)
+    # Allowed are 150 us a step, of which nothing is gone, then 140; and half, as long as nobody knows.
+    assert (unknown, alone, shared) == (4, 2, 30)
     budget.background = 200_000.0
     assert budget.next_interval(spent=300_000, steps=1, lasted=30_000_000) == MAX_INTERVAL
 
@@ -228,6 +230,7 @@ def test_the_time_of_our_own_threads_is_taken_from_the_budget() -> None:
 def test_neither_the_first_read_nor_a_slow_one_thins_what_follows() -> None:
     def reads(*spent: int) -> int:
         budget = Budget(0.005, None, thin_cost=10_000.0)
+        budget.background = 0.0
         intervals = [budget.next_interval(each, 1, 30_000_000) for each in (10**9, *spent)]
         assert intervals[:2] == [1, 1]  # three reads to learn what one costs
         return intervals[-1]
@@ -239,6 +242,7 @@ def test_neither_the_first_read_nor_a_slow_one_thins_what_follows() -> None:
 
 def test_where_many_steps_lie_between_two_reads_their_time_is_shared_among_them() -> None:
     budget = Budget(0.005)
+    budget.background = 0.0
     for _ in range(5):
         interval = budget.next_interval(300_000, 10, 10 * 6_000_000)
     assert interval == 10
