@@ -14,9 +14,10 @@ A supervisor is no rank, but sees from outside how its command ended:
 
 The first to fail: failures that a rank told come first, in the order of their moments. A rank that was silent
 at its end, killed or gone, comes before those that only told that a peer was gone, and after any other: its
-own moment is not known to better than a heartbeat. Moments are by our clock. Where a sender's clock is not
-known (:mod:`gradwatch_collector.clocks`) but a peer's is, the moment of receipt stands for the ending's own;
-where none is known, the senders' moments are compared with each other.
+own moment is not known to better than a heartbeat. Of several that were silent within one, none is the cause:
+nobody can say which was. Moments are by our clock. Where a sender's clock is not known
+(:mod:`gradwatch_collector.clocks`) but a peer's is, the moment of receipt stands for the ending's own; where
+none is known, the senders' moments are compared with each other.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ REASON_HEARTBEAT_TIMEOUT: Final = "heartbeat_timeout"
 _OPEN: Final = (Status.RUNNING, Status.LOST)
 # A supervisor says within seconds whether it tries again; torchrun, which does not say, starts again in less.
 DECISION_NANOS: Final = 30 * 1_000_000_000
+HEARTBEAT_NANOS: Final = 5 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,18 @@ def _verdict(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState])
 
 def _decided(status: Status, candidates: Sequence[ProcessState]) -> _Verdict:
     cause = _first(candidates)
-    return _Verdict(status, cause, cause.rank)
+    others = [each for each in candidates if each is not cause]
+    return _Verdict(status, cause, None if _as_early(cause, others) else cause.rank)
+
+
+def _as_early(silent: ProcessState, others: Iterable[ProcessState]) -> bool:
+    """Return whether another rank fell silent in the same moment, as far as heartbeats can tell."""
+    return silent.told_at is None and any(
+        other.told_at is None
+        and _end(other) - _end(silent) < HEARTBEAT_NANOS
+        and other.last_seen_at - silent.last_seen_at < HEARTBEAT_NANOS
+        for other in others
+    )
 
 
 def _word(supervisors: Sequence[ProcessState]) -> _Verdict:
@@ -213,16 +226,20 @@ def _overruled(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState
 
 
 def _first(processes: Sequence[ProcessState]) -> ProcessState:
-    """Return the one that was first, by the module's rule; equal moments go to the lowest rank."""
+    """Return the one that was first, by the module's rule.
+
+    Equal moments, as those of ranks that one supervisor saw end, go to the last sign of life, then to the
+    lowest rank.
+    """
     some_clock_known = any(each.clock_known for each in processes if each.told_at is not None)
 
-    def order(process: ProcessState) -> tuple[int, int, int, str]:
+    def order(process: ProcessState) -> tuple[int, int, int, int, str]:
         moment, kind = _end(process), 1
         if process.told_at is not None:
             kind = 2 if told_of_a_peer(process.evidence) else 0
             if some_clock_known and not process.clock_known:
                 moment = process.told_at
-        return kind, moment, process.rank, process.reason or ""
+        return kind, moment, process.last_seen_at, process.rank, process.reason or ""
 
     return min(processes, key=order)
 

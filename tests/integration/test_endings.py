@@ -65,7 +65,7 @@ train()
 """
 
 RANKS = """
-import os, signal, sys
+import os, sys, time
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -122,7 +122,7 @@ class Started:
 class Start:
     """One process of a row.
 
-    ``after`` and ``before`` the training begins to be watched; or ``ranks``, how rank 1 of two dies; or
+    ``after`` and ``before`` the training begins to be watched; or ``ranks``, what rank 1 of two dies of; or
     another ``command``. ``run``: options of ``gradwatch run``, None without it. ``happens``: what is done to it
     once it says that it is ready and the collector knows it. ``says``: what it prints.
     """
@@ -144,8 +144,8 @@ class Row:
     """A run: its processes one after the other, and how it stands in the end.
 
     ``attempts``: status, reason, and whether it says ``will_retry``, of each, where there is more to say than
-    the run's own. ``evidence``: words in the last attempt's. ``cause``: the rank that is the cause;
-    ``cause_is_open``: ranks may die without a word in one moment, and nobody can say which was the first.
+    the run's own. ``evidence``: words in the last attempt's. ``cause``: the rank that is the cause, where the
+    collector has to know it.
     ``findings``: those that it had on the way.
     """
 
@@ -156,7 +156,6 @@ class Row:
     attempts: tuple[tuple[str, str | None, bool], ...] = ()
     evidence: tuple[str, ...] = ()
     cause: int | None = None
-    cause_is_open: bool = False
     last_step: int | None = None
     history: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
@@ -173,6 +172,13 @@ class Row:
 
 def killed(started: Started) -> None:
     os.kill(started.trains, signal.SIGKILL)
+
+
+def one_of_two_killed(started: Started) -> None:
+    """Once both ranks are known: nobody can name one that was never heard of."""
+    for each in started.collectors:
+        eventually(lambda each=each: each.runs()[started.run_id]["rank_count"] == 2, "both ranks to be known")
+    killed(started)
 
 
 def machine_lost(started: Started) -> None:
@@ -217,6 +223,7 @@ def sent(*numbers: signal.Signals) -> Callable[[Started], None]:
 
 FAILED_ONCE: Final = "train()\nif os.environ['GRADWATCH_ATTEMPT'] == '1': raise ValueError('at first')"
 WAITS = "ready(); time.sleep(600)"
+RANK_WAITS = "print('ready', os.getpid(), flush=True); time.sleep(600)"
 SAVES = """
 def save(*_):
     print("saved", flush=True)
@@ -241,8 +248,13 @@ ROWS: Final = (
         evidence=("only here",), cause=1,
     ),
     Row(
-        "supervised rank is killed", (Start(ranks="os.kill(os.getpid(), signal.SIGKILL)", run=(), code=1),),
-        "failed", "exit 1", evidence=("exit code 1",), cause_is_open=True,
+        "rank is killed", (Start(ranks=RANK_WAITS, happens=one_of_two_killed, code=1),), "failed",
+        "heartbeat_timeout", cause=1,
+    ),
+    Row(
+        "supervised rank is killed",
+        (Start(ranks=RANK_WAITS, run=(), happens=one_of_two_killed, code=1),),
+        "failed", "exit 1", evidence=("exit code 1",), cause=1,
     ),
     Row(
         "restarted by torchrun", (Start(ranks="raise ValueError('at first')", environ={"RESTARTS": "1"}),),
@@ -510,17 +522,17 @@ def seen(running: Collector, row: Row, lived: Lived) -> dict[str, Any]:
 
 
 def cause_of(row: Row, attempt: Any) -> int | None:
-    """The cause, as expected where it is open; a rank may die before anybody but its supervisor heard of it."""
+    """The cause; as expected where a rank died before anybody but its supervisor had heard of it."""
     supervised = any(start.run is not None for start in row.starts)
-    is_open = row.cause_is_open or (supervised and attempt["cause_rank"] is None)
-    return row.cause if is_open else attempt["cause_rank"]
+    return row.cause if supervised and attempt["cause_rank"] is None else attempt["cause_rank"]
 
 
 def moments(shown: Any, lived: Lived) -> str:
     """Whether start and end are when they were, and a loss was noticed in time."""
     started, ended = unix(shown["started_at"]), unix(shown["ended_at"])
     noticed = unix(shown["history"][0]["recorded_at"])
-    late = LOST_AFTER + DETECTED_WITHIN if shown["status"] == "lost" else DETECTED_WITHIN
+    silent = shown["reason"] == "heartbeat_timeout"
+    late = LOST_AFTER + DETECTED_WITHIN if silent else DETECTED_WITHIN
     # An answer may be on its way while its process is killed.
     if lived.began <= started <= ended <= lived.ended + 1 and noticed - lived.ended <= late:
         return "true"
@@ -530,6 +542,10 @@ def moments(shown: Any, lived: Lived) -> str:
     )
 
 
+def statuses(running: Collector) -> dict[str, tuple[str, str | None]]:
+    return {run_id: (run["status"], run["reason"]) for run_id, run in running.runs().items()}
+
+
 def play(endpoint: str, collectors: Sequence[Collector], folder: Path, rows: Sequence[Row]) -> list[Lived]:
     """Have all rows happen, and wait until they stand as they should, or should have long ago."""
     stage = Stage(endpoint, collectors, folder)
@@ -537,9 +553,7 @@ def play(endpoint: str, collectors: Sequence[Collector], folder: Path, rows: Seq
         lived = list(pool.map(stage.play, rows))
     patience = time.monotonic() + LOST_AFTER + DETECTED_WITHIN
     while time.monotonic() < patience:
-        if all(
-            each.runs().get(row.run_id, {}).get("status") == row.status for each in collectors for row in rows
-        ):
+        if all(statuses(each).get(row.run_id) == (row.status, row.reason) for each in collectors for row in rows):
             break
         time.sleep(0.2)
     time.sleep(1.5)  # the findings of what ended last, or of what should have none
@@ -581,7 +595,6 @@ def collectors(databases: list[str]) -> Iterator[list[Collector]]:
         yield [stack.enter_context(collector(url, "--lost-after", str(LOST_AFTER))) for url in databases]
 
 
-@pytest.mark.skipif("GRADWATCH_SOAK" not in os.environ, reason="make soak-endings: thirty runs at once")
 def test_every_ending(collectors: list[Collector], tmp_path: Path) -> None:
     with tee([each.url for each in collectors]) as endpoint:
         lived = play(endpoint, collectors, tmp_path, ROWS)
@@ -613,10 +626,6 @@ def listening() -> tuple[str, ...]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return ("--listen", f"127.0.0.1:{free.getsockname()[1]}")
-
-
-def statuses(running: Collector) -> dict[str, tuple[str, str | None]]:
-    return {run_id: (run["status"], run["reason"]) for run_id, run in running.runs().items()}
 
 
 def test_a_collector_that_is_started_anew_knows_what_ended_meanwhile(

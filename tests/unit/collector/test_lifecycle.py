@@ -11,7 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as c
-from gradwatch_collector.lifecycle import DECISION_NANOS, ProcessState, roll_up, spoken_for, stands
+from gradwatch_collector.lifecycle import (
+    DECISION_NANOS,
+    HEARTBEAT_NANOS,
+    ProcessState,
+    roll_up,
+    spoken_for,
+    stands,
+)
 from gradwatch_slo.runs import Status
 
 
@@ -200,6 +207,23 @@ def test_a_silent_rank_is_the_cause_of_peers_that_only_lost_their_connection() -
     assert (state.cause_rank, state.reason) == (1, "SIGKILL")
     told = replace(peer, reason="ValueError", evidence={c.EXCEPTION_TYPE: "ValueError"})
     assert roll_up([told, silent], [supervisor(Status.FAILED, "exit 1")]).reason == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("later", "cause"), [(0, None), (HEARTBEAT_NANOS - 1, None), (HEARTBEAT_NANOS, 1)], ids=str
+)
+@pytest.mark.parametrize("supervised", [False, True], ids=["alone", "supervised"])
+def test_of_ranks_that_fell_silent_within_a_heartbeat_none_is_the_cause(
+    later: int, cause: int | None, supervised: bool
+) -> None:
+    victim = process(0, Status.LOST, 15 + later, "heartbeat_timeout")
+    first = process(1, Status.LOST, 15, "heartbeat_timeout")
+    told = process(2, Status.CANCELLED, 16, "SIGTERM")
+    end = 2 * HEARTBEAT_NANOS
+    seen = [supervisor(Status.FAILED, "exit 1", ended_at=end)] if supervised else []
+    state = roll_up([victim, first, told], seen)
+    assert (state.status, state.cause_rank) == (Status.FAILED, cause)
+    assert (state.reason, state.ended_at) == (("exit 1", end) if supervised else ("heartbeat_timeout", 15))
 
 
 @pytest.mark.parametrize("name", ["torch.distributed.DistBackendError", "torch.distributed.DistNetworkError"])
