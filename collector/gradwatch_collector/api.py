@@ -1,10 +1,14 @@
-"""The JSON API and the probes."""
+"""The JSON API and the probes.
+
+Whoever has a team's token is shown that team's runs, and objectives over them; the rest is not there.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +20,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gradwatch_collector import views
-from gradwatch_collector.evaluator import Evaluator
+from gradwatch_collector.auth import grant_of
+from gradwatch_collector.evaluator import Evaluator, evaluate_objectives
+from gradwatch_slo.objective import Objective
 from gradwatch_slo.render import report_json
 
 logger = logging.getLogger(__name__)
@@ -28,9 +34,16 @@ _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 class Api:
     """Answers from one database and the evaluator's newest snapshot."""
 
-    def __init__(self, engine: Engine, evaluator: Evaluator, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        evaluator: Evaluator,
+        objectives: Sequence[Objective],
+        metrics: CollectorRegistry,
+    ) -> None:
         self._engine = engine
         self._evaluator = evaluator
+        self._objectives = objectives
         self._metrics = metrics
 
     def routes(self) -> list[Route]:
@@ -57,20 +70,30 @@ class Api:
                 cursor=query.get("cursor"),
                 status=query.get("status"),
                 job=query.get("job"),
+                team=_team(request),
             )
         )
 
     async def run(self, request: Request) -> Response:
         """Show one run."""
-        run_id = request.path_params["run_id"]
-        return await self._read(lambda connection: views.show_run(connection, run_id))
+        run_id, team = request.path_params["run_id"], _team(request)
+        return await self._read(lambda connection: views.show_run(connection, run_id, team))
 
-    async def slos(self, _: Request) -> Response:
-        """Report the objectives as last evaluated."""
-        return JSONResponse(report_json(self._evaluator.snapshot.objectives))
+    async def slos(self, request: Request) -> Response:
+        """Report the objectives as last evaluated; for a team as they stand over its own runs."""
+        team = _team(request)
+        if team is None:
+            return JSONResponse(report_json(self._evaluator.snapshot.objectives))
+        return await self._read(
+            lambda connection: report_json(
+                evaluate_objectives(connection, self._objectives, time.time_ns(), *views.of_team(team))
+            )
+        )
 
-    async def prometheus(self, _: Request) -> Response:
-        """Render /metrics."""
+    async def prometheus(self, request: Request) -> Response:
+        """Render /metrics: one document about the whole service, so not for a team."""
+        if (team := _team(request)) is not None:
+            return _error(403, f"/metrics tells of every team's runs; this token is for team {team!r}")
         return Response(await run_in_threadpool(generate_latest, self._metrics), media_type=_EXPOSITION)
 
     async def healthz(self, _: Request) -> Response:
@@ -97,6 +120,12 @@ class Api:
             logger.warning("cannot read from the database: %s", str(error).splitlines()[0])
             return _error(503, "the database is not available", {"Retry-After": "5"})
         return _error(404, "no such run") if found is None else JSONResponse(found)
+
+
+def _team(request: Request) -> str | None:
+    """Return whose runs the asker may see; None for all."""
+    grant = grant_of(request.scope)
+    return None if grant is None else grant.team
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

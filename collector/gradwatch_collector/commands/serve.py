@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 import click
 
+from gradwatch_collector import logs
+from gradwatch_collector.auth import Rates
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.database import describe
 from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
+from gradwatch_collector.tls import TlsError, TlsFiles
+
+_file = click.Path(dir_okay=False)
+_rate = click.FloatRange(min=0, min_open=True)
 
 
 @click.group()
@@ -38,8 +42,38 @@ def collector() -> None:
     "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
 )
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
+@click.option(
+    "--allow-anonymous", is_flag=True, help="Ask for no token on other addresses: let in whoever can connect."
+)
+@click.option("--tls-cert", type=_file, help="Certificate, PEM: serve HTTPS.")
+@click.option("--tls-key", type=_file, help="Its key, PEM.")
+@click.option(
+    "--tls-client-ca", type=_file, help="Connect only clients with a certificate of this authority, PEM."
+)
+@click.option(
+    "--token-requests", type=_rate, metavar="PER_SECOND", help="Requests a token may send [default: any]."
+)
+@click.option("--token-bytes", type=_rate, metavar="PER_SECOND", help="Bytes a token may send [default: any].")
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default=logs.FORMATS[0],
+    show_default=True,
+    help="Of what is logged on standard error.",
+)
 def serve_command(
-    database: str, address: str, lost_after: float, allowed_hosts: tuple[str, ...], require_token: bool
+    database: str,
+    address: str,
+    lost_after: float,
+    allowed_hosts: tuple[str, ...],
+    require_token: bool,
+    allow_anonymous: bool,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    token_requests: float | None,
+    token_bytes: float | None,
+    log_format: str,
 ) -> None:
     """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
 
@@ -47,18 +81,44 @@ def serve_command(
     Example:
       gradwatch collector serve --db sqlite:///gradwatch.db --listen 127.0.0.1:4318
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if require_token and allow_anonymous:
+        raise click.UsageError("--require-token and --allow-anonymous exclude each other")
+    logs.configure(log_format)
     host, port = _split(address)
-    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
+    settings = ServerSettings(
+        host,
+        port,
+        lost_after,
+        allowed_hosts,
+        require_token=require_token,
+        allow_anonymous=allow_anonymous,
+        rates=Rates(token_requests, token_bytes),
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
+    )
     engine = open_database(database, upgrade_sqlite=True)
     try:
         bound = listen(settings, engine)
     except ListenError as error:
         raise click.ClickException(str(error)) from error
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {describe(engine)}")
+    scheme = "http" if settings.tls is None else "https"
+    click.echo(
+        f"gradwatch collector on {scheme}://{shown}:{bound.getsockname()[1]}, database {describe(engine)}"
+    )
     serve(engine, settings, bound)
+
+
+def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("TLS needs both --tls-cert and --tls-key")
+    files = TlsFiles(certificate, key, client_ca)
+    try:
+        files.check()
+    except TlsError as error:
+        raise click.ClickException(str(error)) from error
+    return files
 
 
 def _split(address: str) -> tuple[str, int]:

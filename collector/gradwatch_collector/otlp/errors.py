@@ -7,6 +7,7 @@ and heeds ``Retry-After``.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Final
 
 from google.rpc.code_pb2 import Code
@@ -14,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from starlette.responses import Response
 
 CONTENT_TYPE: Final = "application/x-protobuf"
-RETRY_AFTER_SECONDS: Final = 1
+RETRY_AFTER_SECONDS: Final = 1.0
 _PATHS: Final = frozenset({"/v1/metrics", "/v1/logs", "/v1/traces"})
 
 _CODES: Final = {
@@ -24,6 +25,7 @@ _CODES: Final = {
     413: Code.RESOURCE_EXHAUSTED,
     415: Code.INVALID_ARGUMENT,
     421: Code.INVALID_ARGUMENT,
+    429: Code.RESOURCE_EXHAUSTED,
     500: Code.INTERNAL,
     503: Code.UNAVAILABLE,
 }
@@ -34,6 +36,7 @@ class OtlpError(Exception):
 
     status: ClassVar[int] = 500
     reason: ClassVar[str] = "internal"
+    retry_after: float | None = None  # seconds, where the same request may succeed later
 
 
 class MalformedError(OtlpError):
@@ -57,6 +60,31 @@ class UnsupportedError(OtlpError):
     reason = "unsupported"
 
 
+class UnauthenticatedError(OtlpError):
+    """Nobody is known by the token that came with the request, if one came."""
+
+    status = 401
+    reason = "unauthenticated"
+
+
+class ForbiddenError(OtlpError):
+    """Whoever sent the request is known, and may not do this."""
+
+    status = 403
+    reason = "forbidden"
+
+
+class LimitedError(OtlpError):
+    """More came with a token than it may send: the same request may succeed ``retry_after`` seconds later."""
+
+    status = 429
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class RejectedError(OtlpError):
     """The database does not take the data, and never will."""
 
@@ -69,6 +97,7 @@ class UnavailableError(OtlpError):
 
     status = 503
     reason = "unavailable"
+    retry_after = RETRY_AFTER_SECONDS
 
 
 def is_otlp_path(path: str) -> bool:
@@ -76,8 +105,15 @@ def is_otlp_path(path: str) -> bool:
     return path in _PATHS
 
 
-def error_response(status: int, message: str) -> Response:
-    """Return a response with an encoded ``google.rpc.Status``."""
+def error_response(status: int, message: str, retry_after: float | None = None) -> Response:
+    """Return a response with an encoded ``google.rpc.Status``. ``retry_after`` in seconds."""
     body = Status(code=_CODES.get(status, Code.UNKNOWN), message=message).SerializeToString()
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == UnavailableError.status else None
-    return Response(body, status, headers, media_type=CONTENT_TYPE)
+    return Response(body, status, headers_of(status, retry_after), media_type=CONTENT_TYPE)
+
+
+def headers_of(status: int, retry_after: float | None) -> dict[str, str]:
+    """Return the headers that belong to a refusal, whatever the form of its body."""
+    headers = {"WWW-Authenticate": "Bearer"} if status == UnauthenticatedError.status else {}
+    if retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after))
+    return headers

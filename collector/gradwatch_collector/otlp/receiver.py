@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gradwatch import conventions as c
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import (
     CONTENT_TYPE,
@@ -29,7 +28,6 @@ from gradwatch_collector.otlp.errors import (
 from gradwatch_collector.otlp.logs import decode_logs
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.otlp.traces import decode_traces
-from gradwatch_collector.records import Batch
 
 if TYPE_CHECKING:
     from gradwatch_collector.ingest import Ingest  # which raises this package's errors
@@ -80,10 +78,12 @@ def routes(
                     decoded = signal.decode(body, received_at)
                 else:
                     decoded = await asyncio.to_thread(signal.decode, body, received_at)
-                await ingest.submit(_granted(request, decoded.batches), len(body), received_at)
+                grant = request.scope.get("gradwatch.grant")
+                batches = decoded.batches if grant is None else grant.stamp(decoded.batches)
+                await ingest.submit(batches, len(body), received_at)
             except OtlpError as error:
                 ingest.instruments.reject(error.reason)
-                return error_response(error.status, str(error))
+                return error_response(error.status, str(error), error.retry_after)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody is there to read it
             return Response(_success(signal, decoded), media_type=CONTENT_TYPE)
@@ -135,17 +135,6 @@ def _gunzip(body: bytes, limit: int) -> bytes:
         parts.append(part)
         body = stream.unused_data
     return b"".join(parts)
-
-
-def _granted(request: Request, batches: Sequence[Batch]) -> Sequence[Batch]:
-    # A token's team wins over what the telemetry claims.
-    grant = request.scope.get("gradwatch.grant")
-    if grant is None or grant.team is None:
-        return batches
-    return [
-        replace(batch, source=replace(batch.source, resource={**batch.source.resource, c.TEAM: grant.team}))
-        for batch in batches
-    ]
 
 
 def _success(signal: _Signal, decoded: Decoded) -> bytes:
