@@ -1,25 +1,20 @@
-"""What the collector says on standard error: lines for people or JSON for machines, and never a secret."""
+"""What the collector says on standard error: lines for people or JSON for machines, and never a secret.
+
+Nothing is meant to log one; but what libraries put into the text of an exception is not ours to know.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from datetime import UTC, datetime
 from typing import Final
 
 from opentelemetry import trace
 
+from gradwatch.redaction import redact_text
+
 FORMATS: Final = ("text", "json")
-# Tokens, credentials of any scheme, and passwords in URLs. Nothing is meant to log them; what libraries put
-# into an exception's text is not ours to know.
-_SECRETS: Final = (
-    re.compile(r"gw_[\w-]{20,}"),
-    re.compile(r"(?i)(?<=bearer )\S+|(?<=basic )\S+"),
-    re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)"),
-    re.compile(r"(?i)(?<=password=)[^\s&'\"]+"),
-)
-_HIDDEN: Final = "***"
 
 
 def configure(form: str) -> None:
@@ -38,7 +33,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines, without secrets."""
-        return without_secrets(super().format(record))
+        return redact_text(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,22 +48,14 @@ class JsonFormatter(logging.Formatter):
             "time": _timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact_text(record.getMessage()),
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = redact_text(self.formatException(record.exc_info))
         span = trace.get_current_span().get_span_context()
         if span.is_valid:
             fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
-        # Before it is encoded: afterwards a quotation mark that ends a secret is no longer one.
-        return json.dumps({name: without_secrets(value) for name, value in fields.items()})
-
-
-def without_secrets(text: str) -> str:
-    """Return the text with what looks like a token, a credential or a password replaced."""
-    for pattern in _SECRETS:
-        text = pattern.sub(_HIDDEN, text)
-    return text
+        return json.dumps(fields)
 
 
 def _timestamp(seconds: float) -> str:

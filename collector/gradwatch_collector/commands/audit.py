@@ -54,7 +54,11 @@ def list_command(database: str, output: str, limit: int) -> None:
                 entry.actor,
                 entry.action,
                 entry.subject,
-                " ".join(f"{name}={value}" for name, value in entry.details.items()),
+                " ".join(
+                    f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+                    for name, value in entry.details.items()
+                    if value is not None
+                ),
             )
             for entry in found
         ],
