@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -66,9 +67,9 @@ def collector(database: str, *options: str) -> Iterator[Collector]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "http://" in line, f"the collector did not start: {line!r}"
-        url = next(word.rstrip(",") for word in line.split() if word.startswith("http://"))
-        yield Collector(url, process, database)
+        address = re.search(r"https?://[^\s,]+", line)
+        assert address, f"the collector did not start: {line!r}"
+        yield Collector(address[0], process, database)
     finally:
         process.terminate()
         process.wait(timeout=30)
