@@ -18,7 +18,7 @@ from tests.faulty_servers import unused_endpoint
 
 @contextmanager
 def vulnerabilities(known: dict[str, str]) -> Iterator[str]:
-    """Serve OSV's API (https://google.github.io/osv.dev/post-v1-query/): packages and what is wrong with them."""
+    """Serve OSV's API, https://google.github.io/osv.dev/post-v1-query/: ids of what is wrong, by package."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
