@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 
 from gradwatch import conventions as c
 from gradwatch_collector import audit, schema, views
@@ -15,6 +16,7 @@ from gradwatch_collector.auth import (
     Grant,
     Guard,
     Limits,
+    Owners,
     Rates,
     Role,
     TokenExistsError,
@@ -30,6 +32,7 @@ from gradwatch_collector.otlp.errors import ForbiddenError, UnauthenticatedError
 from gradwatch_collector.records import Batch
 from gradwatch_collector.registry import Registry
 from tests.batches import SECOND, START, at, batch, event, source
+from tests.collector_process import eventually
 
 VISION, SPEECH = (Grant(name=team, team=team, roles=frozenset({Role.INGEST})) for team in ("vision", "speech"))
 ANYBODY = Grant(name="fleet", roles=frozenset({Role.INGEST}))
@@ -252,6 +255,36 @@ def test_what_is_not_yet_a_run_belongs_to_whom_it_came_from(database: Engine) ->
             send(ingest, SPEECH, start("a"))
         send(ingest, VISION, start("a"))
     assert teams(database) == {"a": "vision"}
+
+
+@pytest.mark.postgresql
+def test_of_two_teams_that_start_one_run_at_once_one_is_refused(new_database: Callable[[str], str]) -> None:
+    database = db.connect(new_database("postgresql"))
+    registry = Registry()
+
+    def begin(grant: Grant, connection: Connection) -> None:
+        (stamped,) = grant.stamp([start("a")])
+        Owners().require(connection, stamped.source)
+        registry.resolve(connection, stamped.source, at(0))
+
+    def late() -> None:
+        with db.transaction(database) as connection:
+            begin(SPEECH, connection)
+
+    with ThreadPoolExecutor(1) as pool:
+        with db.transaction(database) as connection:
+            begin(VISION, connection)
+            other = pool.submit(late)
+            eventually(lambda: waits_for_a_lock(database), "the other team to wait")
+        with pytest.raises(ForbiddenError):
+            other.result(30)
+    database.dispose()
+
+
+def waits_for_a_lock(database: Engine) -> bool:
+    with database.connect() as connection:
+        waiting = connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+    return bool(waiting)
 
 
 def test_a_run_without_a_team_goes_on_with_a_teams_token(database: Engine) -> None:

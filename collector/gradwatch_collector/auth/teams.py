@@ -10,6 +10,7 @@ from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.otlp.errors import ForbiddenError
 from gradwatch_collector.records import Source
+from gradwatch_collector.refresh import take_turns
 
 _MOST_KNOWN: Final = 10_000
 
@@ -33,6 +34,10 @@ class Owners:
         if source.owner is None or (source.run_id, source.owner) in self._known:
             return
         team = _team_of(connection, source.run_id)
+        if team is None:
+            # Another collector may be about to make the run another team's.
+            take_turns(connection, source.run_id)
+            team = _team_of(connection, source.run_id)
         if team == source.owner:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
