@@ -1,6 +1,7 @@
 """The JSON API and the probes.
 
-Whoever has a team's token is shown that team's runs, and objectives over them; the rest is not there.
+Whoever has a team's token is shown that team's runs, and objectives over them. A route that can leave other teams
+out is named in ``auth/gate.py``; the others are refused there.
 """
 
 from __future__ import annotations
@@ -90,10 +91,8 @@ class Api:
             )
         )
 
-    async def prometheus(self, request: Request) -> Response:
-        """Render /metrics: one document about the whole service, so not for a team."""
-        if (team := _team(request)) is not None:
-            return _error(403, f"/metrics tells of every team's runs; this token is for team {team!r}")
+    async def prometheus(self, _: Request) -> Response:
+        """Render /metrics."""
         return Response(await run_in_threadpool(generate_latest, self._metrics), media_type=_EXPOSITION)
 
     async def healthz(self, _: Request) -> Response:

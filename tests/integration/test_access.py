@@ -208,6 +208,10 @@ def test_metrics_of_the_whole_service_are_not_for_one_team(
     refused = guarded.get("/metrics", headers=bearer(team))
     assert refused.status_code == 403
     assert "every team's" in refused.json()["error"]
+    # What is new is refused until it knows teams.
+    for path in ("/api/v1/new", "/api/v1/runs-of-all"):
+        assert guarded.get(path, headers=bearer(team)).status_code == 403
+        assert guarded.get(path, headers=bearer(token)).status_code == 404
     assert guarded.get("/metrics", headers=bearer(token)).status_code == 200
 
 

@@ -11,13 +11,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradwatch_collector.auth.guard import Guard
 from gradwatch_collector.auth.tokens import Grant, Role
-from gradwatch_collector.otlp.errors import OtlpError, error_response, headers_of, is_otlp_path
+from gradwatch_collector.otlp.errors import (
+    ForbiddenError,
+    OtlpError,
+    error_response,
+    headers_of,
+    is_otlp_path,
+)
 
 _GRANT: Final = "gradwatch.grant"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 # Probes carry no credentials and tell nothing.
 _PROBES: Final = ("/healthz", "/readyz")
 _READING: Final = ("GET", "HEAD")
+# What knows how to leave other teams' runs out. Everything else is refused to a team, `/metrics` above all.
+_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/slos")
 
 
 class ForeignHostError(OtlpError):
@@ -64,6 +72,7 @@ class Gate:
             if self._guard is not None and path not in _PROBES:
                 role = _role(scope["method"], path)
                 grant = await self._guard.admit_async(headers.get("authorization"), role)
+                _check_team(grant, path)
                 scope[_GRANT] = grant
                 receive = _metered(self._guard, grant, receive)
         except OtlpError as refusal:
@@ -81,6 +90,14 @@ def _role(method: str, path: str) -> Role:
     if is_otlp_path(path):
         return Role.INGEST
     return Role.READ if method in _READING else Role.ADMIN
+
+
+def _check_team(grant: Grant, path: str) -> None:
+    known = any(path == each or path.startswith(f"{each}/") for each in _FOR_TEAMS)
+    if grant.team is not None and not known and not is_otlp_path(path):
+        raise ForbiddenError(
+            f"{path} tells of every team's runs; token {grant.name!r} is for team {grant.team!r}"
+        )
 
 
 def _metered(guard: Guard, grant: Grant, receive: Receive) -> Receive:
