@@ -95,9 +95,7 @@ def _role(method: str, path: str) -> Role:
 def _check_team(grant: Grant, path: str) -> None:
     known = any(path == each or path.startswith(f"{each}/") for each in _FOR_TEAMS)
     if grant.team is not None and not known and not is_otlp_path(path):
-        raise ForbiddenError(
-            f"{path} tells of every team's runs; token {grant.name!r} is for team {grant.team!r}"
-        )
+        raise ForbiddenError(f"{path} tells of every team's runs; token {grant.name!r} is for {grant.team!r}")
 
 
 def _metered(guard: Guard, grant: Grant, receive: Receive) -> Receive:
