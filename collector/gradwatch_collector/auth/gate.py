@@ -15,7 +15,6 @@ from gradwatch_collector.otlp.errors import (
     ForbiddenError,
     OtlpError,
     error_response,
-    headers_of,
     is_otlp_path,
 )
 
@@ -108,10 +107,9 @@ def _metered(guard: Guard, grant: Grant, receive: Receive) -> Receive:
 
 
 def _answer(path: str, refusal: OtlpError) -> Response:
-    status, message, retry_after = refusal.status, str(refusal), refusal.retry_after
     if is_otlp_path(path):
-        return error_response(status, message, retry_after)
-    return JSONResponse({"error": message}, status, headers_of(status, retry_after))
+        return error_response(refusal)
+    return JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
 
 
 def _without_port(host: str) -> str:

@@ -38,6 +38,14 @@ class OtlpError(Exception):
     reason: ClassVar[str] = "internal"
     retry_after: float | None = None  # seconds, where the same request may succeed later
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return what an HTTP response says beside its body, whatever the form of that."""
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(self.retry_after))
+        return headers
+
 
 class MalformedError(OtlpError):
     """The body is not what it says it is, or says something that cannot be: sending it again is useless."""
@@ -105,15 +113,7 @@ def is_otlp_path(path: str) -> bool:
     return path in _PATHS
 
 
-def error_response(status: int, message: str, retry_after: float | None = None) -> Response:
-    """Return a response with an encoded ``google.rpc.Status``. ``retry_after`` in seconds."""
-    body = Status(code=_CODES.get(status, Code.UNKNOWN), message=message).SerializeToString()
-    return Response(body, status, headers_of(status, retry_after), media_type=CONTENT_TYPE)
-
-
-def headers_of(status: int, retry_after: float | None) -> dict[str, str]:
-    """Return the headers that belong to a refusal, whatever the form of its body."""
-    headers = {"WWW-Authenticate": "Bearer"} if status == UnauthenticatedError.status else {}
-    if retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(retry_after))
-    return headers
+def error_response(error: OtlpError) -> Response:
+    """Return a response with an encoded ``google.rpc.Status``."""
+    body = Status(code=_CODES.get(error.status, Code.UNKNOWN), message=str(error)).SerializeToString()
+    return Response(body, error.status, error.headers, media_type=CONTENT_TYPE)

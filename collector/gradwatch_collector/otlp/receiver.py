@@ -83,7 +83,7 @@ def routes(
                 await ingest.submit(batches, len(body), received_at)
             except OtlpError as error:
                 ingest.instruments.reject(error.reason)
-                return error_response(error.status, str(error), error.retry_after)
+                return error_response(error)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody is there to read it
             return Response(_success(signal, decoded), media_type=CONTENT_TYPE)
