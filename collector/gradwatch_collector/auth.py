@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Engine, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradwatch_collector import schema
-from gradwatch_collector.otlp.errors import error_response, is_otlp_path
+from gradwatch_collector.refusals import refuse
 
 TOKEN_PREFIX = "gw_"  # noqa: S105 - a prefix that secret scanners can look for, not a secret
 _CACHED_FOR_SECONDS = 10.0
@@ -68,6 +68,11 @@ class Tokens:
         self._lock = threading.Lock()
         self._known: dict[bytes, tuple[float, Grant | None]] = {}
 
+    def bearer(self, authorization: str) -> Grant | None:
+        """Return what the bearer of an Authorization header may do, or None if it shows no valid token."""
+        scheme, _, token = authorization.partition(" ")
+        return self.grant(token.strip()) if scheme.lower() == "bearer" else None
+
     def grant(self, token: str) -> Grant | None:
         """Return what the token allows, or None if it is not valid."""
         digest, now = _digest(token), time.monotonic()
@@ -114,26 +119,22 @@ class Gate:
         path: str = scope["path"]
         host = headers.get("host", "")
         if _without_port(host).lower() not in self._hosts:
-            return _refuse(
-                path, 421, f"Host {host!r} is not served here; start the collector with --allowed-host"
+            return refuse(
+                scope, 421, f"Host {host!r} is not served here; start the collector with --allowed-host"
             )
         # Probes carry no credentials and tell nothing.
         if self._tokens is None or path in ("/healthz", "/readyz"):
             return None
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        grant = self._tokens.grant(token.strip()) if scheme.lower() == "bearer" else None
+        try:
+            grant = self._tokens.bearer(headers.get("authorization", ""))
+        except SQLAlchemyError:
+            return refuse(scope, 503, "the database is not available")
         if grant is None:
-            return _refuse(
-                path, 401, "a valid token is needed: Authorization: Bearer TOKEN (gradwatch token create)"
+            return refuse(
+                scope, 401, "a valid token is needed: Authorization: Bearer TOKEN (gradwatch token create)"
             )
         scope["gradwatch.grant"] = grant
         return None
-
-
-def _refuse(path: str, status: int, message: str) -> Response:
-    if is_otlp_path(path):
-        return error_response(status, message)
-    return JSONResponse({"error": message}, status_code=status)
 
 
 def _without_port(host: str) -> str:

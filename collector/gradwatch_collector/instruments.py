@@ -10,7 +10,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import Batch
 
 _SIGNALS = ("metrics", "logs", "traces")
-_REASONS = ("malformed", "too_large", "unsupported", "rejected", "unavailable")
+_REASONS = ("malformed", "too_large", "unsupported", "rejected", "unavailable", "unauthenticated", "internal")
 # From one fsync of an SSD to a database in trouble.
 _COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 

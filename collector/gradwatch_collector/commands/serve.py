@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import click
 
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.database import describe
-from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
+from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
 
 
 @click.group()
@@ -27,6 +28,14 @@ def collector() -> None:
     help="HTTP address for OTLP, the API and /metrics. Port 0 takes a free one.",
 )
 @click.option(
+    "--grpc",
+    "grpc_address",
+    default="127.0.0.1:4317",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="gRPC address for OTLP. `off` serves none.",
+)
+@click.option(
     "--lost-after",
     default=30.0,
     show_default=True,
@@ -39,9 +48,14 @@ def collector() -> None:
 )
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
 def serve_command(
-    database: str, address: str, lost_after: float, allowed_hosts: tuple[str, ...], require_token: bool
+    database: str,
+    address: str,
+    grpc_address: str,
+    lost_after: float,
+    allowed_hosts: tuple[str, ...],
+    require_token: bool,
 ) -> None:
-    """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
+    """Serve OTLP over HTTP (/v1/*) and gRPC, the JSON API on /api/v1/*, and /metrics.
 
     \b
     Example:
@@ -49,20 +63,28 @@ def serve_command(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    host, port = _split(address)
-    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
+    settings = ServerSettings(
+        http=_address(address, "--listen"),
+        grpc=None if grpc_address == "off" else _address(grpc_address, "--grpc"),
+        lost_after=lost_after,
+        allowed_hosts=allowed_hosts,
+        require_token=require_token,
+    )
     engine = open_database(database, upgrade_sqlite=True)
     try:
         bound = listen(settings, engine)
+        grpc = listen_grpc(settings, engine)
     except ListenError as error:
         raise click.ClickException(str(error)) from error
-    shown = f"[{host}]" if ":" in host else host
-    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {describe(engine)}")
-    serve(engine, settings, bound)
+    shown = f"http://{replace(settings.http, port=bound.getsockname()[1])}"
+    if grpc is not None:
+        shown += f", gRPC on {grpc.address}"
+    click.echo(f"gradwatch collector on {shown}, database {describe(engine)}")
+    serve(engine, settings, bound, grpc)
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, separator, port = address.rpartition(":")
+def _address(text: str, option: str) -> Address:
+    host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65_535:
-        raise click.BadParameter(f"{address!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint="--listen")
-    return host.strip("[]"), int(port)
+        raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint=option)
+    return Address(host.strip("[]"), int(port))

@@ -1,0 +1,165 @@
+"""OTLP/gRPC: the three Export services, answered after the commit as over HTTP.
+
+Imported only where gRPC is served: grpcio starts threads and takes time to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+# grpcio would write a line on stderr for whatever a client does wrong. It reads this when it is loaded.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from sqlalchemy.exc import SQLAlchemyError
+
+from gradwatch_collector.otlp.errors import (
+    RETRY_AFTER_SECONDS,
+    OtlpError,
+    UnauthenticatedError,
+    UnavailableError,
+    status_message,
+)
+from gradwatch_collector.otlp.intake import Intake, decompressed
+from gradwatch_collector.otlp.signals import Signal
+
+if TYPE_CHECKING:
+    from gradwatch_collector.auth import Grant, Tokens  # which uses this package's errors
+
+logger = logging.getLogger(__name__)
+
+_STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_COMPRESSIONS: Final = 1 << grpc.Compression.NoCompression | 1 << grpc.Compression.Gzip
+_GZIP: Final = b"\x1f\x8b"
+_START_SECONDS: Final = 30
+
+_Export = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class GrpcServer:
+    """Holds its ``address`` from construction on, and answers between `start` and `stop`.
+
+    With ``tokens`` it answers only those who show one; ``max_body``: bytes that a message may have as it comes.
+    It runs on an event loop and a thread of its own: its port must be known before the HTTP server has a loop.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, *, max_body: int, tokens: Tokens | None = None) -> None:
+        self._tokens = tokens
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
+        self._thread.start()
+        try:
+            self._server, bound = self._run(_bind(_address(host, port), max_body))
+        except OSError:
+            self._end()
+            raise
+        self.address = _address(host, bound)
+
+    def start(self, intake: Intake) -> None:
+        """Begin to answer."""
+        services = (_service(intake, signal, self._tokens) for signal in intake.signals)
+        self._server.add_generic_rpc_handlers(tuple(services))
+        self._run(self._server.start())
+
+    def stop(self, grace: float) -> None:
+        """Refuse new requests, let those under way end within ``grace`` seconds, and end."""
+        self._run(self._server.stop(grace), grace)
+        self._end()
+
+    def _run(self, work: Coroutine[Any, Any, Any], grace: float = 0.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS + grace)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _bind(address: str, max_body: int) -> tuple[Any, int]:
+    server = grpc.aio.server(
+        options=(
+            # Two collectors would share the port, and each would get half of what is sent.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", max_body),
+            # Compressed messages are left to us, because the limit above is for what comes in: a gzip bomb
+            # would be unpacked before anybody could look. Of compressions only gzip is offered.
+            ("grpc.per_message_decompression", 0),
+            ("grpc.compression_enabled_algorithms_bitset", _COMPRESSIONS),
+        )
+    )
+    try:
+        bound: int = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError("the port is in use or the address is not ours") from error
+    return server, bound
+
+
+def _service(intake: Intake, signal: Signal, tokens: Tokens | None) -> Any:
+    # No (de)serialisers: decoders take bytes, and the answer to nearly every request is no bytes at all.
+    method = grpc.unary_unary_rpc_method_handler(_export(intake, signal, tokens))
+    return grpc.method_handlers_generic_handler(signal.service, {"Export": method})
+
+
+def _export(intake: Intake, signal: Signal, tokens: Tokens | None) -> _Export:
+    async def export(request: bytes, context: Any) -> bytes:
+        try:
+            grant = None if tokens is None else _grant(tokens, context)
+            # No encoded message begins like gzip does: there is no wire type 7.
+            body = await decompressed(request, intake.max_decompressed) if request[:2] == _GZIP else request
+            answer = await intake.accept(signal, body, grant)
+        except OtlpError as error:
+            intake.refused(error)
+            failure = error
+        except Exception:
+            logger.exception("a request failed")
+            failure = OtlpError("internal error")
+        else:
+            encoded: bytes = answer.SerializeToString()
+            return encoded
+        return await _abort(context, failure)
+
+    return export
+
+
+def _grant(tokens: Tokens, context: Any) -> Grant:
+    metadata = dict(context.invocation_metadata() or ())
+    try:
+        grant = tokens.bearer(metadata.get("authorization", ""))
+    except SQLAlchemyError as error:
+        raise UnavailableError("the database is not available") from error
+    if grant is None:
+        raise UnauthenticatedError("a valid token is needed: authorization: Bearer TOKEN")
+    return grant
+
+
+async def _abort(context: Any, error: OtlpError) -> NoReturn:
+    """End the call with the status of an error and, if the request may be sent again, when.
+
+    opentelemetry-python looks for RetryInfo in a trailer of its own, all others in the standard one.
+    """
+    status = status_message(error.status, str(error))
+    trailers: list[tuple[str, bytes]] = []
+    if isinstance(error, UnavailableError):
+        retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))
+        detail = AnyMessage()
+        detail.Pack(retry)
+        status.details.append(detail)
+        trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))
+    trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
+    raise AssertionError("unreachable")
