@@ -20,6 +20,7 @@ _REASONS = (
     "rate_limited",
     "rejected",
     "unavailable",
+    "internal",
 )
 # From one fsync of an SSD to a database in trouble.
 _COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

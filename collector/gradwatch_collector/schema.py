@@ -246,6 +246,8 @@ series = Table(
     Column("field", Text, nullable=False),
     Column("set_id", RowId, ForeignKey(attribute_set.c.set_id), nullable=False),
     UniqueConstraint("run_id", "attempt", "rank", "metric_id", "field", "set_id"),
+    # Who sent a metric, newest first.
+    Index(None, "metric_id", "series_id"),
 )
 
 

@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradwatch import conventions as c
-from gradwatch_collector.server import ServerSettings
+from gradwatch_collector.server import Address, ServerSettings
 from tests.collector_process import Collector, collector, eventually, gradwatch
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -359,7 +359,8 @@ def test_the_collector_tells_about_itself(guarded: Collector, token: str) -> Non
 def test_tokens_are_asked_for_beyond_loopback_unless_that_is_refused(
     host: str, options: dict[str, bool], guarded_by_token: bool
 ) -> None:
-    assert ServerSettings(host, 4318, 30.0, **options).guarded is guarded_by_token
+    http, grpc = Address("127.0.0.1", 4318), Address(host, 4317)
+    assert ServerSettings(http, grpc, 30.0, **options).guarded(grpc) is guarded_by_token
 
 
 def test_asking_for_tokens_and_for_none_exclude_each_other(tmp_path: Path) -> None:

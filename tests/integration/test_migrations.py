@@ -63,7 +63,7 @@ def token(name: str, **columns: object) -> dict[str, object]:
 
 
 def test_tokens_of_before_may_do_what_they_could(database: Engine) -> None:
-    db.downgrade(database, "0003_endings")
+    db.downgrade(database, "0004_series_by_metric")
     with db.transaction(database) as connection:
         connection.execute(
             text("INSERT INTO token (name, digest, team, created_at) VALUES ('old', :digest, 'vision', 1)"),
@@ -89,7 +89,7 @@ def test_a_token_that_would_gain_by_a_downgrade_ends_with_it(database: Engine) -
                 token("gone", roles="read", expires_at=None, revoked_at=7),
             ],
         )
-    db.downgrade(database, "0003_endings")
+    db.downgrade(database, "0004_series_by_metric")
     with database.connect() as connection:
         rows = connection.execute(text("SELECT name, revoked_at FROM token")).all()
     assert {name for name, revoked_at in rows if revoked_at is None} == {"both", "admin"}

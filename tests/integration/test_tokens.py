@@ -357,20 +357,20 @@ def test_an_act_that_is_rolled_back_is_not_written_down(database: Engine) -> Non
 def test_changes_of_the_schema_are_written_down(empty_database: Engine) -> None:
     applied = db.upgrade(empty_database, now=lambda: START)
     db.upgrade(empty_database, now=lambda: START + 1)
-    db.downgrade(empty_database, "0003_endings")
+    db.downgrade(empty_database, "0004_series_by_metric")
     db.upgrade(empty_database, now=lambda: START + 2)
     with empty_database.connect() as connection:
         entries = audit.entries(connection, 10)
     assert [(entry.action, entry.recorded_at) for entry in entries] == [("db.upgraded", START + 2)]
-    assert entries[0].details == {"applied": applied[applied.index("0004_access") :]}
+    assert entries[0].details == {"applied": applied[applied.index("0005_access") :]}
     assert entries[0].actor == audit.operator()
 
 
 def test_a_downgrade_that_leaves_the_log_is_in_it(database: Engine) -> None:
     with database.connect() as connection:
         before = len(audit.entries(connection, 10))
-    db.downgrade(database, "0004_access", now=lambda: START)
+    db.downgrade(database, "0005_access", now=lambda: START)
     with database.connect() as connection:
         newest, *older = audit.entries(connection, 10)
     assert len(older) == before
-    assert (newest.action, newest.subject, newest.recorded_at) == ("db.downgraded", "0004_access", START)
+    assert (newest.action, newest.subject, newest.recorded_at) == ("db.downgraded", "0005_access", START)

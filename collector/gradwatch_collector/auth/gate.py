@@ -6,17 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradwatch_collector.auth.guard import Guard
 from gradwatch_collector.auth.tokens import Grant, Role
-from gradwatch_collector.otlp.errors import (
-    ForbiddenError,
-    OtlpError,
-    error_response,
-    is_otlp_path,
-)
+from gradwatch_collector.otlp.errors import ForbiddenError, OtlpError, is_otlp_path
+from gradwatch_collector.refusals import refuse
 
 _GRANT: Final = "gradwatch.grant"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
@@ -76,7 +71,8 @@ class Gate:
                 receive = _metered(self._guard, grant, receive)
         except OtlpError as refusal:
             self._on_refused(refusal.reason)
-            await _answer(path, refusal)(scope, receive, send)
+            answer = refuse(scope, refusal.status, str(refusal), refusal.headers)
+            await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -104,12 +100,6 @@ def _metered(guard: Guard, grant: Grant, receive: Receive) -> Receive:
         return message
 
     return metered
-
-
-def _answer(path: str, refusal: OtlpError) -> Response:
-    if is_otlp_path(path):
-        return error_response(refusal)
-    return JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
 
 
 def _without_port(host: str) -> str:

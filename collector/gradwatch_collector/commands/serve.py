@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from gradwatch_collector import logs
 from gradwatch_collector.auth import Rates
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.database import describe
-from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
+from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
 from gradwatch_collector.tls import TlsError, TlsFiles
 
 _file = click.Path(dir_okay=False)
@@ -29,6 +31,14 @@ def collector() -> None:
     show_default=True,
     metavar="HOST:PORT",
     help="HTTP address for OTLP, the API and /metrics. Port 0 takes a free one.",
+)
+@click.option(
+    "--grpc",
+    "grpc_address",
+    default="127.0.0.1:4317",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="gRPC address for OTLP. `off` serves none.",
 )
 @click.option(
     "--lost-after",
@@ -64,6 +74,7 @@ def collector() -> None:
 def serve_command(
     database: str,
     address: str,
+    grpc_address: str,
     lost_after: float,
     allowed_hosts: tuple[str, ...],
     require_token: bool,
@@ -75,7 +86,7 @@ def serve_command(
     token_bytes: float | None,
     log_format: str,
 ) -> None:
-    """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
+    """Serve OTLP over HTTP (/v1/*) and gRPC, the JSON API on /api/v1/*, and /metrics.
 
     \b
     Example:
@@ -84,12 +95,11 @@ def serve_command(
     if require_token and allow_anonymous:
         raise click.UsageError("--require-token and --allow-anonymous exclude each other")
     logs.configure(log_format)
-    host, port = _split(address)
     settings = ServerSettings(
-        host,
-        port,
-        lost_after,
-        allowed_hosts,
+        http=_address(address, "--listen"),
+        grpc=None if grpc_address == "off" else _address(grpc_address, "--grpc"),
+        lost_after=lost_after,
+        allowed_hosts=allowed_hosts,
         require_token=require_token,
         allow_anonymous=allow_anonymous,
         rates=Rates(token_requests, token_bytes),
@@ -98,14 +108,15 @@ def serve_command(
     engine = open_database(database, upgrade_sqlite=True)
     try:
         bound = listen(settings, engine)
+        grpc = listen_grpc(settings, engine)
     except ListenError as error:
         raise click.ClickException(str(error)) from error
-    shown = f"[{host}]" if ":" in host else host
     scheme = "http" if settings.tls is None else "https"
-    click.echo(
-        f"gradwatch collector on {scheme}://{shown}:{bound.getsockname()[1]}, database {describe(engine)}"
-    )
-    serve(engine, settings, bound)
+    shown = f"{scheme}://{replace(settings.http, port=bound.getsockname()[1])}"
+    if grpc is not None:
+        shown += f", gRPC on {grpc.address}"
+    click.echo(f"gradwatch collector on {shown}, database {describe(engine)}")
+    serve(engine, settings, bound, grpc)
 
 
 def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
@@ -121,8 +132,8 @@ def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> Tls
     return files
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, separator, port = address.rpartition(":")
+def _address(text: str, option: str) -> Address:
+    host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65_535:
-        raise click.BadParameter(f"{address!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint="--listen")
-    return host.strip("[]"), int(port)
+        raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint=option)
+    return Address(host.strip("[]"), int(port))

@@ -1,20 +1,22 @@
 """What goes wrong with an OTLP request, and how OTLP/HTTP says so; the only place that knows the codes.
 
 The specification (https://opentelemetry.io/docs/specs/otlp/#otlphttp-response): every 4xx and 5xx response
-carries an encoded ``google.rpc.Status``; a client retries after 429, 502, 503 and 504 and after nothing else,
-and heeds ``Retry-After``.
+carries a ``google.rpc.Status``, encoded as the request was; a client retries after 429, 502, 503 and 504 and
+after nothing else, and heeds ``Retry-After``. OTLP/gRPC has the same codes as its status.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 from starlette.responses import Response
 
-CONTENT_TYPE: Final = "application/x-protobuf"
+from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode
+
 RETRY_AFTER_SECONDS: Final = 1.0
 _PATHS: Final = frozenset({"/v1/metrics", "/v1/logs", "/v1/traces"})
 
@@ -22,6 +24,7 @@ _CODES: Final = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
     403: Code.PERMISSION_DENIED,
+    405: Code.UNIMPLEMENTED,
     413: Code.RESOURCE_EXHAUSTED,
     415: Code.INVALID_ARGUMENT,
     421: Code.INVALID_ARGUMENT,
@@ -113,7 +116,15 @@ def is_otlp_path(path: str) -> bool:
     return path in _PATHS
 
 
-def error_response(error: OtlpError) -> Response:
-    """Return a response with an encoded ``google.rpc.Status``."""
-    body = Status(code=_CODES.get(error.status, Code.UNKNOWN), message=str(error)).SerializeToString()
-    return Response(body, error.status, error.headers, media_type=CONTENT_TYPE)
+def status_message(status: int, message: str) -> Status:
+    """Return the ``google.rpc.Status`` that says what an HTTP status does."""
+    return Status(code=_CODES.get(status, Code.UNKNOWN), message=message)
+
+
+def error_response(
+    status: int, message: str, media_type: str = PROTOBUF, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with an encoded ``google.rpc.Status``, in JSON where that was asked."""
+    answered = JSON if media_type == JSON else PROTOBUF
+    body = encode(status_message(status, message), answered)
+    return Response(body, status, headers, media_type=answered)

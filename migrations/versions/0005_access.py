@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0004_access"
-down_revision = "0003_endings"
+revision = "0005_access"
+down_revision = "0004_series_by_metric"
 branch_labels = None
 depends_on = None
 
