@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -369,3 +372,52 @@ def test_asking_for_tokens_and_for_none_exclude_each_other(tmp_path: Path) -> No
     )
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
+
+
+# --- gRPC ----------------------------------------------------------------------------------------------
+
+
+def export_grpc(collector: Collector, token: str | None, body: bytes) -> grpc.RpcError | None:
+    """Send logs; what went wrong, if anything did."""
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    with grpc.insecure_channel(collector.grpc) as channel:
+        try:
+            LogsServiceStub(channel).Export(
+                ExportLogsServiceRequest.FromString(body), metadata=metadata, timeout=10
+            )
+        except grpc.RpcError as error:
+            return error
+    return None
+
+
+def test_roles_and_teams_are_the_same_over_grpc(guarded: Collector, database: str) -> None:
+    reader = create(database, "grpc-reader", "--role", "read")
+    owner, stranger = (create(database, f"grpc-{team}", "--team", team) for team in ("owner", "stranger"))
+    codes = [
+        error and error.code()
+        for error in (
+            export_grpc(guarded, None, b""),
+            export_grpc(guarded, reader, b""),
+            export_grpc(guarded, owner, started("grpc-run")),
+            export_grpc(guarded, stranger, started("grpc-run")),
+        )
+    ]
+    assert codes == [
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        None,
+        grpc.StatusCode.PERMISSION_DENIED,
+    ]
+
+
+def test_a_token_has_one_limit_over_both_protocols(guarded: Collector, database: str) -> None:
+    token = create(database, "grpc-eager", "--requests-per-second", "0.1")
+    assert export(guarded, "logs", token).status_code == 200
+    assert export_grpc(guarded, token, b"") is None
+    refused = export_grpc(guarded, token, b"")
+    assert refused is not None
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(refused.trailing_metadata())
+    waits = RetryInfo.FromString(trailers["google.rpc.retryinfo-bin"]).retry_delay.seconds
+    assert 1 <= waits <= 10
+    assert export(guarded, "logs", token).status_code == 429

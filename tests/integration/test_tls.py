@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 import trustme
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 
 from gradwatch_collector import database as db
 from gradwatch_collector import views
@@ -123,6 +126,20 @@ def test_with_client_certificates_nothing_at_all_is_answered_without_one(
     with pytest.raises(requests.ConnectionError):
         mutual.get("/healthz", verify=files.authority)
     assert mutual.get("/healthz", verify=files.authority, cert=files.client).status_code == 200
+
+
+def send_over_grpc(collector: Collector, authority: str, client: tuple[str, str] | None) -> None:
+    certificate, key = (Path(file).read_bytes() for file in client) if client else (None, None)
+    credentials = grpc.ssl_channel_credentials(Path(authority).read_bytes(), key, certificate)
+    with grpc.secure_channel(collector.grpc, credentials) as channel:
+        LogsServiceStub(channel).Export(ExportLogsServiceRequest(), timeout=10)
+
+
+def test_grpc_is_encrypted_with_the_same_files(mutual: Collector, files: Files) -> None:
+    send_over_grpc(mutual, files.authority, files.client)
+    with pytest.raises(grpc.RpcError) as refused:
+        send_over_grpc(mutual, files.authority, None)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_browsers_are_told_to_come_back_encrypted(encrypted: Collector, files: Files) -> None:
