@@ -111,7 +111,13 @@ class Api:
             asked = _series_query(request.query_params)
         except ValueError as error:
             return _error(400, str(error))
-        return await self._read(lambda connection: list_series(connection, asked), "no such metric of that run")
+        team = _team(request)
+        return await self._read(
+            lambda connection: (
+                list_series(connection, asked) if views.is_shown(connection, asked.run_id, team) else None
+            ),
+            "no such metric of that run",
+        )
 
     async def slos(self, request: Request) -> Response:
         """Report the objectives as last evaluated; for a team as they stand over its own runs."""

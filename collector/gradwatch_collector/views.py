@@ -105,6 +105,11 @@ def of_team(team: str | None) -> list[ColumnElement[bool]]:
     return [] if team is None else [schema.run.c.team == team]
 
 
+def is_shown(connection: Connection, run_id: str, team: str | None) -> bool:
+    """Return whether what is stored of a run may be shown to a team."""
+    return team is None or bool(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team)))
+
+
 def show_run(connection: Connection, run_id: str, team: str | None = None) -> Json | None:
     """Return one run with its attempts, events, findings, layers, checkpoints, time and environment.
 

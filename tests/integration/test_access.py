@@ -49,6 +49,16 @@ def started(run_id: str) -> bytes:
     return encoded
 
 
+def one_step(run_id: str) -> bytes:
+    message = ExportMetricsServiceRequest()
+    owner = message.resource_metrics.add()
+    owner.resource.attributes.add(key=c.RUN_ID).value.string_value = run_id
+    metric = owner.scope_metrics.add().metrics.add(name="norm")
+    metric.gauge.data_points.add(time_unix_nano=1_750_000_000 * 10**9, as_double=1.5)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('access') / 'gradwatch.db'}"
@@ -194,6 +204,13 @@ def test_a_team_sees_and_touches_its_own_runs_only(guarded: Collector, database:
         for run in ("vision-run", "speech-run")
     }
     assert shown == {"vision-run": 200, "speech-run": 404}
+    for run in ("vision-run", "speech-run"):
+        assert export(guarded, "metrics", token, one_step(run)).status_code == 200
+    series = {
+        run: guarded.get(f"/api/v1/series?metric=norm&run={run}", headers=bearer(teams["vision"])).status_code
+        for run in ("vision-run", "speech-run")
+    }
+    assert series == {"vision-run": 200, "speech-run": 404}
 
 
 def test_objectives_are_told_to_a_team_over_its_own_runs(guarded: Collector, database: str, token: str) -> None:

@@ -19,7 +19,7 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _PROBES: Final = ("/healthz", "/readyz")
 _READING: Final = ("GET", "HEAD")
 # What knows how to leave other teams' runs out. Everything else is refused to a team, `/metrics` above all.
-_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/slos")
+_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/series", "/api/v1/slos")
 
 
 class ForeignHostError(OtlpError):
