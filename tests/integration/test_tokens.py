@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from sqlalchemy import Connection, Engine, select, text
 
 from gradwatch import conventions as c
@@ -28,6 +29,7 @@ from gradwatch_collector.auth import (
     revoke_token,
 )
 from gradwatch_collector.ingest import Ingest
+from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from gradwatch_collector.records import Batch
 from gradwatch_collector.registry import Registry
@@ -231,6 +233,17 @@ def test_a_tokens_team_wins_over_what_telemetry_claims(database: Engine) -> None
         send(ingest, VISION, start("a", team="speech"), start("b"))
         send(ingest, ANYBODY, start("c", team="speech"))
     assert teams(database) == {"a": "vision", "b": "vision", "c": "speech"}
+
+
+def test_teams_whose_senders_describe_themselves_alike_do_not_share_what_is_no_run(database: Engine) -> None:
+    nameless = source_of(Resource())
+    with ingesting(database) as ingest:
+        for grant in (VISION, SPEECH):
+            send(ingest, grant, Batch(nameless))
+    with database.connect() as connection:
+        rows = connection.execute(select(schema.process.c.run_id, schema.process.c.resource)).all()
+    assert {row.resource[c.TEAM] for row in rows} == {"vision", "speech"}
+    assert len({row.run_id for row in rows}) == 2
 
 
 @pytest.mark.parametrize("instance", ["one", "another"])

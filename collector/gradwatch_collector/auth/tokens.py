@@ -23,7 +23,8 @@ from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.auth.limits import UNLIMITED, Rates
 from gradwatch_collector.database import transaction
-from gradwatch_collector.records import Batch
+from gradwatch_collector.otlp.attributes import run_id_of
+from gradwatch_collector.records import Batch, Source
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +72,7 @@ class Grant:
         """Return what came with the token as the team's own: its team wins over what telemetry claims."""
         if self.team is None:
             return batches
-        return [
-            replace(
-                batch,
-                source=replace(
-                    batch.source, resource={**batch.source.resource, c.TEAM: self.team}, owner=self.team
-                ),
-            )
-            for batch in batches
-        ]
+        return [replace(batch, source=_owned(batch.source, self.team)) for batch in batches]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +239,15 @@ class Tokens:
         except SQLAlchemyError as error:
             # A disk that is full says nothing about who is asking.
             logger.warning("cannot note that a token was used: %s", str(error).splitlines()[0])
+
+
+def _owned(source: Source, team: str) -> Source:
+    resource = {**source.resource, c.TEAM: team}
+    run_id = source.run_id
+    if run_id == run_id_of(source.resource):
+        # Where no run is named, two teams' senders may describe themselves alike.
+        run_id = run_id_of(resource)
+    return replace(source, run_id=run_id, resource=resource, owner=team)
 
 
 def _valid(now: int) -> ColumnElement[bool]:
