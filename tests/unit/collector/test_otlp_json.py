@@ -1,4 +1,4 @@
-"""OTLP/JSON and protobuf say the same, and no JSON makes the reader fail in any other way than by refusing it."""
+"""OTLP/JSON says what protobuf says, and whatever else comes is refused in one line."""
 
 from __future__ import annotations
 
@@ -87,11 +87,19 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(
-    "resourceMetrics resourceLogs resourceSpans resource attributes key value scopeMetrics scope_metrics metrics name "
-    "gauge sum histogram dataPoints asInt asDouble timeUnixNano exemplars traceId spanId scopeLogs logRecords body "
-    "bytesValue kvlistValue values arrayValue scopeSpans spans links kind status code flags [x] @type".split()
-)
+
+
+def names(descriptor: Any, found: set[str]) -> set[str]:
+    """Every name that a field of a message or of one within it has."""
+    for field in descriptor.fields:
+        if field.json_name not in found:
+            found |= {field.json_name, field.name}
+            if field.message_type is not None:
+                names(field.message_type, found)
+    return found
+
+
+KEYS = st.sampled_from(sorted({"[x]", "@type"}.union(*(names(kind.DESCRIPTOR, set()) for kind in REQUESTS))))
 NESTED = st.recursive(
     ANYTHING,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=4),
