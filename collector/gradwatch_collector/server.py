@@ -98,8 +98,6 @@ def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
                     "Create one with `gradwatch token create NAME`, listen on 127.0.0.1, or let everybody in "
                     "with --allow-anonymous"
                 )
-    if not settings.is_loopback and settings.tls is None:
-        logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
     host = settings.host.strip("[]")
     try:
         info = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
@@ -170,6 +168,8 @@ def application(
 def serve(engine: Engine, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are answered first."""
     tls = settings.tls
+    if tls is None and not settings.is_loopback:
+        logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", settings.host)
     config = uvicorn.Config(
         application(engine, settings, connections=lambda: len(server.server_state.connections)),
         http="httptools",
