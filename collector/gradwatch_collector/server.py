@@ -140,18 +140,15 @@ def listen_grpc(settings: ServerSettings, engine: Engine) -> GrpcServer | None:
 
 
 def _require_guard(settings: ServerSettings, address: Address, engine: Engine) -> None:
-    if address.is_loopback:
+    if address.is_loopback or not settings.guarded(address):
         return
-    if settings.guarded(address):
-        with engine.connect() as connection:
-            if not has_tokens(connection, time.time_ns()):
-                raise ListenError(
-                    f"refusing to listen on {address} without a token: others could reach it. "
-                    "Create one with `gradwatch token create NAME`, listen on 127.0.0.1, or let everybody in "
-                    "with --allow-anonymous"
-                )
-    if settings.tls is None:
-        logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
+    with engine.connect() as connection:
+        if not has_tokens(connection, time.time_ns()):
+            raise ListenError(
+                f"refusing to listen on {address} without a token: others could reach it. "
+                "Create one with `gradwatch token create NAME`, listen on 127.0.0.1, or let everybody in "
+                "with --allow-anonymous"
+            )
 
 
 def _bind(address: Address) -> socket.socket:
@@ -236,6 +233,9 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are answered first."""
     tls = settings.tls
+    for address in (settings.http, settings.grpc):
+        if tls is None and address is not None and not address.is_loopback:
+            logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
     config = uvicorn.Config(
         application(engine, settings, grpc, connections=lambda: len(server.server_state.connections)),
         http="httptools",
