@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from gradwatch_collector import otlp
-from gradwatch_collector.auth import Gate, Tokens
+from gradwatch_collector.auth import Gate, Guard
 from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.otlp.grpc_server import GrpcServer
 from gradwatch_collector.records import ProcessKey, Source
@@ -48,23 +48,23 @@ def serving(ingest: Ingest, **limits: Any) -> Iterator[str]:
 
 
 @contextmanager
-def receiving(ingest: Ingest, *, tokens: Tokens | None = None, **limits: Any) -> Iterator[Addresses]:
+def receiving(ingest: Ingest, *, guard: Guard | None = None, **limits: Any) -> Iterator[Addresses]:
     """Serve OTLP over HTTP and gRPC on free ports of loopback; yield the addresses."""
     intake = otlp.Intake(ingest, **limits)
-    grpc = GrpcServer("127.0.0.1", 0, max_body=intake.max_body, tokens=tokens)
-    grpc.start(intake)
+    grpc = GrpcServer("127.0.0.1", 0, max_body=intake.max_body)
+    grpc.start(intake, guard)
     try:
-        with _serving_http(intake, tokens) as url:
+        with _serving_http(intake, guard) as url:
             yield Addresses(url, grpc.address)
     finally:
         grpc.stop(10)
 
 
 @contextmanager
-def _serving_http(intake: otlp.Intake, tokens: Tokens | None) -> Iterator[str]:
+def _serving_http(intake: otlp.Intake, guard: Guard | None) -> Iterator[str]:
     app = Starlette(
         routes=otlp.routes(intake),
-        middleware=[Middleware(Gate, hosts=(), tokens=tokens)],
+        middleware=[Middleware(Gate, hosts=(), guard=guard, on_refused=lambda _: None)],
         exception_handlers=EXCEPTION_HANDLERS,
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.auth import Tokens
+from gradwatch_collector.auth import Guard, Limits, Tokens
 from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.registry import Registry
@@ -102,11 +102,11 @@ def test_an_overload_is_a_reason_to_try_again_later(database: Engine, transport:
 
 @each_transport
 def test_a_database_that_is_away_is_a_reason_to_try_again_later(database: Engine, transport: str) -> None:
-    tokens = Tokens(database)
+    guard = Guard(Tokens(database), Limits())
     with (
         running(Ingest(database, Registry())) as ingest,
         receiving(ingest) as open_to_all,
-        receiving(ingest, tokens=tokens) as guarded,
+        receiving(ingest, guard=guard) as guarded,
     ):
         for addresses, token in ((open_to_all, None), (guarded, "gw_unknown")):
             with CLIENTS[transport](addresses.url, addresses.grpc) as client:
@@ -165,7 +165,16 @@ def token_database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def token(token_database: str) -> str:
-    created = gradwatch("token", "create", "ci", "--team", "vision", "--db", token_database)
+    return create_token(token_database, "ci", "--team", "vision")
+
+
+@pytest.fixture(scope="module")
+def reader(token_database: str) -> str:
+    return create_token(token_database, "reader", "--role", "read")
+
+
+def create_token(database: str, *options: str) -> str:
+    created = gradwatch("token", "create", *options, "--db", database)
     assert created.returncode == 0, created.stderr
     return created.stdout.strip()
 
@@ -177,7 +186,9 @@ def guarded(token_database: str, token: str) -> Iterator[Collector]:
 
 
 @each_transport
-def test_a_token_is_asked_for_and_its_team_counts(guarded: Collector, token: str, transport: str) -> None:
+def test_a_token_is_asked_for_and_its_team_counts(
+    guarded: Collector, token: str, reader: str, transport: str
+) -> None:
     run_id = f"run-{uuid4().hex}"
     with CLIENTS[transport](guarded.url, guarded.grpc) as client:
         for wrong in (None, "gw_wrong", ""):
@@ -187,7 +198,7 @@ def test_a_token_is_asked_for_and_its_team_counts(guarded: Collector, token: str
         claimed = metrics_request({c.RUN_ID: run_id, c.TEAM: "others"}, gauge("norm", (START, 1.0)))
         assert client.send(claimed, token=token) == OK
     answer = guarded.get(
-        "/api/v1/metrics", params={"run": run_id}, headers={"Authorization": f"Bearer {token}"}
+        "/api/v1/metrics", params={"run": run_id}, headers={"Authorization": f"Bearer {reader}"}
     )
     (listed,) = answer.json()["metrics"]
     assert listed["sources"][0]["resource"][c.TEAM] == "vision"
