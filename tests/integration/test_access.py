@@ -295,7 +295,7 @@ def test_who_sends_too_much_is_told_when_to_come_back(guarded: Collector, databa
 def test_bytes_are_counted_as_they_come_however_they_are_announced(guarded: Collector, database: str) -> None:
     token = create(database, "bulky", "--bytes-per-second", "100")
     sent = requests.post(
-        f"{guarded.url}/v1/metrics", data=iter([b"x" * 3_000]), headers=PROTOBUF | bearer(token), timeout=10
+        f"{guarded.url}/v1/metrics", data=iter([b"\xff" * 3_000]), headers=PROTOBUF | bearer(token), timeout=10
     )
     assert sent.status_code == 400  # let in, read, and not understood
     refused = export(guarded, "metrics", token)

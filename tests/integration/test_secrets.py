@@ -35,7 +35,7 @@ def test_no_output_holds_a_token_or_a_password(
             ("audit", "list"),
             ("db", "status"),
             ("db", "upgrade"),
-            ("collector", "serve", "--listen", "127.0.0.1:1"),
+            ("collector", "serve", "--listen", "192.0.2.1:4318"),
         )
     ]
     away = make_url(url).set(host="127.0.0.1", port=1, query={}).render_as_string(hide_password=False)
