@@ -223,7 +223,7 @@ def _retry(trailers: Iterable[tuple[str, bytes]]) -> Sequence[float]:
     for detail in Status.FromString(told.get("grpc-status-details-bin", b"")).details:
         found.append(RetryInfo())
         assert detail.Unpack(found[-1])
-    return [each.retry_delay.ToTimedelta().total_seconds() for each in found]
+    return tuple(each.retry_delay.ToTimedelta().total_seconds() for each in found)
 
 
 def otlp_json(message: Any) -> Any:

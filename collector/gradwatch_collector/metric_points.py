@@ -6,7 +6,6 @@ The shape is ``schemas/series-list.schema.json``. Numbers that are not finite ar
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -24,7 +23,7 @@ from sqlalchemy import Connection, select
 from gradwatch_collector import schema
 from gradwatch_collector.metric_catalog import metric_json
 from gradwatch_collector.moments import exactly
-from gradwatch_collector.otlp.attributes import mapping
+from gradwatch_collector.otlp.attributes import mapping, number_or_name
 from gradwatch_collector.packed import EXEMPLARS
 from gradwatch_collector.reading import PointSeries, read_series, series_rows
 from gradwatch_collector.records import Attributes, MetricIdentity
@@ -114,14 +113,14 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     places, width = _places(connection, query, metrics)
     start = 0 if query.cursor is None else _after(query.cursor, places)
     page = places[start : start + query.limit]
-    points = min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width))
+    points = max(1, min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width)))
     read = {
-        metric: _read(connection, query, metric, max(1, points))
+        metric: _read(connection, query, metric, points)
         for metric in metrics
         if any(place.metric == metric for place in page)
     }
     return {
-        "series": [_series_json(query.run_id, place, read[place.metric], max(1, points)) for place in page],
+        "series": [_series_json(query.run_id, place, read[place.metric], points) for place in page],
         "next_cursor": page[-1].cursor if len(places) > start + query.limit else None,
     }
 
@@ -228,10 +227,13 @@ def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
 
 def _finite(name: str, value: float | None, nonfinite: dict[str, str]) -> float | None:
     """Return a number as JSON can hold it; what it was otherwise is noted in ``nonfinite``."""
-    if value is None or math.isfinite(value):
-        return value
-    nonfinite[name] = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return None
+    if value is None:
+        return None
+    told = number_or_name(value)
+    if isinstance(told, str):
+        nonfinite[name] = told
+        return None
+    return told
 
 
 def _histogram(encoded: bytes) -> Json:
