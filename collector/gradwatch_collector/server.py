@@ -109,8 +109,7 @@ def listen_grpc(settings: ServerSettings, engine: Engine) -> GrpcServer | None:
     _require_guard(address, engine)
     try:
         _bind(address).close()  # grpcio does not say why it cannot
-        tokens = settings.tokens(address, engine)
-        return GrpcServer(address.host, address.port, max_body=MAX_BODY, tokens=tokens)
+        return GrpcServer(address, max_body=MAX_BODY, tokens=settings.tokens(address, engine))
     except OSError as error:
         raise ListenError(
             f"cannot listen on {address}: {error.strerror or error}; choose another with --grpc HOST:PORT, "

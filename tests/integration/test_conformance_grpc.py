@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -135,7 +135,10 @@ def test_a_permanent_error_says_nothing_of_coming_again(
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     trailers = dict(error.trailing_metadata())
     assert trailers.keys() == {"grpc-status-details-bin"}
-    assert list(Status.FromString(trailers["grpc-status-details-bin"]).details) == []
+    (detail,) = Status.FromString(trailers["grpc-status-details-bin"]).details
+    bad_request = BadRequest()
+    assert detail.Unpack(bad_request)
+    assert [violation.description for violation in bad_request.field_violations] == [error.details()]
 
 
 def test_what_is_acknowledged_survives_a_kill(tmp_path: Path) -> None:

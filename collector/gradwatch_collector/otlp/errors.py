@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from starlette.responses import Response
 
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode
 
 RETRY_AFTER_SECONDS: Final = 1
+RETRY_INFO: Final = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))
 _PATHS: Final = frozenset({"/v1/metrics", "/v1/logs", "/v1/traces"})
 
 _CODES: Final = {
@@ -87,8 +90,14 @@ def is_otlp_path(path: str) -> bool:
 
 
 def status_message(status: int, message: str) -> Status:
-    """Return the ``google.rpc.Status`` that says what an HTTP status does."""
-    return Status(code=_CODES.get(status, Code.UNKNOWN), message=message)
+    """Return the ``google.rpc.Status`` that says what an HTTP status does, with the detail OTLP asks for."""
+    told = Status(code=_CODES.get(status, Code.UNKNOWN), message=message)
+    if status == MalformedError.status:
+        violation = BadRequest.FieldViolation(description=message)
+        told.details.add().Pack(BadRequest(field_violations=[violation]))
+    elif status == UnavailableError.status:
+        told.details.add().Pack(RETRY_INFO)
+    return told
 
 
 def error_response(

@@ -10,19 +10,17 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 # grpcio would write a line on stderr for whatever a client does wrong. It reads this when it is loaded.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
 from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector.otlp.errors import (
-    RETRY_AFTER_SECONDS,
+    RETRY_INFO,
     OtlpError,
     UnauthenticatedError,
     UnavailableError,
@@ -33,6 +31,7 @@ from gradwatch_collector.otlp.signals import Signal
 
 if TYPE_CHECKING:
     from gradwatch_collector.auth import Grant, Tokens  # which uses this package's errors
+    from gradwatch_collector.server import Address
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +53,17 @@ class GrpcServer:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, host: str, port: int, *, max_body: int, tokens: Tokens | None = None) -> None:
+    def __init__(self, address: Address, *, max_body: int, tokens: Tokens | None = None) -> None:
         self._tokens = tokens
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
         self._thread.start()
         try:
-            self._server, bound = self._run(_bind(_address(host, port), max_body))
+            self._server, bound = self._run(_bind(str(address), max_body))
         except OSError:
             self._end()
             raise
-        self.address = _address(host, bound)
+        self.address = replace(address, port=bound)
 
     def start(self, intake: Intake) -> None:
         """Begin to answer."""
@@ -84,10 +83,6 @@ class GrpcServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _bind(address: str, max_body: int) -> tuple[Any, int]:
@@ -153,13 +148,8 @@ async def _abort(context: Any, error: OtlpError) -> NoReturn:
     opentelemetry-python looks for RetryInfo in a trailer of its own, all others in the standard one.
     """
     status = status_message(error.status, str(error))
-    trailers: list[tuple[str, bytes]] = []
+    trailers = [("grpc-status-details-bin", status.SerializeToString())]
     if isinstance(error, UnavailableError):
-        retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))
-        detail = AnyMessage()
-        detail.Pack(retry)
-        status.details.append(detail)
-        trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))
-    trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+        trailers.append(("google.rpc.retryinfo-bin", RETRY_INFO.SerializeToString()))
     await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
     raise AssertionError("unreachable")
