@@ -221,9 +221,10 @@ def _retry(trailers: Iterable[tuple[str, bytes]]) -> Sequence[float]:
     own = told.get("google.rpc.retryinfo-bin")
     found = [] if own is None else [RetryInfo.FromString(own)]
     for detail in Status.FromString(told.get("grpc-status-details-bin", b"")).details:
-        found.append(RetryInfo())
-        assert detail.Unpack(found[-1])
-    return [each.retry_delay.ToTimedelta().total_seconds() for each in found]
+        retry = RetryInfo()
+        if detail.Unpack(retry):
+            found.append(retry)
+    return tuple(each.retry_delay.ToTimedelta().total_seconds() for each in found)
 
 
 def otlp_json(message: Any) -> Any:

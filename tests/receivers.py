@@ -21,6 +21,7 @@ from gradwatch_collector.otlp.grpc_server import GrpcServer
 from gradwatch_collector.records import ProcessKey, Source
 from gradwatch_collector.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.server import Address
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def serving(ingest: Ingest, **limits: Any) -> Iterator[str]:
 def receiving(ingest: Ingest, *, guard: Guard | None = None, **limits: Any) -> Iterator[Addresses]:
     """Serve OTLP over HTTP and gRPC on free ports of loopback; yield the addresses."""
     intake = otlp.Intake(ingest, **limits)
-    grpc = GrpcServer("127.0.0.1", 0, max_body=intake.max_body)
+    grpc = GrpcServer(Address("127.0.0.1", 0), max_body=intake.max_body)
     grpc.start(intake, guard)
     try:
         with _serving_http(intake, guard) as url:
-            yield Addresses(url, grpc.address)
+            yield Addresses(url, str(grpc.address))
     finally:
         grpc.stop(10)
 

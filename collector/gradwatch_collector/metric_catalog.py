@@ -57,7 +57,7 @@ def list_metrics(
     }
 
 
-def metric_json(row: Mapping[str, Any]) -> Json:
+def metric_json(row: Mapping[Any, Any]) -> Json:
     """Return what identifies a metric."""
     temporality: int = row["temporality"]
     return {

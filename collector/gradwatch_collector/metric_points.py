@@ -6,26 +6,17 @@ The shape is ``schemas/series-list.schema.json``. Numbers that are not finite ar
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from opentelemetry.proto.metrics.v1.metrics_pb2 import (
-    Exemplar,
-    ExponentialHistogramDataPoint,
-    HistogramDataPoint,
-    NumberDataPoint,
-    SummaryDataPoint,
-)
 from sqlalchemy import Connection, select
 
 from gradwatch_collector import schema
 from gradwatch_collector.metric_catalog import metric_json
 from gradwatch_collector.moments import exactly
-from gradwatch_collector.otlp.attributes import mapping
-from gradwatch_collector.packed import EXEMPLARS
+from gradwatch_collector.point_shapes import FIELDS, point_json
 from gradwatch_collector.reading import PointSeries, read_series, series_rows
 from gradwatch_collector.records import Attributes, MetricIdentity
 from gradwatch_collector.views import MAX_LIMIT, BadCursorError, Json
@@ -35,7 +26,6 @@ MAX_POINTS: Final = 100_000
 _MAX_VALUES: Final = 10_000_000
 
 _Key = tuple[int, int, str]  # attempt, rank, labels
-_Shape = Callable[[Any], Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +67,6 @@ def parse_labels(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """How points of a kind are stored: the fields that are numbers, first the one that none is without."""
-
-    numbers: Sequence[str]
-    packed: str | None = None
-    shape: _Shape | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Place:
     """One series of an answer, before it is read."""
 
@@ -114,14 +95,14 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     places, width = _places(connection, query, metrics)
     start = 0 if query.cursor is None else _after(query.cursor, places)
     page = places[start : start + query.limit]
-    points = min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width))
+    points = max(1, min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width)))
     read = {
-        metric: _read(connection, query, metric, max(1, points))
+        metric: _read(connection, query, metric, points)
         for metric in metrics
         if any(place.metric == metric for place in page)
     }
     return {
-        "series": [_series_json(query.run_id, place, read[place.metric], max(1, points)) for place in page],
+        "series": [_series_json(query.run_id, place, read[place.metric], points) for place in page],
         "next_cursor": page[-1].cursor if len(places) > start + query.limit else None,
     }
 
@@ -146,10 +127,11 @@ def _places(
     found: dict[tuple[MetricIdentity, _Key], _Place] = {}
     width = 0
     for metric in metrics:
-        field = _KINDS[metric.kind].numbers[0]
+        field = FIELDS[metric.kind][0]
         for row in series_rows(connection, query.run_id, metric, field, query.attempt, query.rank):
-            width += len(row.points)
-            for labels in filter(query.selects, row.points):
+            chosen = [labels for labels in row.points if query.selects(labels)]
+            width += len(row.points) if chosen else 0
+            for labels in chosen:
                 place = _Place(metric, _key(row.attempt, row.rank, labels), labels)
                 found.setdefault((metric, place.key), place)
     return sorted(found.values(), key=lambda place: (-place.key[0], place.key[1])), width
@@ -166,8 +148,6 @@ _Columns = Mapping[str, Mapping[_Key, PointSeries]]
 
 
 def _read(connection: Connection, query: SeriesQuery, metric: MetricIdentity, points: int) -> _Columns:
-    kind = _KINDS[metric.kind]
-    fields = [*kind.numbers, *([kind.packed] if kind.packed else []), EXEMPLARS]
     return {
         field: {
             _key(series.attempt, series.rank, series.attributes): series
@@ -184,12 +164,12 @@ def _read(connection: Connection, query: SeriesQuery, metric: MetricIdentity, po
                 newest=points + 1,  # one more tells whether there are more
             )
         }
-        for field in fields
+        for field in FIELDS[metric.kind]
     }
 
 
 def _series_json(run_id: str, place: _Place, columns: _Columns, points: int) -> Json:
-    main = columns[_KINDS[place.metric.kind].numbers[0]].get(place.key)
+    main = columns[FIELDS[place.metric.kind][0]].get(place.key)
     times = [] if main is None else main.times.tolist()
     shown = times[-points:]
     attempt, rank, _ = place.key
@@ -205,18 +185,9 @@ def _series_json(run_id: str, place: _Place, columns: _Columns, points: int) -> 
 
 
 def _points(place: _Place, columns: _Columns, times: Sequence[int]) -> Iterator[Json]:
-    kind = _KINDS[place.metric.kind]
     held = {field: _by_time(column.get(place.key)) for field, column in columns.items()}
     for time in times:
-        nonfinite: dict[str, str] = {}
-        point: Json = {"time": exactly(time)}
-        for field in kind.numbers:
-            point[field] = _finite(field, held[field].get(time), nonfinite)
-        point["nonfinite"] = nonfinite or None
-        if kind.packed is not None and kind.shape is not None:
-            point |= kind.shape(held[kind.packed].get(time, b""))
-        point[EXEMPLARS] = [_exemplar(each) for each in _exemplars(held[EXEMPLARS].get(time, b""))]
-        yield point
+        yield point_json(place.metric.kind, time, {field: values.get(time) for field, values in held.items()})
 
 
 def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
@@ -224,76 +195,6 @@ def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
         return {}
     values: Sequence[Any] = series.packed if series.values is None else series.values.tolist()
     return dict(zip(series.times.tolist(), values, strict=True))
-
-
-def _finite(name: str, value: float | None, nonfinite: dict[str, str]) -> float | None:
-    """Return a number as JSON can hold it; what it was otherwise is noted in ``nonfinite``."""
-    if value is None or math.isfinite(value):
-        return value
-    nonfinite[name] = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return None
-
-
-def _histogram(encoded: bytes) -> Json:
-    point = HistogramDataPoint.FromString(encoded)
-    return {
-        "explicit_bounds": [_finite("", each, {}) for each in point.explicit_bounds],
-        "bucket_counts": list(point.bucket_counts),
-    }
-
-
-def _exponential_histogram(encoded: bytes) -> Json:
-    point = ExponentialHistogramDataPoint.FromString(encoded)
-    return {
-        "scale": point.scale,
-        "zero_count": point.zero_count,
-        "zero_threshold": _finite("", point.zero_threshold, {}),
-        "positive": _buckets(point.positive),
-        "negative": _buckets(point.negative),
-    }
-
-
-def _buckets(buckets: Any) -> Json:
-    return {"offset": buckets.offset, "bucket_counts": list(buckets.bucket_counts)}
-
-
-def _summary(encoded: bytes) -> Json:
-    point = SummaryDataPoint.FromString(encoded)
-    return {"quantiles": [_quantile(each.quantile, each.value) for each in point.quantile_values]}
-
-
-def _quantile(quantile: float, value: float) -> Json:
-    nonfinite: dict[str, str] = {}
-    shown = {"quantile": _finite("quantile", quantile, nonfinite), "value": _finite("value", value, nonfinite)}
-    return {**shown, "nonfinite": nonfinite or None}
-
-
-def _exemplars(encoded: bytes) -> Sequence[Any]:
-    exemplars: Sequence[Any] = NumberDataPoint.FromString(encoded).exemplars
-    return exemplars
-
-
-def _exemplar(exemplar: Exemplar) -> Json:
-    nonfinite: dict[str, str] = {}
-    which = exemplar.WhichOneof("value")
-    value = None if which is None else _finite("value", getattr(exemplar, which), nonfinite)
-    return {
-        "time": exactly(exemplar.time_unix_nano),
-        "value": value,
-        "nonfinite": nonfinite or None,
-        "trace_id": exemplar.trace_id.hex() or None,
-        "span_id": exemplar.span_id.hex() or None,
-        "labels": mapping(exemplar.filtered_attributes),
-    }
-
-
-_KINDS: Final = {
-    "gauge": _Kind(("value",)),
-    "sum": _Kind(("value",)),
-    "histogram": _Kind(("count", "sum", "min", "max"), "buckets", _histogram),
-    "exponential_histogram": _Kind(("count", "sum", "min", "max"), "buckets", _exponential_histogram),
-    "summary": _Kind(("count", "sum"), "quantiles", _summary),
-}
 
 
 def _key(attempt: int, rank: int, labels: Attributes) -> _Key:

@@ -15,11 +15,17 @@ from gradwatch_collector.otlp.encodings import media_type
 from gradwatch_collector.otlp.errors import error_response, is_otlp_path
 
 
-def refuse(scope: Scope, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def refuse(
+    scope: Scope,
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    retry_after: float | None = None,
+) -> Response:
     """Return an encoded ``google.rpc.Status`` for an OTLP path and ``{"error": message}`` for any other."""
     if is_otlp_path(scope["path"]):
         kind = media_type(Headers(scope=scope).get("content-type", ""))
-        return error_response(status, message, kind, headers)
+        return error_response(status, message, kind, headers, retry_after)
     return JSONResponse({"error": message}, status, headers)
 
 

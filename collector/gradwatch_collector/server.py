@@ -131,7 +131,7 @@ def listen_grpc(settings: ServerSettings, engine: Engine) -> GrpcServer | None:
     _require_guard(settings, address, engine)
     try:
         _bind(address).close()  # grpcio does not say why it cannot
-        return GrpcServer(address.host, address.port, max_body=MAX_BODY, tls=settings.tls)
+        return GrpcServer(address, max_body=MAX_BODY, tls=settings.tls)
     except OSError as error:
         raise ListenError(
             f"cannot listen on {address}: {error.strerror or error}; choose another with --grpc HOST:PORT, "

@@ -77,6 +77,9 @@ def test_json_is_answered_in_json(served: Collector, run_id: str, content_type: 
     assert (refused.status_code, refused.headers["Content-Type"]) == (400, JSON)
     assert refused.json()["code"] == Code.INVALID_ARGUMENT
     assert "in JSON: " in refused.json()["message"]
+    (detail,) = refused.json()["details"]
+    assert detail["@type"] == "type.googleapis.com/google.rpc.BadRequest"
+    assert detail["fieldViolations"] == [{"description": refused.json()["message"]}]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "*/*"])

@@ -71,7 +71,7 @@ class Gate:
                 receive = _metered(self._guard, grant, receive)
         except OtlpError as refusal:
             self._on_refused(refusal.reason)
-            answer = refuse(scope, refusal.status, str(refusal), refusal.headers)
+            answer = refuse(scope, refusal.status, str(refusal), refusal.headers, refusal.retry_after)
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -32,7 +32,7 @@ def plain(value: AnyValue) -> AttributeValue:
         case "int_value":
             return value.int_value
         case "double_value":
-            return _number(value.double_value)
+            return number_or_name(value.double_value)
         case "bytes_value":
             return base64.b64encode(value.bytes_value).decode()
         case "array_value":
@@ -87,7 +87,8 @@ def digest(value: Any) -> bytes:
     return blake2b(canonical.encode(), digest_size=8).digest()
 
 
-def _number(value: float) -> float | str:
+def number_or_name(value: float) -> float | str:
+    """Return a number, or protobuf's name for one that JSON does not have."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from starlette.responses import Response
 
@@ -116,15 +118,30 @@ def is_otlp_path(path: str) -> bool:
     return path in _PATHS
 
 
-def status_message(status: int, message: str) -> Status:
-    """Return the ``google.rpc.Status`` that says what an HTTP status does."""
-    return Status(code=_CODES.get(status, Code.UNKNOWN), message=message)
+def retry_info(seconds: float) -> RetryInfo:
+    """Return when the same request may be sent again."""
+    return RetryInfo(retry_delay=Duration(seconds=math.ceil(seconds)))
+
+
+def status_message(status: int, message: str, retry_after: float | None = None) -> Status:
+    """Return the ``google.rpc.Status`` that says what an HTTP status does, with the detail OTLP asks for."""
+    told = Status(code=_CODES.get(status, Code.UNKNOWN), message=message)
+    if status == MalformedError.status:
+        violation = BadRequest.FieldViolation(description=message)
+        told.details.add().Pack(BadRequest(field_violations=[violation]))
+    if retry_after is not None:
+        told.details.add().Pack(retry_info(retry_after))
+    return told
 
 
 def error_response(
-    status: int, message: str, media_type: str = PROTOBUF, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    media_type: str = PROTOBUF,
+    headers: Mapping[str, str] | None = None,
+    retry_after: float | None = None,
 ) -> Response:
     """Return a response with an encoded ``google.rpc.Status``, in JSON where that was asked."""
     answered = JSON if media_type == JSON else PROTOBUF
-    body = encode(status_message(status, message), answered)
+    body = encode(status_message(status, message, retry_after), answered)
     return Response(body, status, headers, media_type=answered)

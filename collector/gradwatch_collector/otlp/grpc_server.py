@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 # grpcio would write a line on stderr for whatever a client does wrong. It reads this when it is loaded.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
 
 from gradwatch_collector.auth import Grant, Guard, Role
-from gradwatch_collector.otlp.errors import OtlpError, status_message
+from gradwatch_collector.otlp.errors import OtlpError, retry_info, status_message
 from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.signals import Signal
 from gradwatch_collector.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from gradwatch_collector.server import Address
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +48,16 @@ class GrpcServer:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, host: str, port: int, *, max_body: int, tls: TlsFiles | None = None) -> None:
+    def __init__(self, address: Address, *, max_body: int, tls: TlsFiles | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
         self._thread.start()
         try:
-            self._server, bound = self._run(_bind(_address(host, port), max_body, tls))
+            self._server, bound = self._run(_bind(str(address), max_body, tls))
         except OSError:
             self._end()
             raise
-        self.address = _address(host, bound)
+        self.address = replace(address, port=bound)
 
     def start(self, intake: Intake, guard: Guard | None = None) -> None:
         """Begin to answer; with a guard only those whom that admits."""
@@ -77,10 +77,6 @@ class GrpcServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _bind(address: str, max_body: int, tls: TlsFiles | None) -> tuple[Any, int]:
@@ -153,14 +149,9 @@ async def _abort(context: Any, error: OtlpError) -> NoReturn:
 
     opentelemetry-python looks for RetryInfo in a trailer of its own, all others in the standard one.
     """
-    status = status_message(error.status, str(error))
-    trailers: list[tuple[str, bytes]] = []
+    status = status_message(error.status, str(error), error.retry_after)
+    trailers = [("grpc-status-details-bin", status.SerializeToString())]
     if error.retry_after is not None:
-        retry = RetryInfo(retry_delay=Duration(seconds=math.ceil(error.retry_after)))
-        detail = AnyMessage()
-        detail.Pack(retry)
-        status.details.append(detail)
-        trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))
-    trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+        trailers.append(("google.rpc.retryinfo-bin", retry_info(error.retry_after).SerializeToString()))
     await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
     raise AssertionError("unreachable")

@@ -83,7 +83,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
         try:
             part = stream.decompress(body, limit - size + 1)
         except zlib.error as error:
-            raise MalformedError("the body is not gzip, as Content-Encoding says") from error
+            raise MalformedError("the body is not gzip, which it claims to be") from error
         size += len(part)
         if size > limit:
             raise TooLargeError(f"the body has more than {limit} bytes after decompression")

@@ -12,12 +12,14 @@ from starlette.routing import Route
 
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode, media_type
 from gradwatch_collector.otlp.errors import OtlpError, TooLargeError, UnsupportedError, error_response
-from gradwatch_collector.otlp.intake import DECODE_INLINE, Intake, decompressed
+from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.json_bodies import JsonRequest
 from gradwatch_collector.otlp.signals import Signal
 
-# As Python objects JSON takes ten times its size and more, so less of it is read, and one large body at a time.
+# As Python objects JSON takes ten times its size, so less of it is read, and one large body at a time.
 MAX_JSON: Final = 16 << 20
+# At some 8 MB/s, a sixtieth of protobuf's speed, more than this takes milliseconds.
+_JSON_INLINE: Final = 16 << 10
 
 
 def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
@@ -37,7 +39,7 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
                 answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
             except OtlpError as error:
                 intake.refused(error)
-                return error_response(error.status, str(error), kind, error.headers)
+                return error_response(error.status, str(error), kind, error.headers, error.retry_after)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody is there to read it
             return Response(encode(answer, kind), media_type=kind)
@@ -70,8 +72,7 @@ async def _body(request: Request, kind: str, max_body: int, limits: Mapping[str,
 
 
 async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock) -> bytes:
-    # Some 20 MB/s: what protobuf decodes in a millisecond takes JSON fifty.
-    if len(body) <= DECODE_INLINE // 16:
+    if len(body) <= _JSON_INLINE:
         return json_request.to_protobuf(body)
     async with turn:
         return await asyncio.to_thread(json_request.to_protobuf, body)
