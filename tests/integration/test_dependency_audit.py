@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -82,6 +83,22 @@ def test_without_one_nothing_is_said(tmp_path: Path) -> None:
     with vulnerabilities({}) as service:
         done = audit(service, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_the_index_does_not_know_is_not_called_harmless(tmp_path: Path) -> None:
+    # Only PyPI itself can say so, and a test cannot be PyPI: what pip-audit prints then, word for word.
+    reason = "Dependency not found on PyPI and could not be audited: torch (2.13.0+cpu)"
+    found = {"dependencies": [{"name": "torch", "skip_reason": reason}, {"name": "click", "vulns": []}]}
+    (tmp_path / "pip_audit.py").write_text(f"print({json.dumps(found)!r})")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "audit-dependencies")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert done.stderr == "dependencies not audited: 1 of 2 are not known to the index (torch)\n"
 
 
 def test_offline_one_line_says_so_and_lint_goes_on(tmp_path: Path) -> None:
