@@ -71,7 +71,8 @@ def token(database: str) -> str:
 
 @pytest.fixture(scope="module")
 def guarded(database: str, token: str) -> Iterator[Collector]:
-    with collector(database, "--require-token", "--allowed-host", "gradwatch.example") as running:
+    options = ("--require-token", "--allowed-host", "gradwatch.example", "--grpc", "127.0.0.1:0")
+    with collector(database, *options) as running:
         yield running
 
 

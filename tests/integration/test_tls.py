@@ -74,6 +74,7 @@ def encrypted(files: Files, database: str) -> Iterator[Collector]:
 def mutual(files: Files, database: str) -> Iterator[Collector]:
     certificate, key = files.server
     options = ("--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", files.authority)
+    options += ("--grpc", "127.0.0.1:0")
     with collector(database, *options) as running:
         yield running
 
