@@ -25,6 +25,7 @@ from gradwatch import conventions as names
 _ENDED_BADLY: Final = newest(names.RUN_INFO, 'status=~"failed|lost"')
 _RUNNING: Final = newest(names.RUN_INFO, equal("status", "running"))
 _NO_COLLECTOR: Final = "No collector is scraped"
+_QUEUE_FILLED: Final = f"max({names.COLLECTOR_QUEUE_BYTES.name} / {names.COLLECTOR_QUEUE_LIMIT.name})"
 
 
 def _rate(family: names.Family, label: str) -> str:
@@ -222,15 +223,11 @@ _COLLECTOR: Final = Row(
         Panel(
             kind="timeseries",
             title="Queue filled",
-            description="How much of the queue the waiting requests fill, in the fullest replica. At 100 % further"
-            " requests are refused, and agents keep them.",
+            description="How much of the queue the waiting requests fill, in the fullest replica. At 100 %"
+            " further requests are refused, and agents keep them.",
             unit="percentunit",
             empty=_NO_COLLECTOR,
-            queries=(
-                Query(
-                    f"max({names.COLLECTOR_QUEUE_BYTES.name} / {names.COLLECTOR_QUEUE_LIMIT.name})", "filled"
-                ),
-            ),
+            queries=(Query(_QUEUE_FILLED, "filled"),),
             width=8,
             least=0,
         ),
