@@ -89,10 +89,11 @@ def test_an_overload_is_a_reason_to_try_again_later(database: Engine, transport:
     ):
         first = pool.submit(client.send, of("first"))
         assert gate.entered.wait(30)
-        ingest.put([], 1, START)  # while that is being committed, this fills the queue
+        second = ingest.put([], 1, START)  # while that is being committed, this fills the queue
         answer = client.send(of("third"))
         gate.leave.set()
         assert first.result(60) == OK
+        second.result(60)
         assert client.send(of("third")) == OK
     assert answer.code == Code.UNAVAILABLE
     assert answer.message == "the queue is full: more is arriving than the database takes"
