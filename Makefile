@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on 
 test: $(VENV)/.dev lint servers ## Lint, then run all tests
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev ## Check style, types and generated files
+lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilities of dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,6 +31,7 @@ lint: $(VENV)/.dev ## Check style, types and generated files
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check
+	$(BIN)/python scripts/audit-dependencies
 
 format: $(VENV)/.dev ## Format the code and rebuild generated files
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,11 @@ KEEP_FIRING_FOR: Final = "2m"
 COLLECTOR_GRACE: Final = "1m"
 # Findings are evaluated every few seconds, so a minute is many evaluations missed.
 EVALUATOR_STALE_SECONDS: Final = 60
+# Requests are refused when the queue is full; until then there is time to act.
+QUEUE_NEARLY_FULL: Final = 0.8
+# Single requests go wrong all the time: scanners, a client of another age.
+REJECTED_REQUESTS: Final = 5
+REJECTED_WITHIN: Final = "5m"
 # How far back a production run makes the absence of its collector worth waking somebody.
 PRODUCTION_LOOKBACK: Final = "6h"
 # The contract's bar for an alert on few events: exact binomial test, and never on a single bad run.
@@ -153,6 +158,7 @@ OBJECTIVES: Final = Group(
 _no_collector = f'absent(up{{job="{SCRAPE_JOB}"}} == 1)'
 _evaluation_age = f"time() - {over_replicas(names.COLLECTOR_EVALUATED_TIMESTAMP.name)}"
 _stale = f"{_evaluation_age} > {EVALUATOR_STALE_SECONDS}"
+_queue = over_replicas(f"{names.COLLECTOR_QUEUE_BYTES.name} / {names.COLLECTOR_QUEUE_LIMIT.name}")
 _production_live = (
     f'sum(max_over_time({names.RUNS_LIVE.name}{{tier="{names.TIER_PRODUCTION}"}}[{PRODUCTION_LOOKBACK}])) > 0'
 )
@@ -201,6 +207,26 @@ SERVICE: Final = Group(
             description="Runs, findings and objectives were last evaluated {{ $value | humanizeDuration }} ago:"
             " telemetry is stored, but nothing new will alert.",
             hold="30s",
+        ),
+        *_of_the_service(
+            "GradwatchCollectorQueueFull",
+            f"{_queue} > {QUEUE_NEARLY_FULL}",
+            summary="The collector takes in more than it can commit",
+            description="The requests that wait for a commit fill {{ $value | humanizePercentage }} of the"
+            " queue. When it is full, further ones are refused; agents keep them on disk and send them again.",
+            hold="2m",
+        ),
+        Alert(
+            name="GradwatchCollectorRejecting",
+            expr=f"sum by (reason) (increase({names.COLLECTOR_REJECTED.name}[{REJECTED_WITHIN}]))"
+            f" > {REJECTED_REQUESTS}",
+            summary="The collector refuses requests: {{ $labels.reason }}",
+            description='{{ $value | printf "%.0f" }} requests were refused within '
+            f"{REJECTED_WITHIN} for the reason"
+            ' "{{ $labels.reason }}".',
+            labels=(("severity", TICKET),),
+            dashboard="gradwatch-oncall",
+            hold="5m",
         ),
         Alert(
             name="GradwatchWatchdog",

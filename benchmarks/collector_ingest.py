@@ -145,8 +145,9 @@ def _generate(url: str, seeds: range, stop_at: float, results: Any) -> None:
 @contextmanager
 def collector(url: str) -> Iterator[str]:
     """Serve from a process of its own; yield where."""
-    command = (sys.executable, "-m", "gradwatch.cli", "collector", "serve", "--db", url)
-    with subprocess.Popen((*command, "--listen", "127.0.0.1:0"), stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "gradwatch.cli", "collector", "serve", "--db", url]
+    command += ["--listen", "127.0.0.1:0", "--grpc", "off"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:

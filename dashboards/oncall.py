@@ -25,6 +25,7 @@ from gradwatch import conventions as names
 _ENDED_BADLY: Final = newest(names.RUN_INFO, 'status=~"failed|lost"')
 _RUNNING: Final = newest(names.RUN_INFO, equal("status", "running"))
 _NO_COLLECTOR: Final = "No collector is scraped"
+_QUEUE_FILLED: Final = f"max({names.COLLECTOR_QUEUE_BYTES.name} / {names.COLLECTOR_QUEUE_LIMIT.name})"
 
 
 def _rate(family: names.Family, label: str) -> str:
@@ -217,6 +218,40 @@ _COLLECTOR: Final = Row(
             empty=_NO_COLLECTOR,
             queries=(Query(f"sum({names.COLLECTOR_QUEUE_DEPTH.name})", "waiting"),),
             width=12,
+            least=0,
+        ),
+        Panel(
+            kind="timeseries",
+            title="Queue filled",
+            description="How much of the queue the waiting requests fill, in the fullest replica. At 100 %"
+            " further requests are refused, and agents keep them.",
+            unit="percentunit",
+            empty=_NO_COLLECTOR,
+            queries=(Query(_QUEUE_FILLED, "filled"),),
+            width=8,
+            least=0,
+        ),
+        Panel(
+            kind="timeseries",
+            title="Connections",
+            description="Open HTTP connections, and connections to the database that are in use.",
+            unit="none",
+            empty=_NO_COLLECTOR,
+            queries=(
+                Query(f"sum({names.COLLECTOR_CONNECTIONS.name})", "HTTP"),
+                Query(f"sum({names.COLLECTOR_DATABASE_CONNECTIONS.name})", "database"),
+            ),
+            width=8,
+            least=0,
+        ),
+        Panel(
+            kind="timeseries",
+            title="Database size",
+            description="What the database takes up.",
+            unit="bytes",
+            empty=_NO_COLLECTOR,
+            queries=(Query(f"max({names.COLLECTOR_DATABASE_SIZE.name})", "size"),),
+            width=8,
             least=0,
         ),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,12 @@ _files = tempfile.TemporaryDirectory(prefix="gradwatch-")
 
 @dataclass(frozen=True)
 class Collector:
-    """Where the collector listens, and its process."""
+    """Where the collector listens, and its process. ``grpc``: HOST:PORT, empty if none is served."""
 
     url: str
     process: subprocess.Popen[str]
     database: str
+    grpc: str = ""
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=10, **options)
@@ -60,15 +62,17 @@ def eventually(probe: Callable[[], T | None], what: str, patience: float = PATIE
 
 @contextmanager
 def collector(database: str, *options: str) -> Iterator[Collector]:
-    """Serve on a free loopback port until the block ends."""
-    command = [*GRADWATCH, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", *options]
+    """Serve on a free loopback port until the block ends; no gRPC, unless an option asks for it."""
+    command = [*GRADWATCH, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", "--grpc", "off"]
+    command += options
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "http://" in line, f"the collector did not start: {line!r}"
-        url = next(word.rstrip(",") for word in line.split() if word.startswith("http://"))
-        yield Collector(url, process, database)
+        address = re.search(r"https?://[^\s,]+", line)
+        assert address, f"the collector did not start: {line!r}"
+        _, _, grpc = line.partition("gRPC on ")
+        yield Collector(address[0], process, database, grpc.split(",")[0])
     finally:
         process.terminate()
         process.wait(timeout=30)

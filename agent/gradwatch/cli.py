@@ -13,11 +13,13 @@ import click
 # SQL and the collector without torch, and `gradwatch --help` costs neither.
 COMMANDS: Final = {
     "alerts": ("gradwatch_collector.commands.export:alerts", "Copy the Prometheus rules and runbooks."),
+    "audit": ("gradwatch_collector.commands.audit:audit", "Who did what to the service and to runs."),
     "checkpoint": ("gradwatch.checkpoints.command:checkpoint", "Are the checkpoints whole?"),
     "collector": ("gradwatch_collector.commands.serve:collector", "Receive, store and evaluate telemetry."),
     "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),
     "db": ("gradwatch_collector.commands.db:db", "Create and migrate the database."),
     "demo": ("gradwatch_collector.commands.demo:demo", "See the whole thing on this machine."),
+    "metrics": ("gradwatch_collector.commands.metrics:metrics", "Metrics of runs and all other senders."),
     "replay": (
         "gradwatch.reproduction.command:replay",
         "Run a captured step again, find where it went bad.",

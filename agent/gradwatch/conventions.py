@@ -499,6 +499,22 @@ COLLECTOR_COMMIT_DURATION: Final = Family(
 COLLECTOR_QUEUE_DEPTH: Final = Family(
     "gradwatch_collector_queue_depth", "gauge", "Requests waiting for a commit."
 )
+COLLECTOR_QUEUE_BYTES: Final = Family(
+    "gradwatch_collector_queue_bytes", "gauge", "Size of the requests waiting for a commit."
+)
+COLLECTOR_QUEUE_LIMIT: Final = Family(
+    "gradwatch_collector_queue_limit_bytes", "gauge",
+    "Size of waiting requests at which further ones are refused.",
+)
+COLLECTOR_CONNECTIONS: Final = Family(
+    "gradwatch_collector_connections", "gauge", "Open HTTP connections."
+)
+COLLECTOR_DATABASE_CONNECTIONS: Final = Family(
+    "gradwatch_collector_database_connections", "gauge", "Connections to the database that are in use."
+)
+COLLECTOR_DATABASE_SIZE: Final = Family(
+    "gradwatch_collector_database_size_bytes", "gauge", "Size of the database, a few seconds ago."
+)
 COLLECTOR_EVALUATED_TIMESTAMP: Final = Family(
     "gradwatch_collector_evaluated_timestamp_seconds", "gauge",
     "When runs, findings and objectives were last evaluated (Unix time).",
@@ -523,7 +539,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     TIME_TO_TARGET, LAST_METRIC, FINDING_ACTIVE, FINDINGS_OPENED,
     SLO_VERDICT, SLO_SLI, SLO_TARGET, SLO_BUDGET_REMAINING, SLO_EVENTS, SLO_P_VALUE,
     COLLECTOR_RECEIVED, COLLECTOR_COMMITTED, COLLECTOR_REJECTED, COLLECTOR_COMMIT_DURATION,
-    COLLECTOR_QUEUE_DEPTH, COLLECTOR_EVALUATED_TIMESTAMP,
+    COLLECTOR_QUEUE_DEPTH, COLLECTOR_QUEUE_BYTES, COLLECTOR_QUEUE_LIMIT, COLLECTOR_CONNECTIONS,
+    COLLECTOR_DATABASE_CONNECTIONS, COLLECTOR_DATABASE_SIZE, COLLECTOR_EVALUATED_TIMESTAMP,
 )
 
 # fmt: on

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gradwatch.assets import asset_dir
-from gradwatch_collector import arrays
+from gradwatch_collector import arrays, audit, schema
 from gradwatch_collector.partitions import maintain_partitions
 
 POSTGRESQL: Final = "postgresql"
@@ -33,6 +33,7 @@ _CONNECT_SECONDS: Final = 10
 # Large enough that a frame of 300 float32 values wastes little of its page; larger pages write more for each
 # row that lands at the end of its series in the key's index.
 _PAGE_BYTES: Final = 8192
+_SECRET_OPTIONS: Final = ("password", "sslpassword")
 _MIGRATION_LOCK: Final = 0x6772_6164_7761_7463  # "gradwatc"
 # SQLSTATE classes that say "not now": connection, rollback, resources, object in use, operator, system.
 _TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
@@ -87,8 +88,8 @@ def connect(url: str, *, must_exist: bool = False) -> Engine:
 
 
 def describe(engine: Engine) -> str:
-    """Return the engine's URL without its password."""
-    return engine.url.render_as_string(hide_password=True)
+    """Return the engine's URL without its password, wherever in the URL that stands."""
+    return engine.url.difference_update_query(_SECRET_OPTIONS).render_as_string(hide_password=True)
 
 
 @contextlib.contextmanager
@@ -105,6 +106,16 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         connection.begin(),
     ):
         yield connection
+
+
+def size_of(connection: Connection) -> int:
+    """Return the bytes that the database takes up, SQLite's write-ahead log not counted."""
+    size: int = connection.exec_driver_sql(
+        "SELECT pg_database_size(current_database())"
+        if connection.dialect.name == POSTGRESQL
+        else "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+    ).scalar_one()
+    return size
 
 
 def is_transient(error: SQLAlchemyError) -> bool:
@@ -162,18 +173,24 @@ def upgrade(engine: Engine, *, now: Callable[[], int] = time.time_ns) -> list[st
             applied.append(revision)
         with transaction(engine) as connection:
             maintain_partitions(connection, now())
+            if applied:
+                audit.record(
+                    connection, audit.operator(), "db.upgraded", applied[-1], {"applied": applied}, now=now()
+                )
     except SQLAlchemyError as error:
         raise DatabaseError(f"cannot upgrade {describe(engine)}: {_reason(error)}") from error
     return applied
 
 
-def downgrade(engine: Engine, revision: str) -> None:
-    """Take the schema back to ``revision`` (``base`` drops every table)."""
+def downgrade(engine: Engine, revision: str, *, now: Callable[[], int] = time.time_ns) -> None:
+    """Take the schema back to ``revision`` (``base`` drops every table). ``now`` in Unix nanoseconds."""
     with transaction(engine) as connection:
         _lock_migrations(connection)
         config = _config()
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
+        if inspect(connection).has_table(schema.audit.name):
+            audit.record(connection, audit.operator(), "db.downgraded", revision, now=now())
 
 
 def require_current(engine: Engine) -> None:

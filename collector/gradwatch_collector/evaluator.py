@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, Engine, Row, select
+from opentelemetry.trace import NoOpTracer, Tracer
+from sqlalchemy import ColumnElement, Connection, Engine, Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector import schema
 from gradwatch_collector.compaction import compact
-from gradwatch_collector.database import transaction
+from gradwatch_collector.database import size_of, transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, reconcile
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.partitions import maintain_partitions
@@ -71,8 +72,10 @@ class Evaluator:
         lost_after: float,
         interval: float = 1.0,
         now: Callable[[], int] = time.time_ns,
+        tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
+        self._tracer = tracer or NoOpTracer()
         self._live = live
         self._objectives = objectives
         self._lost_after = int(lost_after * _NANOS)
@@ -82,6 +85,8 @@ class Evaluator:
         self._heard_at = self._up_since
         self._upkept_at = 0
         self.snapshot = Snapshot(evaluated_at=0)
+        # Bytes; None before it was first looked at.
+        self.database_size: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
 
@@ -97,7 +102,8 @@ class Evaluator:
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                self.tick()
+                with self._tracer.start_as_current_span("gradwatch.evaluate"):
+                    self.tick()
             except SQLAlchemyError as error:
                 # The database may be away for a while; the alert on the age of the evaluation tells.
                 logger.warning("no evaluation, trying again: %s", str(error).splitlines()[0])
@@ -141,6 +147,7 @@ class Evaluator:
                 more = compact(connection, now).more
         with transaction(self._engine) as connection:
             maintain_partitions(connection, now)
+            self.database_size = size_of(connection)
 
     def _count(
         self,
@@ -194,12 +201,15 @@ def _move_to_end(jobs: dict[JobLabels, None], job: JobLabels) -> None:
 
 
 def evaluate_objectives(
-    connection: Connection, objectives: Sequence[Objective], now: int
+    connection: Connection, objectives: Sequence[Objective], now: int, *conditions: ColumnElement[bool]
 ) -> Sequence[ObjectiveReport]:
-    """Evaluate objectives over the stored runs. ``now`` in Unix nanoseconds."""
+    """Evaluate objectives over the stored runs that meet all conditions (over ``schema.run``).
+
+    ``now`` in Unix nanoseconds.
+    """
     at = moment(now)
     since = min((objective.window.at(at).start for objective in objectives), default=at)
-    return evaluate(objectives, load_facts(connection, nanos(since)), at)
+    return evaluate(objectives, load_facts(connection, nanos(since), *conditions), at)
 
 
 def _recent_runs(connection: Connection, now: int) -> list[RunRow]:

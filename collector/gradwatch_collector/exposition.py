@@ -48,6 +48,8 @@ class RunMetrics(Collector):
         yield from _finding_families(snapshot)
         yield from _objective_families(snapshot.objectives)
         yield _family(c.COLLECTOR_EVALUATED_TIMESTAMP, [((), snapshot.evaluated_at / _NANOS)])
+        size = self._evaluator.database_size
+        yield _family(c.COLLECTOR_DATABASE_SIZE, [] if size is None else [((), float(size))])
 
     def _run_families(self, runs: Iterable[RunRow]) -> Iterator[Metric]:
         labelled = [(run, (run.run_id, *run.job_labels)) for run in runs]

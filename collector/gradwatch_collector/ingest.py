@@ -11,16 +11,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from opentelemetry.trace import NoOpTracer, StatusCode, Tracer
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from gradwatch_collector.auth.teams import Owners
 from gradwatch_collector.database import is_deadlock, is_transient, transaction
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.otlp.errors import OtlpError, RejectedError, UnavailableError
 from gradwatch_collector.records import Batch, ProcessKey, Source
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
+from gradwatch_collector.tracing import commit_span
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +68,12 @@ class Ingest:
         instruments: Instruments | None = None,
         on_committed: Callable[[list[Committed]], None] | None = None,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
+        tracer: Tracer | None = None,
     ) -> None:
         self.instruments = instruments or Instruments(CollectorRegistry())
+        self.instruments.queue_limit.set(max_queued_bytes)
+        self._tracer = tracer or NoOpTracer()
+        self._owners = Owners()
         self._engine = engine
         self._registry = registry
         self._on_committed = on_committed
@@ -95,6 +102,7 @@ class Ingest:
         Raises (here or from the future):
             UnavailableError: the queue is full or the database away; the sender should try again.
             RejectedError: the database does not take the data.
+            ForbiddenError: it came with one team's token, and is about another's run.
         """
         return asyncio.wrap_future(self.put(batches, size, received_at))
 
@@ -109,6 +117,7 @@ class Ingest:
                 raise UnavailableError("the queue is full: more is arriving than the database takes")
             self._waiting.append(request)
             self._queued_bytes += size
+            self._show_queue()
             self._changed.notify()
         self.instruments.receive(batches)
         return request.done
@@ -128,12 +137,16 @@ class Ingest:
                 taken += 1
             group, self._waiting = self._waiting[:taken], self._waiting[taken:]
             self._queued_bytes -= size
-            self.instruments.queue_depth.set(len(self._waiting))
+            self._show_queue()
         # A client that went away has cancelled its request. What it sent is stored all the same: it was
         # received, and storing it is idempotent.
         for request in group:
             request.done.set_running_or_notify_cancel()
         return group
+
+    def _show_queue(self) -> None:
+        self.instruments.queue_depth.set(len(self._waiting))
+        self.instruments.queue_bytes.set(self._queued_bytes)
 
     def _commit_or_split(self, group: Sequence[_Request]) -> None:
         error = self._commit(group)
@@ -149,6 +162,13 @@ class Ingest:
                 _answer(request, self._commit([request]))
 
     def _commit(self, group: Sequence[_Request]) -> OtlpError | None:
+        with commit_span(self._tracer, (batch for request in group for batch in request.batches)) as span:
+            error = self._try(group)
+            if error is not None:
+                span.set_status(StatusCode.ERROR, str(error))
+            return error
+
+    def _try(self, group: Sequence[_Request]) -> OtlpError | None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with transaction(self._engine) as connection:
@@ -158,6 +178,9 @@ class Ingest:
                 if is_deadlock(error) and attempt < _ATTEMPTS:
                     continue
                 return _refusal(error)
+            except OtlpError as error:
+                self._series.forget()
+                return error
             except Exception as error:
                 # A value that no layer foresaw must cost its request, never the writer.
                 self._series.forget()
@@ -170,6 +193,9 @@ class Ingest:
         raise AssertionError("unreachable")
 
     def _write(self, connection: Connection, group: Sequence[_Request]) -> list[Committed]:
+        for request in group:
+            for batch in request.batches:
+                self._owners.require(connection, batch.source)
         received = [
             Received(
                 self._registry.resolve(connection, batch.source, request.received_at),

@@ -10,7 +10,18 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import Batch
 
 _SIGNALS = ("metrics", "logs", "traces")
-_REASONS = ("malformed", "too_large", "unsupported", "rejected", "unavailable")
+_REASONS = (
+    "malformed",
+    "too_large",
+    "unsupported",
+    "foreign_host",
+    "unauthenticated",
+    "forbidden",
+    "rate_limited",
+    "rejected",
+    "unavailable",
+    "internal",
+)
 # From one fsync of an SSD to a database in trouble.
 _COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -22,9 +33,11 @@ class Instruments:
         self._received = _counter(c.COLLECTOR_RECEIVED, registry)
         self._committed = _counter(c.COLLECTOR_COMMITTED, registry)
         self._rejected = _counter(c.COLLECTOR_REJECTED, registry)
-        self.queue_depth = Gauge(
-            c.COLLECTOR_QUEUE_DEPTH.name, c.COLLECTOR_QUEUE_DEPTH.description, registry=registry
-        )
+        self.queue_depth = _gauge(c.COLLECTOR_QUEUE_DEPTH, registry)
+        self.queue_bytes = _gauge(c.COLLECTOR_QUEUE_BYTES, registry)
+        self.queue_limit = _gauge(c.COLLECTOR_QUEUE_LIMIT, registry)
+        self.connections = _gauge(c.COLLECTOR_CONNECTIONS, registry)
+        self.database_connections = _gauge(c.COLLECTOR_DATABASE_CONNECTIONS, registry)
         self.commit_duration = Histogram(
             c.COLLECTOR_COMMIT_DURATION.name,
             c.COLLECTOR_COMMIT_DURATION.description,
@@ -49,6 +62,10 @@ class Instruments:
     def reject(self, reason: str) -> None:
         """Count a request that was refused."""
         self._rejected.labels(reason).inc()
+
+
+def _gauge(family: c.Family, registry: CollectorRegistry) -> Gauge:
+    return Gauge(family.name, family.description, registry=registry)
 
 
 def _counter(family: c.Family, registry: CollectorRegistry) -> Counter:

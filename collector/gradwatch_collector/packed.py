@@ -2,7 +2,8 @@
 
 The points follow each other as protobuf writes a repeated field number 1. A packed value of an exponential
 histogram is therefore an encoded ``opentelemetry.proto.metrics.v1.ExponentialHistogram`` whose data points
-carry their buckets and nothing else (likewise ``Histogram`` and ``Summary``).
+carry their buckets and nothing else (likewise ``Histogram`` and ``Summary``). Exemplars, whatever the kind of
+their metric, are an encoded ``Gauge`` whose data points carry them and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+# The field that holds exemplars; it has values only at times at which there are any.
+EXEMPLARS: Final = "exemplars"
 _TAG: Final = b"\x0a"  # field 1, length-delimited
 
 

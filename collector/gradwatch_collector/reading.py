@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from gradwatch_collector import packed, schema, segments
-from gradwatch_collector.records import Attributes, Times, Vector
+from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
 from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 
 _PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
 _FRAMES: Final = f"SELECT time, {_PAYLOAD} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"  # noqa: S608 - our names
 _BLOCKS: Final = (
     f"SELECT time, {_PAYLOAD} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"  # noqa: S608 - our names
+)
+# Where the newest so-many times of a series begin, at most.
+_FRAMES_BACK: Final = (
+    "SELECT time FROM frame WHERE series_id = ? AND time <= ? ORDER BY time DESC LIMIT 1 OFFSET ?"
+)
+_BLOCKS_BACK: Final = (
+    "SELECT time, count FROM block WHERE series_id = ? AND last_time <= ? ORDER BY time DESC LIMIT ?"
 )
 _EVER: Final = (-(2**63), 2**63 - 1)
 
@@ -37,52 +44,69 @@ class PointSeries:
     values: Vector | None
     packed: tuple[bytes, ...] = ()
 
+    def last(self, count: int) -> PointSeries:
+        """Return the newest ``count`` of the times."""
+        values = None if self.values is None else self.values[-count:]
+        return replace(self, times=self.times[-count:], values=values, packed=self.packed[-count:])
+
 
 def read_series(
     connection: Connection,
     run_id: str,
-    metric: str,
+    metric: str | MetricIdentity,
     field: str = "value",
     *,
     attempt: int | None = None,
     rank: int | None = None,
     attributes: Mapping[str, Any] | None = None,
+    where: Callable[[Attributes], bool] | None = None,
     since: int | None = None,
     until: int | None = None,
+    newest: int | None = None,
 ) -> list[PointSeries]:
     """Return every point of a run's metric, by attempt, rank and first appearance.
 
-    ``attributes`` selects the points that have (at least) these. ``since`` and ``until`` are inclusive, in Unix
-    nanoseconds. Where integers and floats were sent for the same point, all come back as float64.
+    ``metric`` is a name, or which of the metrics of a name. ``attributes`` selects the points that have (at
+    least) these, ``where`` those it says so of. ``since`` and ``until`` are inclusive, in Unix nanoseconds;
+    ``newest`` is how many times of each point come back at most, and about as many are read. Where integers
+    and floats were sent for the same point, all come back as float64.
     """
     low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
     pieces: dict[tuple[int, int, str], list[Segment]] = {}
     found: dict[tuple[int, int, str], Attributes] = {}
-    for row in _series(connection, run_id, metric, field, attempt, rank):
+    for row in series_rows(connection, run_id, metric, field, attempt, rank):
         chosen = [
             (index, point)
             for index, point in enumerate(row.points)
-            if attributes is None or attributes.items() <= point.items()
+            if (attributes is None or attributes.items() <= point.items()) and (where is None or where(point))
         ]
         if not chosen:
             continue
-        stretches = [_between(part, low, high) for part in _stretches(connection, row.series_id, low, high)]
+        first = low if newest is None else max(low, _back(connection, row.series_id, high, newest))
+        stretches = [_between(part, first, high) for part in _stretches(connection, row.series_id, first, high)]
         for index, point in chosen:
             place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
             found.setdefault(place, point)
             pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
-    return [_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts]
+    joined = (_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts)
+    return [each if newest is None else each.last(newest) for each in joined]
 
 
-def _series(
-    connection: Connection, run_id: str, metric: str, field: str, attempt: int | None, rank: int | None
+def series_rows(
+    connection: Connection,
+    run_id: str,
+    metric: str | MetricIdentity,
+    field: str,
+    attempt: int | None,
+    rank: int | None,
 ) -> Sequence[Row[int, int, int, Any]]:
+    """Return ``series_id, attempt, rank, points`` of every series, ``points`` being its attribute set."""
     series, sets = schema.series.c, schema.attribute_set.c
     query = (
         select(series.series_id, series.attempt, series.rank, sets.points)
         .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
         .join(schema.attribute_set, sets.set_id == series.set_id)
-        .where(series.run_id == run_id, schema.metric.c.name == metric, series.field == field)
+        .where(series.run_id == run_id, series.field == field, *_is(metric))
         .order_by(series.attempt, series.rank, series.series_id)
     )
     if attempt is not None:
@@ -90,6 +114,25 @@ def _series(
     if rank is not None:
         query = query.where(series.rank == rank)
     return connection.execute(query).all()
+
+
+def _is(metric: str | MetricIdentity) -> list[ColumnElement[bool]]:
+    if isinstance(metric, str):
+        return [schema.metric.c.name == metric]
+    return [schema.metric.c[name] == value for name, value in asdict(metric).items()]
+
+
+def _back(connection: Connection, series_id: int, high: int, count: int) -> int:
+    """Return a time with at least ``count`` times of the series from it up to ``high``, or the first of all."""
+    frames = segments.fetch(connection, _FRAMES_BACK, (series_id, high, count - 1))
+    starts = [int(frames[0][0])] if frames else [_EVER[0]]
+    seen = 0
+    for start, held in segments.fetch(connection, _BLOCKS_BACK, (series_id, high, count)):
+        seen += held
+        if seen >= count:
+            starts.append(int(start))
+            break
+    return max(starts)
 
 
 def _stretches(connection: Connection, series_id: int, low: int, high: int) -> Iterable[Segment]:

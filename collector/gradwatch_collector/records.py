@@ -26,7 +26,8 @@ class Source:
 
     ``run_id`` is ``training.run.id``, or a digest of the resource for telemetry that names no run. ``attempt``
     is None when the sender does not know it. ``rank`` is :data:`NO_RANK` for a supervisor. ``instance`` is
-    ``service.instance.id`` (empty if absent).
+    ``service.instance.id`` (empty if absent). ``owner`` is the team of the token that it came with; None where
+    that may write for every team.
     """
 
     run_id: str
@@ -34,6 +35,7 @@ class Source:
     rank: int
     instance: str
     resource: Attributes
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

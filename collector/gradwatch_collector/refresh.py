@@ -37,7 +37,7 @@ class _Attempt:
 
 def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     """Recompute the attempts and the run; append to the history what changed. ``now`` in Unix nanoseconds."""
-    _take_turns(connection, run_id)
+    take_turns(connection, run_id)
     attempts = _load(connection, run_id)
     states = {number: attempt.state() for number, attempt in attempts.items()}
     for number, state in states.items():
@@ -47,7 +47,8 @@ def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     _write_run(connection, run_id, latest, attempts[latest].rows, states[latest], started_at, now)
 
 
-def _take_turns(connection: Connection, run_id: str) -> None:
+def take_turns(connection: Connection, run_id: str) -> None:
+    """Wait until no other transaction writes about the run, and let none until this one ends."""
     # Two collectors that each end one rank must not both still see the other running. SQLite has one writer.
     if connection.dialect.name == "postgresql":
         connection.execute(_LOCK_RUN, {"run_id": run_id})

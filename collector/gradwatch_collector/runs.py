@@ -139,14 +139,16 @@ def load_runs(
     return [_row(row) for row in connection.execute(statement).mappings()]
 
 
-def load_facts(connection: Connection, since: int) -> Sequence[RunFacts]:
+def load_facts(connection: Connection, since: int, *conditions: ColumnElement[bool]) -> Sequence[RunFacts]:
     """Read the facts of every run that was live at or after ``since``, and of those it is compared with.
+
+    Only of runs that meet all conditions (over ``schema.run``).
 
     A baseline is made of earlier runs, so everything that reached a target is read as well.
     """
     run = schema.run.c
     relevant = run.ended_at.is_(None) | (run.ended_at >= since) | run.target_reached_at.is_not(None)
-    return [row.facts() for row in load_runs(connection, relevant)]
+    return [row.facts() for row in load_runs(connection, relevant, *conditions)]
 
 
 def _row(row: RowMapping) -> RunRow:

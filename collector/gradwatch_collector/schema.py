@@ -246,6 +246,8 @@ series = Table(
     Column("field", Text, nullable=False),
     Column("set_id", RowId, ForeignKey(attribute_set.c.set_id), nullable=False),
     UniqueConstraint("run_id", "attempt", "rank", "metric_id", "field", "set_id"),
+    # Who sent a metric, newest first.
+    Index(None, "metric_id", "series_id"),
 )
 
 
@@ -290,6 +292,25 @@ token = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("digest", LargeBinary, nullable=False, unique=True),
     Column("team", Text),
+    # Comma-separated, in the order of `auth.Role`.
+    Column("roles", Text, nullable=False),
+    Column("requests_per_second", Double),
+    Column("bytes_per_second", Double),
     Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    # To the minute.
+    Column("last_used_at", BigInteger),
     Column("revoked_at", BigInteger),
+)
+
+# What people did to the service and to runs; rows are only ever added.
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", RowId, primary_key=True),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", Json, nullable=False),
 )

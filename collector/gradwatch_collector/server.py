@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
+import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
-from sqlalchemy import Engine
+from sqlalchemy import Engine, QueuePool
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from gradwatch_collector import otlp
 from gradwatch_collector.api import Api
-from gradwatch_collector.auth import Gate, Tokens, has_tokens
+from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.otlp.intake import MAX_BODY
+from gradwatch_collector.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.tls import TlsFiles
+from gradwatch_collector.tracing import tracing
 from gradwatch_slo.objectives import default_objectives
 
+if TYPE_CHECKING:
+    from gradwatch_collector.otlp.grpc_server import GrpcServer
+
+logger = logging.getLogger(__name__)
+
 _BACKLOG: Final = 2048
+_GRACE_SECONDS: Final = 10
+_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    # Pages load what is ours and nothing else, and nobody shows ours within theirs.
+    (
+        "Content-Security-Policy",
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+)
+_HEADERS_OVER_TLS: Final = (("Strict-Transport-Security", "max-age=31536000"),)
 
 
 class ListenError(Exception):
@@ -36,14 +60,14 @@ class ListenError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What `serve` was told."""
+class Address:
+    """Where to listen. ``host`` without brackets; port 0 takes a free one."""
 
     host: str
     port: int
-    lost_after: float
-    allowed_hosts: Sequence[str] = ()
-    require_token: bool = False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -51,31 +75,40 @@ class ServerSettings:
         if self.host == "localhost":
             return True
         try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What `serve` was told. ``grpc`` is None where no gRPC is served."""
+
+    http: Address
+    grpc: Address | None
+    lost_after: float
+    allowed_hosts: Sequence[str] = ()
+    require_token: bool = False
+    allow_anonymous: bool = False
+    rates: Rates = UNLIMITED
+    tls: TlsFiles | None = None
+
+    def guarded(self, address: Address) -> bool:
+        """Whether every request to this address needs a token."""
+        return self.require_token or not (address.is_loopback or self.allow_anonymous)
+
+
 def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
-    """Bind the address, or say in one line why not.
+    """Bind the address for HTTP, or say in one line why not.
 
     Raises:
-        ListenError: the port is in use, the address is not ours, or it is not loopback and there is no token.
+        ListenError: the port is in use, the address is not ours, or it is not loopback, there is no token, and
+            that was not said to be meant.
     """
-    address = f"{settings.host}:{settings.port}"
-    if not settings.is_loopback:
-        with engine.connect() as connection:
-            if not has_tokens(connection):
-                raise ListenError(
-                    f"refusing to listen on {address} without a token: others could reach it. "
-                    "Create one with `gradwatch token create NAME`, or listen on 127.0.0.1"
-                )
-    host = settings.host.strip("[]")
+    address = settings.http
+    _require_guard(settings, address, engine)
     try:
-        info = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(info[0], info[1])
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(info[4])
+        bound = _bind(address)
         # Connections are accepted from here on, so that whoever reads the printed address can connect at once.
         bound.listen(_BACKLOG)
     except OSError as error:
@@ -85,49 +118,142 @@ def listen(settings: ServerSettings, engine: Engine) -> socket.socket:
     return bound
 
 
-def application(engine: Engine, settings: ServerSettings) -> Starlette:
-    """Return the ASGI application; its lifespan starts and stops the writer and the evaluator."""
+def listen_grpc(settings: ServerSettings, engine: Engine) -> GrpcServer | None:
+    """Bind the address for gRPC, or say in one line why not. None if none was asked for.
+
+    Raises:
+        ListenError: as for `listen`.
+    """
+    if (address := settings.grpc) is None:
+        return None
+    from gradwatch_collector.otlp.grpc_server import GrpcServer
+
+    _require_guard(settings, address, engine)
+    try:
+        _bind(address).close()  # grpcio does not say why it cannot
+        return GrpcServer(address, max_body=MAX_BODY, tls=settings.tls)
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {address}: {error.strerror or error}; choose another with --grpc HOST:PORT, "
+            "or serve no gRPC with --grpc off"
+        ) from error
+
+
+def _require_guard(settings: ServerSettings, address: Address, engine: Engine) -> None:
+    if address.is_loopback or not settings.guarded(address):
+        return
+    with engine.connect() as connection:
+        if not has_tokens(connection, time.time_ns()):
+            raise ListenError(
+                f"refusing to listen on {address} without a token: others could reach it. "
+                "Create one with `gradwatch token create NAME`, listen on 127.0.0.1, or let everybody in "
+                "with --allow-anonymous"
+            )
+
+
+def _bind(address: Address) -> socket.socket:
+    info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(info[0], info[1])
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(info[4])
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def application(
+    engine: Engine,
+    settings: ServerSettings,
+    grpc: GrpcServer | None = None,
+    *,
+    connections: Callable[[], int] = lambda: 0,
+) -> Starlette:
+    """Return the ASGI application; its lifespan starts and stops the writer, the evaluator and gRPC.
+
+    ``connections`` tells how many are open over HTTP, for `/metrics`.
+    """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client's; a series more for each counter
     metrics = CollectorRegistry()
     ProcessCollector(registry=metrics)
     GCCollector(registry=metrics)
     live = LiveRuns()
     instruments = Instruments(metrics)
-    ingest = Ingest(engine, Registry(settings.lost_after), instruments=instruments, on_committed=live.update)
-    evaluator = Evaluator(engine, live, default_objectives().objectives, lost_after=settings.lost_after)
+    instruments.connections.set_function(connections)
+    assert isinstance(engine.pool, QueuePool)
+    instruments.database_connections.set_function(engine.pool.checkedout)
+    traces = tracing(os.environ)
+    ingest = Ingest(
+        engine,
+        Registry(settings.lost_after),
+        instruments=instruments,
+        on_committed=live.update,
+        tracer=traces.tracer,
+    )
+    objectives = default_objectives().objectives
+    evaluator = Evaluator(engine, live, objectives, lost_after=settings.lost_after, tracer=traces.tracer)
+    # One for all protocols: a token's limits are limits of what it sends altogether.
+    guard = Guard(Tokens(engine), Limits(settings.rates))
     metrics.register(RunMetrics(evaluator, live))
+    intake = otlp.Intake(ingest)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         ingest.start()
         evaluator.start()
+        if grpc is not None:
+            assert settings.grpc is not None
+            grpc.start(intake, guard if settings.guarded(settings.grpc) else None)
         try:
             yield
         finally:
+            if grpc is not None:
+                grpc.stop(_GRACE_SECONDS)
             evaluator.stop()
             ingest.stop()
+            traces.close()
 
-    guarded = settings.require_token or not settings.is_loopback
     gate = Middleware(
-        Gate, hosts=(settings.host, *settings.allowed_hosts), tokens=Tokens(engine) if guarded else None
+        Gate,
+        hosts=(settings.http.host, *settings.allowed_hosts),
+        guard=guard if settings.guarded(settings.http) else None,
+        on_refused=instruments.reject,
     )
     return Starlette(
-        routes=[*otlp.routes(ingest), *Api(engine, evaluator, metrics).routes()],
+        routes=[*otlp.routes(intake), *Api(engine, evaluator, objectives, metrics).routes()],
         middleware=[gate],
+        exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )
 
 
-def serve(engine: Engine, settings: ServerSettings, bound: socket.socket) -> None:
+def serve(
+    engine: Engine, settings: ServerSettings, bound: socket.socket, grpc: GrpcServer | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are answered first."""
+    tls = settings.tls
+    for address in (settings.http, settings.grpc):
+        if tls is None and address is not None and not address.is_loopback:
+            logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
     config = uvicorn.Config(
-        application(engine, settings),
+        application(engine, settings, grpc, connections=lambda: len(server.server_state.connections)),
         http="httptools",
         ws="none",
+        # Ours, not uvicorn's own.
+        log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
         # The Gate, not a proxy's headers, decides who is asking.
         proxy_headers=False,
+        # On every answer, whoever gives it.
+        headers=[*_HEADERS, *(_HEADERS_OVER_TLS if tls is not None else ())],
+        server_header=False,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+        ssl_ca_certs=None if tls is None else tls.client_ca,
+        ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    server.run(sockets=[bound])

@@ -48,8 +48,9 @@ def list_runs(
     cursor: str | None = None,
     status: str | None = None,
     job: str | None = None,
+    team: str | None = None,
 ) -> Json:
-    """Return ``{"runs": [...], "next_cursor": ...}``, newest first.
+    """Return ``{"runs": [...], "next_cursor": ...}``, newest first; with ``team`` that team's only.
 
     Raises:
         BadCursorError: the cursor is not one of ours.
@@ -63,6 +64,7 @@ def list_runs(
         conditions.append(run.status == status)
     if job is not None:
         conditions.append(run.job == job)
+    conditions += of_team(team)
     limit = max(1, min(limit, MAX_LIMIT))
     rows = load_runs(connection, *conditions, limit=limit + 1)
     page, more = rows[:limit], rows[limit:]
@@ -98,9 +100,22 @@ def run_json(row: RunRow) -> Json:
     }
 
 
-def show_run(connection: Connection, run_id: str) -> Json | None:
-    """Return one run with its attempts, events, findings, layers, checkpoints, time and environment."""
-    row = next(iter(load_runs(connection, schema.run.c.run_id == run_id)), None)
+def of_team(team: str | None) -> list[ColumnElement[bool]]:
+    """Return what a run must meet to be shown to a team: nothing for those who see all."""
+    return [] if team is None else [schema.run.c.team == team]
+
+
+def is_shown(connection: Connection, run_id: str, team: str | None) -> bool:
+    """Return whether what is stored of a run may be shown to a team."""
+    return team is None or bool(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team)))
+
+
+def show_run(connection: Connection, run_id: str, team: str | None = None) -> Json | None:
+    """Return one run with its attempts, events, findings, layers, checkpoints, time and environment.
+
+    With ``team`` None if the run is another's, and nothing is told of other teams' runs.
+    """
+    row = next(iter(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team))), None)
     if row is None:
         return None
     return {
@@ -108,7 +123,7 @@ def show_run(connection: Connection, run_id: str) -> Json | None:
         "attempts": _attempts(connection, run_id),
         "history": _history(connection, run_id),
         "events": _events(connection, run_id),
-        "findings": findings_json(connection, run_id),
+        "findings": findings_json(connection, run_id, alone=team is not None),
         "layers": [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
         "checkpoints": _checkpoints(connection, run_id),
         "checkpoint_record": _checkpoint_record(connection, row),
@@ -117,10 +132,11 @@ def show_run(connection: Connection, run_id: str) -> Json | None:
     }
 
 
-def findings_json(connection: Connection, run_id: str) -> list[Json]:
+def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -> list[Json]:
     """Return the contract's `finding` for each finding of a run, newest first.
 
-    An outage of many runs is one finding, told of one of them; while it is open it is shown with each.
+    An outage of many runs is one finding, told of one of them; while it is open it is shown with each. With
+    ``alone`` it names this run only: the others may be another team's.
     """
     finding = schema.finding.c
     shared = (finding.rule == c.RULE_TELEMETRY_OUTAGE) & (finding.state == OPEN)
@@ -129,7 +145,15 @@ def findings_json(connection: Connection, run_id: str) -> list[Json]:
         .where((finding.run_id == run_id) | shared)
         .order_by(finding.first_seen.desc(), finding.finding_id.desc())
     ).mappings()
-    return [_finding(row) for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
+    found = [_finding(row) for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
+    if not alone:
+        return found
+    return [
+        {**each, "run_id": run_id, "evidence": {**each["evidence"], "runs": [run_id]}}
+        if each["rule"] == c.RULE_TELEMETRY_OUTAGE
+        else each
+        for each in found
+    ]
 
 
 def _finding(row: RowMapping) -> Json:

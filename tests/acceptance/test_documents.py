@@ -82,6 +82,13 @@ def test_every_link_within_the_documents_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_test_that_the_documents_name_exists() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 def test_the_continuous_integration_runs_the_readmes_test_command() -> None:
     last = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1].removeprefix("exec ")
     assert f"\n{last} " in (ROOT / "README.md").read_text()

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, inspect, select, text
 from gradwatch.cli import main
 from gradwatch_collector import database as db
 from gradwatch_collector import schema
+from gradwatch_collector.auth import UNLIMITED, list_tokens
 from gradwatch_collector.database import DatabaseError, SchemaState
 
 
@@ -55,6 +56,44 @@ def test_processes_of_before_were_last_heard_at_their_last_sign_of_life(database
     with database.connect() as connection:
         (row,) = connection.execute(select(schema.process)).mappings()
     assert (row["heard_at"], row["clock"], row["will_retry"]) == (7, {}, False)
+
+
+def token(name: str, **columns: object) -> dict[str, object]:
+    return {"name": name, "digest": name.encode(), "team": None, "created_at": 1, "revoked_at": None, **columns}
+
+
+def test_tokens_of_before_may_do_what_they_could(database: Engine) -> None:
+    db.downgrade(database, "0004_series_by_metric")
+    with db.transaction(database) as connection:
+        connection.execute(
+            text("INSERT INTO token (name, digest, team, created_at) VALUES ('old', :digest, 'vision', 1)"),
+            {"digest": b"x"},
+        )
+    db.upgrade(database)
+    with database.connect() as connection:
+        (row,) = list_tokens(connection)
+    assert (row.name, row.team, list(row.roles), row.state(2)) == ("old", "vision", ["ingest", "read"], "valid")
+    assert (row.rates, row.expires_at, row.last_used_at) == (UNLIMITED, None, None)
+
+
+def test_a_token_that_would_gain_by_a_downgrade_ends_with_it(database: Engine) -> None:
+    with db.transaction(database) as connection:
+        connection.execute(
+            schema.token.insert(),
+            [
+                token("both", roles="ingest,read", expires_at=None),
+                token("admin", roles="admin", expires_at=None),
+                token("reader", roles="read", expires_at=None),
+                token("sender", roles="ingest", expires_at=None),
+                token("guest", roles="admin", expires_at=2),
+                token("gone", roles="read", expires_at=None, revoked_at=7),
+            ],
+        )
+    db.downgrade(database, "0004_series_by_metric")
+    with database.connect() as connection:
+        rows = connection.execute(text("SELECT name, revoked_at FROM token")).all()
+    assert {name for name, revoked_at in rows if revoked_at is None} == {"both", "admin"}
+    assert dict(row for row in rows if row[1] is not None)["gone"] == 7
 
 
 def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> None:
@@ -140,6 +179,7 @@ def test_db_status_tells_before_and_after_db_upgrade(empty_database: Engine) -> 
         ("sqlite://", "SQLite needs a file"),
         ("sqlite:////nowhere/at/all.db", "the folder /nowhere/at does not exist"),
         ("postgresql://user:secret@127.0.0.1:1/name", "cannot open"),
+        ("postgresql://user@127.0.0.1:1/name?password=secret", "cannot open"),
     ],
 )
 def test_an_unusable_url_is_one_line_without_a_password(url: str, message: str) -> None:

@@ -58,7 +58,7 @@ def test_the_agent_works_without_torch_sql_or_the_collector(installed: Path, age
         agent_only,
         code="""
 import importlib.util, sys
-for absent in ("torch", "sqlalchemy", "numpy", "starlette", "pydantic"):
+for absent in ("torch", "sqlalchemy", "numpy", "starlette", "pydantic", "grpc"):
     assert importlib.util.find_spec(absent) is None, absent
 import gradwatch, gradwatch.export.otlp
 from gradwatch.assets import asset_dir

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-import uvicorn
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -35,52 +31,20 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection, Engine, create_engine, func, select, text
-from starlette.applications import Starlette
+from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import otlp, schema
+from gradwatch_collector import schema
 from gradwatch_collector.ingest import Committed, Ingest
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.otlp.errors import RejectedError, UnavailableError
 from gradwatch_collector.reading import read_series
-from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Source
+from gradwatch_collector.records import Batch, EventRecord, Source
 from gradwatch_collector.registry import Registry
+from tests.receivers import Gatekeeper, away, running, serving
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 START = 1_750_000_000_000_000_000
-
-
-@contextmanager
-def running(ingest: Ingest) -> Iterator[Ingest]:
-    ingest.start()
-    try:
-        yield ingest
-    finally:
-        ingest.stop()
-
-
-@contextmanager
-def serving(ingest: Ingest, **limits: Any) -> Iterator[str]:
-    """Serve the routes on a free port of loopback; yield the address."""
-    app = Starlette(routes=otlp.routes(ingest, **limits))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
-    ready = threading.Event()
-    startup = server.startup
-
-    async def started(*arguments: Any, **keywords: Any) -> None:
-        await startup(*arguments, **keywords)
-        ready.set()
-
-    server.startup = started  # type: ignore[method-assign] - uvicorn has no other way to tell a thread
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -199,7 +163,7 @@ def with_rank(rank: str) -> bytes:
             Code.RESOURCE_EXHAUSTED,
             "50000 bytes",
         ),
-        (b"{}", {"Content-Type": "application/json"}, 415, Code.INVALID_ARGUMENT, "'application/json'"),
+        (b"{}", {"Content-Type": "text/json"}, 415, Code.INVALID_ARGUMENT, "'text/json'"),
         (b"", {"Content-Encoding": "zstd"}, 415, Code.INVALID_ARGUMENT, "'zstd'"),
     ],
 )
@@ -230,44 +194,6 @@ def test_a_database_that_is_away_is_a_reason_to_try_again(database: Engine) -> N
         assert Status.FromString(response.content).code == Code.UNAVAILABLE
         assert post(f"{url}/v1/metrics", metrics_request()).status_code == 200
     assert stored(database) == [1.5]
-
-
-@contextmanager
-def away(database: Engine) -> Iterator[None]:
-    """Nothing can be written while the block lasts."""
-    database.dispose()
-    if database.dialect.name == "postgresql":
-        server = create_engine(database.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
-
-        def allow(connections: str) -> None:
-            statement = f"ALTER DATABASE {database.url.database} ALLOW_CONNECTIONS {connections}"
-            with server.connect() as connection:
-                connection.execute(text(statement))
-
-        allow("false")
-        yield
-        allow("true")
-        server.dispose()
-    else:
-        file = Path(database.url.database or "")
-        moved = file.rename(file.with_suffix(".moved"))
-        file.mkdir()  # SQLite would make a file that is missing
-        yield
-        file.rmdir()
-        moved.rename(file)
-
-
-class Gatekeeper(Registry):
-    """Lets a test hold a commit open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entered, self.leave = threading.Event(), threading.Event()
-
-    def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
-        self.entered.set()
-        assert self.leave.wait(30)
-        return super().resolve(connection, source, received_at)
 
 
 def batch(run_id: str, *events: EventRecord) -> Batch:

@@ -141,6 +141,52 @@ def test_a_resent_batch_is_stored_once(database: Engine) -> None:
     assert contents(read(database)) == {"a": {0: 1.0}, "b": {0: 2.0}, "": {3: 3.0, 4: 4.0}}
 
 
+@pytest.mark.parametrize("until", [None, START + 640 * SECOND])
+def test_the_newest_times_are_read_without_the_older_ones(database: Engine, until: int | None) -> None:
+    times = range(1_000)
+    write(database, frame(layers("a", "b"), times, [times, times]))
+    compact_all(database)
+    write(database, *(frame(layers("a", "b"), [time], [time, time]) for time in range(1_000, 1_010)))
+    block = schema.block.c
+    with transaction(database) as connection:
+        first = connection.scalar(select(func.min(block.time)))
+        # Nobody can read this block: whoever tries fails.
+        connection.execute(schema.block.update().where(block.time == first).values(f32=None, i64=None))
+    with pytest.raises(RuntimeError):
+        read(database)
+    last = 1_009 if until is None else 640
+    for newest in (1, 5, 20):
+        kept = {second: float(second) for second in range(last - newest + 1, last + 1)}
+        assert contents(read(database, newest=newest, until=until)) == {"a": kept, "b": kept}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 400), min_size=1, max_size=150, unique=True), min_size=1, max_size=4),
+    st.sets(st.integers(0, 3)),
+    st.integers(1, 50),
+    st.integers(0, 420),
+)
+def test_the_newest_times_are_the_newest_of_all(
+    database: Engine, sent: list[list[int]], compacted: set[int], newest: int, until: int
+) -> None:
+    with transaction(database) as connection:
+        for table in (schema.frame, schema.block):
+            connection.execute(table.delete())
+    for turn, times in enumerate(sent):
+        # Now integers, now floats, in frames of one time and of many.
+        kind = int if turn % 2 else float
+        for part in np.array_split(sorted(times), 3):
+            if len(part):
+                write(database, frame([{}], part.tolist(), [kind(time) for time in part]))
+        if turn in compacted:
+            compact_all(database)
+    high = START + until * SECOND
+    every = contents(read(database, until=high)).get("", {})
+    kept = dict(sorted(every.items())[-newest:])
+    assert contents(read(database, until=high, newest=newest)).get("", {}) == kept
+
+
 def test_a_resend_that_is_cut_differently_loses_nothing(database: Engine) -> None:
     write(database, frame([{}], [1, 2, 3], [1.0, 2.0, 3.0]))
     write(database, frame([{}], [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0]))

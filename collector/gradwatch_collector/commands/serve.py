@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 
 import click
 
+from gradwatch_collector import logs
+from gradwatch_collector.auth import Rates
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.database import describe
-from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
+from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
+from gradwatch_collector.tls import TlsError, TlsFiles
+
+_file = click.Path(dir_okay=False)
+_rate = click.FloatRange(min=0, min_open=True)
 
 
 @click.group()
@@ -27,6 +33,14 @@ def collector() -> None:
     help="HTTP address for OTLP, the API and /metrics. Port 0 takes a free one.",
 )
 @click.option(
+    "--grpc",
+    "grpc_address",
+    default="127.0.0.1:4317",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="gRPC address for OTLP. `off` serves none.",
+)
+@click.option(
     "--lost-after",
     default=30.0,
     show_default=True,
@@ -38,31 +52,88 @@ def collector() -> None:
     "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
 )
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
+@click.option(
+    "--allow-anonymous", is_flag=True, help="Ask for no token on other addresses: let in whoever can connect."
+)
+@click.option("--tls-cert", type=_file, help="Certificate, PEM: serve HTTPS.")
+@click.option("--tls-key", type=_file, help="Its key, PEM.")
+@click.option(
+    "--tls-client-ca", type=_file, help="Connect only clients with a certificate of this authority, PEM."
+)
+@click.option(
+    "--token-requests", type=_rate, metavar="PER_SECOND", help="Requests a token may send [default: any]."
+)
+@click.option("--token-bytes", type=_rate, metavar="PER_SECOND", help="Bytes a token may send [default: any].")
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default=logs.FORMATS[0],
+    show_default=True,
+    help="Of what is logged on standard error.",
+)
 def serve_command(
-    database: str, address: str, lost_after: float, allowed_hosts: tuple[str, ...], require_token: bool
+    database: str,
+    address: str,
+    grpc_address: str,
+    lost_after: float,
+    allowed_hosts: tuple[str, ...],
+    require_token: bool,
+    allow_anonymous: bool,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    token_requests: float | None,
+    token_bytes: float | None,
+    log_format: str,
 ) -> None:
-    """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
+    """Serve OTLP over HTTP (/v1/*) and gRPC, the JSON API on /api/v1/*, and /metrics.
 
     \b
     Example:
       gradwatch collector serve --db sqlite:///gradwatch.db --listen 127.0.0.1:4318
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    host, port = _split(address)
-    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
+    if require_token and allow_anonymous:
+        raise click.UsageError("--require-token and --allow-anonymous exclude each other")
+    logs.configure(log_format)
+    settings = ServerSettings(
+        http=_address(address, "--listen"),
+        grpc=None if grpc_address == "off" else _address(grpc_address, "--grpc"),
+        lost_after=lost_after,
+        allowed_hosts=allowed_hosts,
+        require_token=require_token,
+        allow_anonymous=allow_anonymous,
+        rates=Rates(token_requests, token_bytes),
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
+    )
     engine = open_database(database, upgrade_sqlite=True)
     try:
         bound = listen(settings, engine)
+        grpc = listen_grpc(settings, engine)
     except ListenError as error:
         raise click.ClickException(str(error)) from error
-    shown = f"[{host}]" if ":" in host else host
-    click.echo(f"gradwatch collector on http://{shown}:{bound.getsockname()[1]}, database {describe(engine)}")
-    serve(engine, settings, bound)
+    scheme = "http" if settings.tls is None else "https"
+    shown = f"{scheme}://{replace(settings.http, port=bound.getsockname()[1])}"
+    if grpc is not None:
+        shown += f", gRPC on {grpc.address}"
+    click.echo(f"gradwatch collector on {shown}, database {describe(engine)}")
+    serve(engine, settings, bound, grpc)
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, separator, port = address.rpartition(":")
+def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("TLS needs both --tls-cert and --tls-key")
+    files = TlsFiles(certificate, key, client_ca)
+    try:
+        files.check()
+    except TlsError as error:
+        raise click.ClickException(str(error)) from error
+    return files
+
+
+def _address(text: str, option: str) -> Address:
+    host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65_535:
-        raise click.BadParameter(f"{address!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint="--listen")
-    return host.strip("[]"), int(port)
+        raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint=option)
+    return Address(host.strip("[]"), int(port))

@@ -83,7 +83,7 @@ class CollectorProcess:
 def collector(database: str, log: Path) -> Iterator[CollectorProcess]:
     """Run a collector on a free loopback port until the block ends."""
     command = [sys.executable, "-m", "gradwatch.cli", "collector", "serve", "--db", database]
-    command += ["--listen", "127.0.0.1:0", "--lost-after", str(LOST_AFTER_SECONDS)]
+    command += ["--listen", "127.0.0.1:0", "--grpc", "off", "--lost-after", str(LOST_AFTER_SECONDS)]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

@@ -1,5 +1,6 @@
 """The OTLP receiver: requests in, records out, errors as the specification wants them."""
 
+from gradwatch_collector.otlp.intake import Intake
 from gradwatch_collector.otlp.receiver import routes
 
-__all__ = ["routes"]
+__all__ = ["Intake", "routes"]

@@ -32,7 +32,7 @@ def plain(value: AnyValue) -> AttributeValue:
         case "int_value":
             return value.int_value
         case "double_value":
-            return _number(value.double_value)
+            return number_or_name(value.double_value)
         case "bytes_value":
             return base64.b64encode(value.bytes_value).decode()
         case "array_value":
@@ -66,14 +66,19 @@ def source_of(resource: Resource) -> Source:
     for name in _IDENTITY:
         if len(str(attributes.get(name, ""))) > MAX_IDENTITY:
             raise MalformedError(f"{name} is longer than {MAX_IDENTITY} characters")
-    run_id = attributes.get(c.RUN_ID)
     return Source(
-        run_id=str(run_id) if run_id not in (None, "") else f"resource-{digest(attributes).hex()}",
+        run_id=run_id_of(attributes),
         attempt=_integer(attributes, c.RUN_ATTEMPT, 1),
         rank=NO_RANK if attributes.get(c.SUPERVISOR) is True else _integer(attributes, c.RANK, 0) or 0,
         instance=str(attributes.get(c.SERVICE_INSTANCE_ID) or ""),
         resource=attributes,
     )
+
+
+def run_id_of(resource: Mapping[str, AttributeValue]) -> str:
+    """Return the run that a resource names, or a digest of the resource if it names none."""
+    named = resource.get(c.RUN_ID)
+    return str(named) if named not in (None, "") else f"resource-{digest(resource).hex()}"
 
 
 def digest(value: Any) -> bytes:
@@ -82,7 +87,8 @@ def digest(value: Any) -> bytes:
     return blake2b(canonical.encode(), digest_size=8).digest()
 
 
-def _number(value: float) -> float | str:
+def number_or_name(value: float) -> float | str:
+    """Return a number, or protobuf's name for one that JSON does not have."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -8,8 +8,8 @@ places; if all other bytes are equal, it reads times and values of all points at
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,8 @@ _PADDING: Final = bytes(8)
 class Numbers:
     """Points read: ``times`` as sent, and for each point its float, its integer, or neither.
 
-    ``is_empty``: the sender says that there is no value, which is not the same as forgetting it.
+    ``is_empty``: the sender says that there is no value, which is not the same as forgetting it. ``exemplars``:
+    for each point an encoded ``NumberDataPoint`` that has them and nothing else; None if no point has any.
     """
 
     points: Points
@@ -44,6 +45,7 @@ class Numbers:
     is_float: npt.NDArray[np.bool_]
     is_integer: npt.NDArray[np.bool_]
     is_empty: npt.NDArray[np.bool_]
+    exemplars: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,10 @@ class Layouts:
         for layout in known:
             if np.array_equal(body & layout.mask, layout.template):
                 return layout.read(body)
-        learned = _learn(points, body)
+        messages = [NumberDataPoint.FromString(each) for each in points]
+        if any(message.exemplars for message in messages):
+            return self._read_apart(metric, messages)
+        learned = _learn(points, messages, body)
         self._bytes += learned.nbytes
         if self._bytes > self._max_bytes:
             self._layouts.clear()
@@ -104,8 +109,16 @@ class Layouts:
         self._layouts[place] = [learned, *known[: _ALTERNATIVES - 1]]
         return learned.read(body)
 
+    def _read_apart(self, metric: str, messages: Sequence[Any]) -> Numbers:
+        # Exemplars never repeat: with them inside no layout would ever be met again.
+        exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in messages]
+        for message in messages:
+            message.ClearField("exemplars")
+        numbers = self.read(metric, [message.SerializeToString() for message in messages])
+        return replace(numbers, exemplars=exemplars)
 
-def _learn(points: Sequence[bytes], body: npt.NDArray[np.uint8]) -> _Layout:
+
+def _learn(points: Sequence[bytes], messages: Sequence[Any], body: npt.NDArray[np.uint8]) -> _Layout:
     mask = np.full(len(body), 0xFF, np.uint8)
     padding = len(body) - len(_PADDING)
     time_at = np.full(len(points), padding, np.int64)
@@ -113,8 +126,7 @@ def _learn(points: Sequence[bytes], body: npt.NDArray[np.uint8]) -> _Layout:
     kinds: list[str | None] = []
     attributes = []
     start = 0
-    for index, encoded in enumerate(points):
-        message = NumberDataPoint.FromString(encoded)
+    for index, (encoded, message) in enumerate(zip(points, messages, strict=True)):
         attributes.append(mapping(message.attributes))
         kinds.append("empty" if message.flags & _NO_VALUE else message.WhichOneof("value"))
         for number, place in _fixed64_fields(encoded):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Exemplar, NumberDataPoint
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from gradwatch_collector import packed
@@ -20,6 +20,7 @@ from gradwatch_collector.otlp.errors import MalformedError
 from gradwatch_collector.otlp.layout import Layouts
 from gradwatch_collector.otlp.points import MAX_NANOS, Group, Points, Remembered, valid_times
 from gradwatch_collector.otlp.wire import LazyMetricsRequest
+from gradwatch_collector.packed import EXEMPLARS
 from gradwatch_collector.records import Attributes, Batch, Frame, MetricIdentity, Source, Vector
 
 MAX_NAME: Final = 255  # OpenTelemetry's own limit for instruments; generous for units
@@ -37,7 +38,7 @@ class _Read:
 # its place in the stream are taken away (buckets, quantiles) is packed.
 _INTEGER_FIELDS: Final = ("count",)
 _FLOAT_FIELDS: Final = ("sum", "min", "max")
-_PLACE_FIELDS: Final = ("attributes", "start_time_unix_nano", "time_unix_nano", "flags", "exemplars")
+_PLACE_FIELDS: Final = ("attributes", "start_time_unix_nano", "time_unix_nano", "flags", EXEMPLARS)
 _PACKED_FIELD: Final = {"histogram": "buckets", "exponential_histogram": "buckets", "summary": "quantiles"}
 
 
@@ -108,11 +109,13 @@ class MetricsDecoder:
             count = int(kept.sum())
             if count:
                 accepted += count
-                groups = numbers.points.group(times, None if count == len(kept) else kept)
+                groups = list(numbers.points.group(times, None if count == len(kept) else kept))
                 frames += [
                     Frame(metric, "value", group.attribute_set, group.times, values[group.index])
                     for group in groups
                 ]
+                if numbers.exemplars is not None:
+                    frames += _exemplar_frames(metric, groups, numbers.exemplars)
         return _Read(frames, accepted, len(times) - accepted - int(numbers.is_empty.sum()))
 
     def _aggregates(self, metric: MetricIdentity, points: Sequence[Any]) -> _Read:
@@ -161,6 +164,8 @@ def _aggregate_frames(
         for group in groups:
             if present[group.index].any():
                 yield Frame(metric, name, group.attribute_set, group.times, values[group.index])
+    if EXEMPLARS in has and any(point.exemplars for point in points):
+        yield from _exemplar_frames(metric, groups, [_encoded_exemplars(point) for point in points])
     cleared = [name for name in (*_INTEGER_FIELDS, *_FLOAT_FIELDS, *_PLACE_FIELDS) if name in has]
     for point in points:
         for name in cleared:
@@ -169,3 +174,22 @@ def _aggregate_frames(
     for group in groups:
         at_times = tuple(packed.join(rest[i] for i in column) for column in group.index.T.tolist())
         yield Frame(metric, _PACKED_FIELD[metric.kind], group.attribute_set, group.times, None, at_times)
+
+
+def _encoded_exemplars(point: Any) -> bytes:
+    exemplars = [Exemplar.FromString(each.SerializeToString()) for each in point.exemplars]
+    encoded: bytes = NumberDataPoint(exemplars=exemplars).SerializeToString()
+    return encoded
+
+
+def _exemplar_frames(
+    metric: MetricIdentity, groups: Sequence[Group], exemplars: Sequence[bytes]
+) -> Iterator[Frame]:
+    # A packed field like buckets, kept and pruned with its points: for each an encoded NumberDataPoint with
+    # nothing but exemplars, whatever the kind. Times at which no point of the group has any are left out.
+    for group in groups:
+        columns = group.index.T.tolist()
+        held = [at for at, column in enumerate(columns) if any(exemplars[i] for i in column)]
+        if held:
+            at_times = tuple(packed.join(exemplars[i] for i in columns[at]) for at in held)
+            yield Frame(metric, EXEMPLARS, group.attribute_set, group.times[held], None, at_times)

@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of runs and findings as JSON, to validate against and to publish."""
+"""JSON Schemas (draft 2020-12) of runs, findings and metrics as JSON, to validate against and to publish."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 from typing import Any, Final
 
-SCHEMAS: Final = ("run", "run-list", "run-detail", "finding")
+SCHEMAS: Final = ("run", "run-list", "run-detail", "finding", "metric-list", "series-list")
 
 
 def load_schema(name: str) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogram, Metric
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogram, Gauge, Metric
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from gradwatch import conventions as c
+from gradwatch_collector import packed
 from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import MalformedError
 from gradwatch_collector.otlp.logs import decode_logs
@@ -191,6 +192,42 @@ def test_explicit_histograms_and_summaries_are_understood() -> None:
         ("summary", "sum"),
         ("summary", "quantiles"),
     ]
+
+
+def with_exemplars(metric: Metric) -> Metric:
+    data = getattr(metric, metric.WhichOneof("data"))
+    data.data_points[-1].exemplars.add(time_unix_nano=8, as_int=3, trace_id=b"\x01" * 16)
+    return metric
+
+
+@pytest.mark.parametrize("metric", [gauge([("a", 9, 1.0), ("b", 9, 2.0)]), histogram()])
+def test_exemplars_are_a_packed_field_of_their_own(metric: Metric) -> None:
+    plain, told = decode(metric), decode(with_exemplars(metric))
+    (frame,) = [frame for frame in told if frame.field == packed.EXEMPLARS]
+    assert [each.field for each in plain] == [each.field for each in told if each is not frame]
+    assert samples(plain) == samples(told)
+    assert frame.times.tolist() == [9]
+    assert frame.packed is not None
+    first, second = Gauge.FromString(frame.packed[0]).data_points
+    assert not first.exemplars
+    (exemplar,) = second.exemplars
+    assert (exemplar.time_unix_nano, exemplar.as_int, exemplar.trace_id) == (8, 3, b"\x01" * 16)
+    assert not second.attributes
+
+
+def test_times_without_exemplars_have_no_place_among_them() -> None:
+    metric = gauge([("a", 5, 1.0), ("a", 6, 2.0), ("a", 7, 3.0)])
+    metric.gauge.data_points[1].exemplars.add(as_double=1.0)
+    (frame,) = [frame for frame in decode(metric) if frame.field == packed.EXEMPLARS]
+    assert frame.times.tolist() == [6]
+
+
+def test_points_with_exemplars_are_read_by_a_remembered_layout() -> None:
+    decoder = MetricsDecoder()
+    for time in range(1, 6):
+        decoder.decode(request(with_exemplars(gauge([("a", time, 1.0), ("b", time, 2.0)]))))
+    (layouts,) = decoder._layouts._layouts.values()
+    assert len(layouts) == 1
 
 
 def test_points_that_cannot_be_stored_are_counted_and_the_others_kept() -> None:

@@ -1,0 +1,157 @@
+"""OTLP/gRPC: the three Export services, answered after the commit as over HTTP.
+
+Imported only where gRPC is served: grpcio starts threads and takes time to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+# grpcio would write a line on stderr for whatever a client does wrong. It reads this when it is loaded.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+
+from gradwatch_collector.auth import Grant, Guard, Role
+from gradwatch_collector.otlp.errors import OtlpError, retry_info, status_message
+from gradwatch_collector.otlp.intake import Intake, decompressed
+from gradwatch_collector.otlp.signals import Signal
+from gradwatch_collector.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from gradwatch_collector.server import Address
+
+logger = logging.getLogger(__name__)
+
+_STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_COMPRESSIONS: Final = 1 << grpc.Compression.NoCompression | 1 << grpc.Compression.Gzip
+_GZIP: Final = b"\x1f\x8b"
+_START_SECONDS: Final = 30
+
+_Export = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class GrpcServer:
+    """Holds its ``address`` from construction on, and answers between `start` and `stop`.
+
+    ``max_body``: bytes that a message may have as it comes. It runs on an event loop and a thread of its own:
+    its port must be known before the HTTP server has a loop.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    def __init__(self, address: Address, *, max_body: int, tls: TlsFiles | None = None) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
+        self._thread.start()
+        try:
+            self._server, bound = self._run(_bind(str(address), max_body, tls))
+        except OSError:
+            self._end()
+            raise
+        self.address = replace(address, port=bound)
+
+    def start(self, intake: Intake, guard: Guard | None = None) -> None:
+        """Begin to answer; with a guard only those whom that admits."""
+        services = (_service(intake, signal, guard) for signal in intake.signals)
+        self._server.add_generic_rpc_handlers(tuple(services))
+        self._run(self._server.start())
+
+    def stop(self, grace: float) -> None:
+        """Refuse new requests, let those under way end within ``grace`` seconds, and end."""
+        self._run(self._server.stop(grace), grace)
+        self._end()
+
+    def _run(self, work: Coroutine[Any, Any, Any], grace: float = 0.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS + grace)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _bind(address: str, max_body: int, tls: TlsFiles | None) -> tuple[Any, int]:
+    server = grpc.aio.server(
+        options=(
+            # Two collectors would share the port, and each would get half of what is sent.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", max_body),
+            # Compressed messages are left to us, because the limit above is for what comes in: a gzip bomb
+            # would be unpacked before anybody could look. Of compressions only gzip is offered.
+            ("grpc.per_message_decompression", 0),
+            ("grpc.compression_enabled_algorithms_bitset", _COMPRESSIONS),
+        )
+    )
+    try:
+        bound: int = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, _credentials(tls))
+        )
+    except RuntimeError as error:
+        raise OSError("the port is in use or the address is not ours") from error
+    return server, bound
+
+
+def _credentials(tls: TlsFiles) -> Any:
+    certificate, key = Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()
+    authority = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=authority, require_client_auth=authority is not None
+    )
+
+
+def _service(intake: Intake, signal: Signal, guard: Guard | None) -> Any:
+    # No (de)serialisers: decoders take bytes, and the answer to nearly every request is no bytes at all.
+    method = grpc.unary_unary_rpc_method_handler(_export(intake, signal, guard))
+    return grpc.method_handlers_generic_handler(signal.service, {"Export": method})
+
+
+def _export(intake: Intake, signal: Signal, guard: Guard | None) -> _Export:
+    async def export(request: bytes, context: Any) -> bytes:
+        try:
+            grant = None if guard is None else await _grant(guard, context, len(request))
+            # No encoded message begins like gzip does: there is no wire type 7.
+            body = await decompressed(request, intake.max_decompressed) if request[:2] == _GZIP else request
+            answer = await intake.accept(signal, body, grant)
+        except OtlpError as error:
+            intake.refused(error)
+            failure = error
+        except Exception:
+            logger.exception("a request failed")
+            failure = OtlpError("internal error")
+        else:
+            encoded: bytes = answer.SerializeToString()
+            return encoded
+        return await _abort(context, failure)
+
+    return export
+
+
+async def _grant(guard: Guard, context: Any, size: int) -> Grant:
+    metadata = dict(context.invocation_metadata() or ())
+    grant = await guard.admit_async(metadata.get("authorization"), Role.INGEST)
+    guard.charge(grant, size)
+    return grant
+
+
+async def _abort(context: Any, error: OtlpError) -> NoReturn:
+    """End the call with the status of an error and, if the request may be sent again, when.
+
+    opentelemetry-python looks for RetryInfo in a trailer of its own, all others in the standard one.
+    """
+    status = status_message(error.status, str(error), error.retry_after)
+    trailers = [("grpc-status-details-bin", status.SerializeToString())]
+    if error.retry_after is not None:
+        trailers.append(("google.rpc.retryinfo-bin", retry_info(error.retry_after).SerializeToString()))
+    await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
+    raise AssertionError("unreachable")

@@ -1,0 +1,247 @@
+"""Metrics as the API and ``gradwatch metrics`` show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+from gradwatch import conventions as c
+from tests.collector_process import Collector, gradwatch
+from tests.metric_views import metrics, points, series
+from tests.otlp_clients import Answer, Client, ProtobufClient, attributes, gauge, metrics_request
+
+SECOND = 1_000_000_000
+START = 1_750_000_000 * SECOND
+OK = Answer(0)
+
+
+@pytest.fixture
+def run_id() -> str:
+    return f"run-{uuid4().hex}"
+
+
+@pytest.fixture
+def sdk(served: Collector) -> Iterator[Client]:
+    with ProtobufClient(served.url, served.grpc) as client:
+        yield client
+
+
+def at(second: float) -> int:
+    return START + int(second * SECOND)
+
+
+def of(run_id: str, *sent: Metric, **resource: Any) -> Any:
+    return metrics_request({c.RUN_ID: run_id, **resource}, *sent)
+
+
+def steps(*seconds: float, name: str = "norm", **labels: Any) -> Metric:
+    return gauge(name, *((at(second), float(second)) for second in seconds), **labels)
+
+
+def values(found: list[Any]) -> list[float]:
+    return [point["value"] for point in found]
+
+
+def test_points_can_be_asked_for_by_time(served: Collector, sdk: Client, run_id: str) -> None:
+    assert sdk.send(of(run_id, steps(*range(10)))) == OK
+    assert values(points(served, run_id, "norm", since=at(3), until=at(5))) == [5, 4, 3]
+    moments = {"since": "2025-06-15T15:06:43.000000001Z", "until": "2025-06-15T17:06:45+02:00"}
+    assert values(points(served, run_id, "norm", **moments)) == [5, 4]
+
+
+def test_older_points_are_asked_for_where_the_newer_ones_end(
+    served: Collector, sdk: Client, run_id: str
+) -> None:
+    assert sdk.send(of(run_id, steps(*range(25)))) == OK
+    seen: list[float] = []
+    until: dict[str, str] = {}
+    while True:
+        (only,) = series(served, run_id, "norm", points="10", **until)
+        seen += values(only["points"])
+        if only["next_until"] is None:
+            break
+        until = {"until": only["next_until"]}
+    assert seen == list(range(24, -1, -1))
+
+
+def test_series_are_chosen_by_labels_attempt_and_rank(served: Collector, sdk: Client, run_id: str) -> None:
+    for attempt in (1, 2):
+        for rank in (0, 1):
+            sent = [steps(1, layer=layer, index=i, frozen=i > 0) for i, layer in enumerate("ab")]
+            resource = {c.RUN_ATTEMPT: attempt, c.RANK: rank}
+            assert sdk.send(of(run_id, *sent, **resource)) == OK
+
+    def places(**query: Any) -> list[tuple[int, int, str]]:
+        found = series(served, run_id, "norm", **query)
+        return [(each["attempt"], each["rank"], each["labels"]["layer"]) for each in found]
+
+    every = [(attempt, rank, layer) for attempt in (2, 1) for rank in (0, 1) for layer in "ab"]
+    assert places() == every
+    assert places(attempt="1") == [place for place in every if place[0] == 1]
+    assert places(rank="1", label="layer=b") == [(2, 1, "b"), (1, 1, "b")]
+    assert (
+        places(label=["layer=a", "index=0", "frozen=false"])
+        == places(label='layer="a"')
+        == places(label="index=0")
+    )
+    assert places(label=["layer=a", "index=1"]) == places(label="nothing=a") == []
+
+
+def test_many_series_come_in_pages(served: Collector, sdk: Client, run_id: str) -> None:
+    assert sdk.send(of(run_id, *(steps(1, layer=f"{n:02}") for n in range(25)))) == OK
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        query = {"run": run_id, "metric": "norm", "limit": "10", **cursor}
+        page = served.get("/api/v1/series", params=query).json()
+        seen += [each["labels"]["layer"] for each in page["series"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert seen == [f"{n:02}" for n in range(25)]
+
+
+def test_an_answer_stays_bounded_however_many_series_share_it(
+    served: Collector, sdk: Client, run_id: str
+) -> None:
+    sent = [steps(*range(400), layer=layer) for layer in range(300)]
+    assert sdk.send(of(run_id, *sent)) == OK
+    found = series(served, run_id, "norm")
+    assert len(found) == 300
+    assert {len(each["points"]) for each in found} == {100_000 // 300}
+    assert all(each["next_until"] for each in found)
+    (one,) = series(served, run_id, "norm", label="layer=7")
+    assert (len(one["points"]), one["next_until"]) == (400, None)
+
+
+def test_metrics_come_in_pages_newest_first(served: Collector, sdk: Client, run_id: str) -> None:
+    names = [f"{run_id}.{n}" for n in range(5)]
+    for name in names:
+        assert sdk.send(of(run_id, steps(1, name=name))) == OK
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = served.get("/api/v1/metrics", params={"run": run_id, "limit": "2", **cursor}).json()
+        seen += [each["name"] for each in page["metrics"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert seen == names[::-1]
+
+
+def test_a_metric_names_its_newest_senders(served: Collector, sdk: Client, run_id: str) -> None:
+    name = f"{run_id}.norm"
+    for n in range(22):
+        assert sdk.send(of(f"{run_id}-{n}", steps(1, name=name), **{c.SERVICE_NAME: "digits"})) == OK
+    (listed,) = metrics(served, name=name)
+    assert [source["run_id"] for source in listed["sources"]] == [f"{run_id}-{n}" for n in range(21, 1, -1)]
+    assert listed["more_sources"]
+    assert {(source["job"], source["is_run"]) for source in listed["sources"]} == {("digits", False)}
+    (listed,) = metrics(served, name=name, run=f"{run_id}-0")
+    assert [source["run_id"] for source in listed["sources"]] == [f"{run_id}-0"]
+    assert not listed["more_sources"]
+
+
+def test_a_run_is_told_from_what_is_none(served: Collector, sdk: Client, run_id: str) -> None:
+    started = ExportLogsServiceRequest()
+    owner = started.resource_logs.add()
+    owner.resource.attributes.extend(attributes({c.RUN_ID: run_id}))
+    owner.scope_logs.add().log_records.add(event_name=c.RUN_STARTED.name, time_unix_nano=START)
+    assert sdk.send(of(run_id, steps(1))) == sdk.send(started) == OK
+    (listed,) = metrics(served, run=run_id)
+    assert [source["is_run"] for source in listed["sources"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("metrics?limit=0", "limit is '0'"),
+        ("metrics?cursor=x", "cursor 'x'"),
+        ("series?metric=norm", "metric and run must be given"),
+        ("series?run=r", "metric and run must be given"),
+        ("series?metric=norm&run=r&since=yesterday", "'yesterday' is no moment"),
+        ("series?metric=norm&run=r&until=9999-01-01T00:00:00Z", "is not between 1970 and 2262"),
+        ("series?metric=norm&run=r&since=2025-13-01T00:00:00Z", "month must be in 1..12"),
+        ("series?metric=norm&run=r&rank=-1", "rank is '-1'"),
+        ("series?metric=norm&run=r&attempt=99999999999", "attempt is"),
+        ("series?metric=norm&run=r&points=1001", "points is '1001'"),
+        ("series?metric=norm&run=r&label=layer", "'layer' is no label"),
+    ],
+)
+def test_a_bad_query_is_the_askers_fault(served: Collector, query: str, told: str) -> None:
+    answer = served.get(f"/api/v1/{query}")
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]
+
+
+def test_a_cursor_of_another_list_is_refused(served: Collector, sdk: Client, run_id: str) -> None:
+    assert sdk.send(of(run_id, steps(1))) == OK
+    answer = served.get("/api/v1/series", params={"run": run_id, "metric": "norm", "cursor": "123"})
+    assert answer.status_code == 400
+    assert "cursor '123'" in answer.json()["error"]
+
+
+def test_what_nobody_sent_is_not_found(served: Collector, sdk: Client, run_id: str) -> None:
+    assert sdk.send(of(run_id, steps(1))) == OK
+    for run, metric in ((run_id, "other"), ("nobody", "norm"), (run_id, "nul\0"), ("nul\0", "norm")):
+        answer = served.get("/api/v1/series", params={"run": run, "metric": metric})
+        assert answer.status_code == 404
+        assert answer.json() == {"error": "no such metric of that run"}
+    assert metrics(served, run="nobody") == metrics(served, name="nothing") == []
+
+
+def test_the_command_line_lists_metrics_and_who_sent_them(served: Collector, sdk: Client, run_id: str) -> None:
+    counted = Metric(name=f"{run_id}.orders", unit="{order}")
+    counted.sum.is_monotonic, counted.sum.aggregation_temporality = True, 2
+    counted.sum.data_points.add(time_unix_nano=START, as_int=3)
+    assert sdk.send(metrics_request({c.SERVICE_NAME: "shop", "n": run_id}, counted)) == OK
+    listed = gradwatch("metrics", "list", "--name", counted.name, "--db", served.database)
+    heading, row = listed.stdout.strip().splitlines()
+    assert heading.split("  ")[0] == "METRIC"
+    (source,) = metrics(served, name=counted.name)[0]["sources"]
+    assert row.split("  ") == [
+        counted.name,
+        "cumulative monotonic sum",
+        "{order}",
+        f"{source['run_id']} (shop)",
+    ]
+    as_json = gradwatch("metrics", "list", "--name", counted.name, "--format", "json", "--db", served.database)
+    assert json.loads(as_json.stdout)["metrics"] == metrics(served, name=counted.name)
+
+
+def test_the_command_line_shows_points_of_any_kind(served: Collector, sdk: Client, run_id: str) -> None:
+    spread = Metric(name="spread")
+    spread.histogram.data_points.add(
+        time_unix_nano=START, count=2, sum=3, bucket_counts=[1, 1], explicit_bounds=[2]
+    )
+    assert sdk.send(of(run_id, gauge("norm", (START, float("nan")), (START + 1, 0.5), layer="a"), spread)) == OK
+    place = ("--run", run_id, "--db", served.database)
+    shown = gradwatch("metrics", "show", "norm", *place, "--label", "layer=a").stdout.splitlines()
+    assert [line.split() for line in shown] == [
+        ["ATTEMPT", "RANK", "LABELS", "TIME", "VALUE"],
+        ["1", "0", "layer=a", "2025-06-15T15:06:40.000000001Z", "0.5"],
+        ["1", "0", "layer=a", "2025-06-15T15:06:40.000000000Z", "NaN"],
+    ]
+    shown = gradwatch("metrics", "show", "spread", *place).stdout.splitlines()
+    assert shown[1].endswith("count=2 sum=3.0 explicit_bounds=[2.0] bucket_counts=[1, 1]")
+    as_json = gradwatch("metrics", "show", "norm", *place, "--format", "json", "--points", "1")
+    assert json.loads(as_json.stdout)["series"] == series(served, run_id, "norm", points="1")
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(served: Collector, run_id: str) -> None:
+    for arguments, told in (
+        (("show", "norm"), "gradwatch metrics list"),
+        (("show", "norm", "--since", "yesterday"), "no moment"),
+        (("show", "norm", "--label", "x"), "no label"),
+        (("list", "--cursor", "x"), "cursor"),
+    ):
+        done = gradwatch("metrics", *arguments, "--run", run_id, "--db", served.database)
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert told in line
