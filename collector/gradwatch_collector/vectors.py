@@ -30,6 +30,8 @@ def narrow(values: npt.NDArray[Any]) -> Vector:
     # A signalling NaN raises the "invalid" flag when it is converted, and is a NaN all the same.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = wide.astype(np.float32)
+        if (single == wide).all():  # no NaN among them, as almost always
+            return single
         exact = np.array_equal(single, wide, equal_nan=True)
     narrowed: Vector = single if exact else wide.copy()
     narrowed[np.isnan(narrowed)] = np.nan

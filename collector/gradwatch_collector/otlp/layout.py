@@ -1,8 +1,8 @@
-"""Number data points without building a message for each.
+"""Gauges and sums without building a message for each of their points.
 
 In an encoded ``NumberDataPoint`` the times and the value have fixed width; everything else is its attributes.
-The bytes of one request's points therefore equal the next one's except at known places. A layout knows these
-places; if all other bytes are equal, it reads times and values of all points at once.
+The bytes of a metric in one request therefore equal those in the next except at known places. A layout knows
+these places; if all other bytes are equal, it reads times and values of all points at once.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, NumberDataPoint
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Gauge, NumberDataPoint, Sum
 
 from gradwatch_collector.otlp.attributes import mapping
 from gradwatch_collector.otlp.points import Points
 
+_MESSAGES: Final[dict[str, Any]] = {"gauge": Gauge, "sum": Sum}
+_POINTS: Final = Gauge.DESCRIPTOR.fields_by_name["data_points"].number
+assert _POINTS == Sum.DESCRIPTOR.fields_by_name["data_points"].number
 _START: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["start_time_unix_nano"].number
 _TIME: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["time_unix_nano"].number
 _DOUBLE: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["as_double"].number
 _INT: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["as_int"].number
 _NO_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _ALTERNATIVES: Final = 8
-_EIGHT: Final = np.arange(8)
 # What a point without a time or a value reads; it is left out afterwards.
 _PADDING: Final = bytes(8)
 
@@ -39,6 +42,8 @@ class Numbers:
     """
 
     points: Points
+    temporality: int
+    monotonic: bool
     times: npt.NDArray[np.uint64]
     floats: npt.NDArray[np.float64]
     integers: npt.NDArray[np.int64]
@@ -51,6 +56,8 @@ class Numbers:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     points: Points
+    temporality: int
+    monotonic: bool
     mask: npt.NDArray[np.uint8]  # 0xff where bytes repeat, shape [bytes]
     template: npt.NDArray[np.uint8]  # the bytes that repeat, 0 elsewhere
     time_at: npt.NDArray[np.int64]  # where each point's time begins
@@ -64,13 +71,17 @@ class _Layout:
         """Memory held, roughly."""
         return 2 * self.mask.nbytes + 512 * (1 + len(self.time_at))
 
-    def read(self, body: npt.NDArray[np.uint8]) -> Numbers:
-        raw = body[self.value_at[:, None] + _EIGHT]
+    def read(self, body: bytes) -> Numbers:
+        # Every eight bytes of the body as a number, whatever they are: the points are picked from these.
+        anywhere = np.ndarray((len(body) - 7,), "<u8", body, strides=(1,))
+        raw = anywhere[self.value_at]
         return Numbers(
             self.points,
-            body[self.time_at[:, None] + _EIGHT].view("<u8").reshape(-1),
-            raw.view("<f8").reshape(-1),
-            raw.view("<i8").reshape(-1),
+            self.temporality,
+            self.monotonic,
+            anywhere[self.time_at],
+            raw.view("<f8"),
+            raw.view("<i8"),
             self.is_float,
             self.is_integer,
             self.is_empty,
@@ -83,25 +94,26 @@ class Layouts:
     def __init__(self, max_bytes: int = 64 << 20) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        # Points of equal lengths under one metric differ only between runs: a few alternatives are kept.
-        self._layouts: dict[tuple[str, tuple[int, ...]], list[_Layout]] = {}
+        # Metrics of one name and length differ only between runs: a few alternatives are kept.
+        self._layouts: dict[tuple[str, str, int], list[_Layout]] = {}
 
-    def read(self, metric: str, points: Sequence[bytes]) -> Numbers:
-        """Read the encoded points of one metric (at least one).
+    def read(self, metric: str, kind: str, encoded: bytes) -> Numbers:
+        """Read an encoded ``Gauge`` or ``Sum``, as ``kind`` says.
 
         Raises:
-            DecodeError: a point is not an encoded ``NumberDataPoint``.
+            DecodeError: it is none.
         """
-        body = np.frombuffer(b"".join((*points, _PADDING)), np.uint8)
-        place = (metric, tuple(map(len, points)))
+        body = encoded + _PADDING
+        octets = np.frombuffer(body, np.uint8)
+        place = (metric, kind, len(body))
         known = self._layouts.get(place, [])
         for layout in known:
-            if np.array_equal(body & layout.mask, layout.template):
+            if np.array_equal(octets & layout.mask, layout.template):
                 return layout.read(body)
-        messages = [NumberDataPoint.FromString(each) for each in points]
-        if any(message.exemplars for message in messages):
-            return self._read_apart(metric, messages)
-        learned = _learn(points, messages, body)
+        message = _MESSAGES[kind].FromString(encoded)
+        if any(point.exemplars for point in message.data_points):
+            return self._read_apart(metric, kind, message)
+        learned = _learn(message, encoded, octets)
         self._bytes += learned.nbytes
         if self._bytes > self._max_bytes:
             self._layouts.clear()
@@ -109,65 +121,71 @@ class Layouts:
         self._layouts[place] = [learned, *known[: _ALTERNATIVES - 1]]
         return learned.read(body)
 
-    def _read_apart(self, metric: str, messages: Sequence[Any]) -> Numbers:
+    def _read_apart(self, metric: str, kind: str, message: Any) -> Numbers:
         # Exemplars never repeat: with them inside no layout would ever be met again.
-        exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in messages]
-        for message in messages:
-            message.ClearField("exemplars")
-        numbers = self.read(metric, [message.SerializeToString() for message in messages])
-        return replace(numbers, exemplars=exemplars)
+        points = message.data_points
+        exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in points]
+        for point in points:
+            point.ClearField("exemplars")
+        return replace(self.read(metric, kind, message.SerializeToString()), exemplars=exemplars)
 
 
-def _learn(points: Sequence[bytes], messages: Sequence[Any], body: npt.NDArray[np.uint8]) -> _Layout:
+def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8]) -> _Layout:
+    points = message.data_points
     mask = np.full(len(body), 0xFF, np.uint8)
-    padding = len(body) - len(_PADDING)
-    time_at = np.full(len(points), padding, np.int64)
-    value_at = np.full(len(points), padding, np.int64)
-    kinds: list[str | None] = []
-    attributes = []
-    start = 0
-    for index, (encoded, message) in enumerate(zip(points, messages, strict=True)):
-        attributes.append(mapping(message.attributes))
-        kinds.append("empty" if message.flags & _NO_VALUE else message.WhichOneof("value"))
-        for number, place in _fixed64_fields(encoded):
-            at = start + place
-            if number in (_START, _TIME, _DOUBLE, _INT):
-                mask[at : at + 8] = 0
+    time_at = np.full(len(points), len(encoded), np.int64)  # in the padding
+    value_at = time_at.copy()
+    for index, (start, end) in enumerate(_delimited(encoded, _POINTS)):
+        for number, wire_type, at, _ in _fields(encoded, start, end):
+            if wire_type != _FIXED64 or number not in (_START, _TIME, _DOUBLE, _INT):
+                continue
+            mask[at : at + 8] = 0
             if number == _TIME:
                 time_at[index] = at
-            elif number in (_DOUBLE, _INT):
+            elif number != _START:
                 value_at[index] = at
-        start += len(encoded)
+    kinds = ["empty" if point.flags & _NO_VALUE else point.WhichOneof("value") for point in points]
     return _Layout(
-        Points(attributes),
+        Points([mapping(point.attributes) for point in points]),
+        getattr(message, "aggregation_temporality", 0),
+        getattr(message, "is_monotonic", False),
         mask,
         body & mask,
         time_at,
         value_at,
-        np.array([kind == "as_double" for kind in kinds]),
-        np.array([kind == "as_int" for kind in kinds]),
-        np.array([kind == "empty" for kind in kinds]),
+        np.array([kind == "as_double" for kind in kinds], bool),
+        np.array([kind == "as_int" for kind in kinds], bool),
+        np.array([kind == "empty" for kind in kinds], bool),
     )
 
 
-def _fixed64_fields(encoded: bytes) -> Iterator[tuple[int, int]]:
-    # The message was parsed before: nothing here can run over its end.
-    at = 0
-    while at < len(encoded):
+def _delimited(encoded: bytes, field: int) -> Iterator[tuple[int, int]]:
+    for number, wire_type, at, end in _fields(encoded, 0, len(encoded)):
+        if number == field and wire_type == _DELIMITED:
+            yield at, end
+
+
+def _fields(encoded: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield number, wire type, start and end of each field's contents.
+
+    The message was parsed before: nothing here can run over its end.
+    """
+    while at < end:
         tag, at = _varint(encoded, at)
         match tag & 7:
-            case 0:  # varint
-                _, at = _varint(encoded, at)
-            case 1:  # fixed64
-                yield tag >> 3, at
-                at += 8
-            case 2:  # length-delimited
+            case 0:
+                _, after = _varint(encoded, at)
+            case 1:
+                after = at + 8
+            case 2:
                 length, at = _varint(encoded, at)
-                at += length
-            case 5:  # fixed32
-                at += 4
+                after = at + length
+            case 5:
+                after = at + 4
             case wire_type:
-                raise DecodeError(f"a data point uses wire type {wire_type}, which OTLP does not")
+                raise DecodeError(f"a metric uses wire type {wire_type}, which OTLP does not")
+        yield tag >> 3, tag & 7, at, after
+        at = after
 
 
 def _varint(encoded: bytes, at: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from gradwatch_collector import packed
 from gradwatch_collector.otlp.attributes import clean, mapping, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
-from gradwatch_collector.otlp.layout import Layouts
+from gradwatch_collector.otlp.layout import Layouts, Numbers
 from gradwatch_collector.otlp.points import MAX_NANOS, Group, Points, Remembered, valid_times
 from gradwatch_collector.otlp.wire import LazyMetricsRequest
 from gradwatch_collector.packed import EXEMPLARS
@@ -81,42 +81,17 @@ class MetricsDecoder:
         if kind is None:
             return _Read()
         data = getattr(metric, kind)
-        if not metric.name or len(metric.name) > MAX_NAME or len(metric.unit) > MAX_NAME:
-            return _Read(rejected=len(data.data_points))
-        identity = MetricIdentity(
-            clean(metric.name),
-            clean(metric.unit),
-            kind,
-            getattr(data, "aggregation_temporality", 0),
-            getattr(data, "is_monotonic", False),
-        )
-        points = list(data.data_points)
-        if not points:
-            return _Read()
+        is_usable = 0 < len(metric.name) <= MAX_NAME and len(metric.unit) <= MAX_NAME
         if kind in _PACKED_FIELD:
-            return self._aggregates(identity, points)
-        return self._numbers(identity, points)
-
-    def _numbers(self, metric: MetricIdentity, encoded: Sequence[bytes]) -> _Read:
-        numbers = self._layouts.read(metric.name, encoded)
-        usable = valid_times(numbers.times)
-        times = numbers.times.astype(np.int64)
-        frames: list[Frame] = []
-        accepted = 0
-        values: npt.NDArray[Any]
-        for of_kind, values in ((numbers.is_float, numbers.floats), (numbers.is_integer, numbers.integers)):
-            kept = of_kind & usable
-            count = int(kept.sum())
-            if count:
-                accepted += count
-                groups = list(numbers.points.group(times, None if count == len(kept) else kept))
-                frames += [
-                    Frame(metric, "value", group.attribute_set, group.times, values[group.index])
-                    for group in groups
-                ]
-                if numbers.exemplars is not None:
-                    frames += _exemplar_frames(metric, groups, numbers.exemplars)
-        return _Read(frames, accepted, len(times) - accepted - int(numbers.is_empty.sum()))
+            points = list(data.data_points)
+            if not is_usable or not points:
+                return _Read(rejected=len(points))
+            temporality = getattr(data, "aggregation_temporality", 0)
+            return self._aggregates(_identity(metric, kind, temporality), points)
+        numbers = self._layouts.read(metric.name if is_usable else "", kind, data)
+        if not is_usable:
+            return _Read(rejected=len(numbers.times))
+        return _numbers(_identity(metric, kind, numbers.temporality, numbers.monotonic), numbers)
 
     def _aggregates(self, metric: MetricIdentity, points: Sequence[Any]) -> _Read:
         empty = sum(bool(point.flags & _NO_VALUE) for point in points)
@@ -138,6 +113,31 @@ class MetricsDecoder:
         else:
             frames = []
         return _Read(frames, len(usable), len(points) - len(usable) - empty)
+
+
+def _identity(metric: Any, kind: str, temporality: int, monotonic: bool = False) -> MetricIdentity:
+    return MetricIdentity(clean(metric.name), clean(metric.unit), kind, temporality, monotonic)
+
+
+def _numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
+    usable = valid_times(numbers.times)
+    times = numbers.times.astype(np.int64)
+    frames: list[Frame] = []
+    accepted = 0
+    values: npt.NDArray[Any]
+    for of_kind, values in ((numbers.is_float, numbers.floats), (numbers.is_integer, numbers.integers)):
+        kept = of_kind & usable
+        count = np.count_nonzero(kept)
+        if count:
+            accepted += count
+            groups = list(numbers.points.group(times, None if count == len(kept) else kept))
+            frames += [
+                Frame(metric, "value", group.attribute_set, group.times, values[group.index])
+                for group in groups
+            ]
+            if numbers.exemplars is not None:
+                frames += _exemplar_frames(metric, groups, numbers.exemplars)
+    return _Read(frames, accepted, len(times) - accepted - np.count_nonzero(numbers.is_empty))
 
 
 def _attributes(encoded: Sequence[bytes]) -> Attributes:

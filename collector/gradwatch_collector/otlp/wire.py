@@ -1,4 +1,4 @@
-"""OTLP's metrics messages, with number data points, attributes and resources left as bytes.
+"""OTLP's metrics messages, with gauges, sums, attributes and resources left as bytes.
 
 The descriptors are the official ones but for the type of those fields, so that whatever repeats from request
 to request can be recognised before it is parsed: a request of 1 200 points parses in 11 us instead of 89.
@@ -16,8 +16,8 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 
 _LEFT_AS_BYTES: Final = {
     ("ResourceMetrics", "resource"),
-    ("Gauge", "data_points"),
-    ("Sum", "data_points"),
+    ("Metric", "gauge"),
+    ("Metric", "sum"),
     ("HistogramDataPoint", "attributes"),
     ("ExponentialHistogramDataPoint", "attributes"),
     ("SummaryDataPoint", "attributes"),
