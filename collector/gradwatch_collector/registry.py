@@ -19,7 +19,7 @@ from gradwatch_collector import schema, telling
 from gradwatch_collector.clocks import Clock
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Source
 from gradwatch_collector.refresh import refresh_run
-from gradwatch_collector.upsert import upsert
+from gradwatch_collector.upsert import insert
 from gradwatch_slo.runs import Status
 
 _NANOS = 1_000_000_000
@@ -37,6 +37,18 @@ _PROCESS = select(schema.process).where(
     _process.attempt == bindparam("attempt"),
     _process.rank == bindparam("rank"),
     _process.instance == bindparam("instance"),
+)
+# SQLAlchemy keeps the columns' own names for what an UPDATE sets.
+_HEARD = (
+    update(schema.process)
+    .where(
+        _process.run_id == bindparam("of_run_id"),
+        _process.attempt == bindparam("of_attempt"),
+        _process.rank == bindparam("of_rank"),
+        _process.instance == bindparam("of_instance"),
+    )
+    # Retried batches arrive late: the newest moment stands.
+    .values(heard_at=case((_process.heard_at < bindparam("now"), bindparam("now")), else_=_process.heard_at))
 )
 _ATTEMPTS = select(_process.attempt, _process.instance).where(
     _process.run_id == bindparam("run_id"), _process.rank == bindparam("rank")
@@ -61,23 +73,13 @@ class Registry:
         """
         attempt = source.attempt or _attempt_by_order(connection, source)
         key = ProcessKey(source.run_id, attempt, source.rank, source.instance)
-        connection.execute(
-            # Retried batches arrive late: the newest moment stands.
-            upsert(connection, schema.process, update=("heard_at",), newest="heard_at"),
-            {
-                **_place(key),
-                "status": Status.RUNNING,
-                "evidence": {},
-                "started_at": received_at,
-                "last_seen_at": received_at,
-                "heard_at": received_at,
-                "clock": asdict(Clock()),
-                "will_retry": False,
-                "last_loss_nonfinite": False,
-                "is_run": False,
-                "resource": dict(source.resource),
-            },
+        heard = connection.execute(
+            _HEARD, {**{f"of_{n}": v for n, v in _place(key).items()}, "now": received_at}
         )
+        if not heard.rowcount:
+            connection.execute(
+                insert(connection, schema.process).on_conflict_do_nothing(), _new(key, source, received_at)
+            )
         return key
 
     def apply(self, connection: Connection, key: ProcessKey, batch: Batch, received_at: int) -> None:
@@ -228,6 +230,22 @@ def _newest(frames: Sequence[Frame], metric: str) -> tuple[int, float] | None:
         if frame.metric.name == metric and frame.values is not None
     ]
     return max(points, key=itemgetter(0), default=None)
+
+
+def _new(key: ProcessKey, source: Source, received_at: int) -> dict[str, Any]:
+    return {
+        **_place(key),
+        "status": Status.RUNNING,
+        "evidence": {},
+        "started_at": received_at,
+        "last_seen_at": received_at,
+        "heard_at": received_at,
+        "clock": asdict(Clock()),
+        "will_retry": False,
+        "last_loss_nonfinite": False,
+        "is_run": False,
+        "resource": dict(source.resource),
+    }
 
 
 def _place(key: ProcessKey) -> dict[str, Any]:

@@ -15,17 +15,10 @@ def insert(connection: Connection, table: Table) -> Insert:
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def upsert(
-    connection: Connection, table: Table, *, update: Collection[str], newest: str | None = None
-) -> Insert:
-    """Return an INSERT that, where the primary key exists already, sets the columns ``update`` instead.
-
-    With ``newest`` it does so only if that column grows.
-    """
+def upsert(connection: Connection, table: Table, *, update: Collection[str]) -> Insert:
+    """Return an INSERT that, where the primary key exists already, sets the columns ``update`` instead."""
     statement = insert(connection, table)
-    new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=list(table.primary_key.columns),
-        set_={name: new[name] for name in update},
-        where=None if newest is None else table.c[newest] < new[newest],
+        set_={name: statement.excluded[name] for name in update},
     )

@@ -21,7 +21,7 @@ from gradwatch_collector.otlp.points import Points
 
 _MESSAGES: Final[dict[str, Any]] = {"gauge": Gauge, "sum": Sum}
 _POINTS: Final = Gauge.DESCRIPTOR.fields_by_name["data_points"].number
-assert _POINTS == Sum.DESCRIPTOR.fields_by_name["data_points"].number
+assert Sum.DESCRIPTOR.fields_by_name["data_points"].number == _POINTS
 _START: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["start_time_unix_nano"].number
 _TIME: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["time_unix_nano"].number
 _DOUBLE: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["as_double"].number
