@@ -12,13 +12,10 @@ from sqlalchemy import ColumnElement, Connection, Row, select
 
 from gradwatch_collector import packed, schema, segments
 from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
-from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
+from gradwatch_collector.segments import Segment
 
-_PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
-_FRAMES: Final = f"SELECT time, {_PAYLOAD} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"  # noqa: S608 - our names
-_BLOCKS: Final = (
-    f"SELECT time, {_PAYLOAD} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"  # noqa: S608 - our names
-)
+_FRAMES: Final = "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"
+_BLOCKS: Final = "SELECT time, {} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"
 # Where the newest so-many times of a series begin, at most.
 _FRAMES_BACK: Final = (
     "SELECT time FROM frame WHERE series_id = ? AND time <= ? ORDER BY time DESC LIMIT 1 OFFSET ?"
@@ -83,8 +80,12 @@ def read_series(
         if not chosen:
             continue
         first = low if newest is None else max(low, _back(connection, row.series_id, high, newest))
-        stretches = [_between(part, first, high) for part in _stretches(connection, row.series_id, first, high)]
-        for index, point in chosen:
+        alone = chosen[0][0] if len(chosen) == 1 else None
+        stretches = [
+            _between(part, first, high)
+            for part in _stretches(connection, row.series_id, first, high, alone)
+        ]
+        for index, point in chosen if alone is None else [(0, chosen[0][1])]:
             place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
             found.setdefault(place, point)
             pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
@@ -135,11 +136,14 @@ def _back(connection: Connection, series_id: int, high: int, count: int) -> int:
     return max(starts)
 
 
-def _stretches(connection: Connection, series_id: int, low: int, high: int) -> Iterable[Segment]:
+def _stretches(
+    connection: Connection, series_id: int, low: int, high: int, point: int | None
+) -> Iterable[Segment]:
+    columns = segments.columns(connection, point)
     # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
-    frames = segments.fetch(connection, _FRAMES, (series_id, high))
-    blocks = segments.fetch(connection, _BLOCKS, (series_id, high, low))
-    return segments.merge(segments.from_row(row[0], row[1:]) for row in (*blocks, *frames))
+    frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high))
+    blocks = segments.fetch(connection, _BLOCKS.format(columns), (series_id, high, low))
+    return segments.merge(segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames))
 
 
 def _between(segment: Segment, low: int, high: int) -> Segment:

@@ -19,6 +19,7 @@ from gradwatch_collector.records import Frame, Times, Vector
 
 # In the order of `to_row` and `from_row`.
 PAYLOAD_COLUMNS: Final = ("count", "times", "f32", "f64", "i64", "packed")
+_VECTORS: Final = ("f32", "f64", "i64")
 _TYPES: Final = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64))
 
 
@@ -116,15 +117,32 @@ def to_row(segment: Segment, connection: Connection, *, compress: bool) -> tuple
     return tuple(columns)
 
 
-def from_row(time: int, row: Sequence[Any]) -> Segment:
-    """Return the segment that starts at ``time`` from its payload columns, as `fetch` returns them."""
+def columns(connection: Connection, point: int | None = None) -> str:
+    """Return what to select for `from_row`; for one point of the set PostgreSQL sends no other's values."""
+    if point is None or connection.dialect.name == "sqlite":
+        return ", ".join(PAYLOAD_COLUMNS)
+    row = f"[{point} * count + 1:{point + 1} * count]"
+    return ", ".join(f"{name}{row}" if name in _VECTORS else name for name in PAYLOAD_COLUMNS)
+
+
+def from_row(time: int, row: Sequence[Any], point: int | None = None) -> Segment:
+    """Return the segment that starts at ``time`` from its payload columns, as `fetch` returns them.
+
+    ``point``: only this one of the set, as a set of its own.
+    """
     count, held_times, *by_type, packed_values = row
     times = times_from(time, held_times)
     if packed_values is not None:
-        return Segment(times, None, vectors.decode_packed(packed_values, count))
+        whole = Segment(times, None, vectors.decode_packed(packed_values, count))
+        return whole if point is None else whole.point(point)
     index = next(index for index, held in enumerate(by_type) if held is not None)
     held = by_type[index]
-    values = vectors.decode(held, _TYPES[index]) if isinstance(held, bytes) else held
+    if not isinstance(held, bytes):
+        values = held
+    elif point is None:
+        values = vectors.decode(held, _TYPES[index])
+    else:
+        values = vectors.decode_row(held, _TYPES[index], point, count)
     return Segment(times, values.reshape(-1, count))
 
 

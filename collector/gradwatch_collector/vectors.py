@@ -1,11 +1,13 @@
 """Vectors as bytes: the narrowest type that keeps every value, byte-shuffled and deflated where that pays.
 
 An encoded vector is one tag byte (how the rest is stored) and the little-endian elements. The caller knows
-the element type, because it has a column of its own.
+the element type, because it has a column of its own. A large matrix is several vectors, some rows in each, so
+that one row can be read without inflating the others.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,6 +19,11 @@ from gradwatch_collector.records import Times, Vector
 
 _RAW: Final = b"\x00"
 _DEFLATED: Final = b"\x01"
+_GROUPED: Final = b"\x02"
+# After the tag: rows in a group, number of groups, and the length of each.
+_GROUPS: Final = struct.Struct("<II")
+# Smaller groups store more (3.07 bytes a float32 gradient norm at 64 KiB, as ungrouped; 3.14 at 16 KiB).
+_GROUP_BYTES: Final = 64 << 10
 
 
 def narrow(values: npt.NDArray[Any]) -> Vector:
@@ -39,7 +46,9 @@ def narrow(values: npt.NDArray[Any]) -> Vector:
 
 
 def encode(vector: npt.NDArray[Any], *, compress: bool = True) -> bytes:
-    """Encode a vector of any shape, in C order."""
+    """Encode a vector, or a matrix in the order of its rows."""
+    if compress and vector.ndim > 1 and vector.nbytes > _GROUP_BYTES:
+        return _encode_groups(vector)
     raw = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
     if compress and raw.size > 1:
         # Bytes of equal weight side by side: signs and exponents repeat, mantissas do not.
@@ -52,13 +61,38 @@ def encode(vector: npt.NDArray[Any], *, compress: bool = True) -> bytes:
 
 def decode(data: bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Decode to a flat vector of ``dtype``."""
+    tag = data[:1]
+    if tag == _GROUPED:
+        return np.concatenate([decode(group, dtype) for group in _groups(data)[1]])
     little = np.dtype(dtype).newbyteorder("<")
-    if data[:1] == _RAW:
+    if tag == _RAW:
         return np.frombuffer(data, little, offset=1).astype(dtype, copy=False)
-    if data[:1] != _DEFLATED:
-        raise ValueError(f"unknown vector encoding {data[:1]!r}")
+    if tag != _DEFLATED:
+        raise ValueError(f"unknown vector encoding {tag!r}")
     planes = np.frombuffer(zlib.decompress(data[1:]), np.uint8).reshape(little.itemsize, -1)
     return np.ascontiguousarray(planes.T).reshape(-1).view(little).astype(dtype, copy=False)
+
+
+def decode_row(data: bytes, dtype: npt.DTypeLike, index: int, width: int) -> npt.NDArray[Any]:
+    """Decode one row, ``width`` long, of an encoded matrix."""
+    if data[:1] == _GROUPED:
+        rows, groups = _groups(data)
+        data, index = groups[index // rows], index % rows
+    return decode(data, dtype)[index * width : (index + 1) * width]
+
+
+def _encode_groups(matrix: npt.NDArray[Any]) -> bytes:
+    rows = max(1, _GROUP_BYTES // matrix[:1].nbytes)
+    groups = [encode(matrix[start : start + rows].reshape(-1)) for start in range(0, len(matrix), rows)]
+    lengths = np.array([len(group) for group in groups], "<u4")
+    return b"".join((_GROUPED, _GROUPS.pack(rows, len(groups)), lengths.tobytes(), *groups))
+
+
+def _groups(data: bytes) -> tuple[int, list[bytes]]:
+    rows, count = _GROUPS.unpack_from(data, 1)
+    lengths = np.frombuffer(data, "<u4", count, 1 + _GROUPS.size)
+    ends = 1 + _GROUPS.size + lengths.nbytes + np.cumsum(lengths, dtype=np.int64)
+    return rows, [data[end - length : end] for length, end in zip(lengths.tolist(), ends.tolist(), strict=True)]
 
 
 def encode_times(times: Times) -> bytes:

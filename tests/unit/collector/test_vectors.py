@@ -29,6 +29,23 @@ def test_an_encoded_vector_decodes_to_the_same_bits(vector: Any, compress: bool)
     assert same_bits(vectors.decode(vectors.encode(vector, compress=compress), vector.dtype), vector)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 300])
+def test_a_row_of_a_matrix_is_read_without_the_others(dtype: Any, rows: int) -> None:
+    matrix = np.random.default_rng(rows).integers(0, 1000, (rows, 250)).astype(dtype)
+    encoded = vectors.encode(matrix)
+    assert same_bits(vectors.decode(encoded, dtype), matrix.reshape(-1))
+    for index in range(rows):
+        assert same_bits(vectors.decode_row(encoded, dtype, index, 250), matrix[index])
+
+
+def test_a_row_is_read_where_its_neighbours_are_damaged() -> None:
+    matrix = np.random.default_rng(0).normal(size=(300, 256)).astype(np.float32)
+    encoded = bytearray(vectors.encode(matrix))
+    encoded[len(encoded) // 2] ^= 0xFF
+    assert same_bits(vectors.decode_row(bytes(encoded), np.float32, 299, 256), matrix[299])
+
+
 @given(ANY)
 def test_postgresql_arrays_hold_the_same_bits(vector: Any) -> None:
     loader = type("Loader", (_VectorLoader,), {"dtype": vector.dtype})(0)
