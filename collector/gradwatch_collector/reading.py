@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +48,32 @@ class PointSeries:
         return replace(self, times=self.times[-count:], values=values, packed=self.packed[-count:])
 
 
+@dataclass(frozen=True, slots=True)
+class SetSeries:
+    """All values of one process over one attribute set, as stored: ``parts`` in no order, each time once."""
+
+    attempt: int
+    rank: int
+    points: Sequence[Attributes]
+    parts: Sequence[Segment]
+
+
+def read_sets(
+    connection: Connection,
+    run_id: str,
+    metric: str,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+) -> list[SetSeries]:
+    """Return a run's metric as whole matrices, by attempt, rank and first appearance."""
+    return [
+        SetSeries(row.attempt, row.rank, row.points, list(_pieces(connection, row.series_id, *_EVER)))
+        for row in series_rows(connection, run_id, metric, field, attempt, rank)
+    ]
+
+
 def read_series(
     connection: Connection,
     run_id: str,
@@ -82,8 +109,7 @@ def read_series(
         first = low if newest is None else max(low, _back(connection, row.series_id, high, newest))
         alone = chosen[0][0] if len(chosen) == 1 else None
         stretches = [
-            _between(part, first, high)
-            for part in _stretches(connection, row.series_id, first, high, alone)
+            _between(part, first, high) for part in _pieces(connection, row.series_id, first, high, alone)
         ]
         for index, point in chosen if alone is None else [(0, chosen[0][1])]:
             place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
@@ -136,14 +162,18 @@ def _back(connection: Connection, series_id: int, high: int, count: int) -> int:
     return max(starts)
 
 
-def _stretches(
-    connection: Connection, series_id: int, low: int, high: int, point: int | None
+def _pieces(
+    connection: Connection, series_id: int, low: int, high: int, point: int | None = None
 ) -> Iterable[Segment]:
+    """Yield blocks and frames of a series, each time once."""
     columns = segments.columns(connection, point)
     # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
     frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high))
     blocks = segments.fetch(connection, _BLOCKS.format(columns), (series_id, high, low))
-    return segments.merge(segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames))
+    parts = [segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames)]
+    in_order = sorted(parts, key=lambda part: int(part.times[0]))
+    apart = all(int(left.times[-1]) < int(right.times[0]) for left, right in pairwise(in_order))
+    return in_order if apart else segments.merge(parts)
 
 
 def _between(segment: Segment, low: int, high: int) -> Segment:
