@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills soak-harm soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector soak-outage soak-kills soak-harm soak-sigterm servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilit
 	$(BIN)/mypy
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
-	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py
+	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check
@@ -40,13 +40,16 @@ format: $(VENV)/.dev ## Format the code and rebuild generated files
 	$(BIN)/python dashboards/build.py
 	$(BIN)/python docs/build.py
 
-bench: $(VENV)/.dev ## Print figures in two minutes: agent overhead, roughly; ingest rate, bytes a value
+bench: $(VENV)/.dev ## Print rough figures in five minutes: the agent's overhead, what the collector takes and keeps
 	$(BIN)/python benchmarks/agent_overhead.py --short
-	$(BIN)/python benchmarks/collector_ingest.py
+	$(BIN)/python benchmarks/collector.py --short
 
 bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an idle machine: an hour and a quarter
 	$(BIN)/python benchmarks/agent_overhead.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/agent_memory.py $(filter --short,$(BENCH_ARGS))
+
+bench-collector: $(VENV)/.mlflow ## Measure what the collector takes, keeps and needs, on an idle machine, beside MLflow
+	$(BIN)/python benchmarks/collector.py --mlflow $(VENV)/mlflow/bin/python $(BENCH_ARGS)
 
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
@@ -78,6 +81,12 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.demo
+
+# A program of its own, with its own dependencies.
+$(VENV)/.mlflow: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/mlflow
+	$(VENV)/mlflow/bin/pip install --quiet --disable-pip-version-check mlflow
+	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'

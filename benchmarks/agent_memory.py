@@ -65,7 +65,8 @@ def main() -> int:
 
 def _write(result: MemoryResult, *, is_short: bool) -> None:
     from overhead import report
-    from overhead.results import PAGE, RESULTS, Results, load
+    from overhead.results import RESULTS, Results, load
+    from page import PAGE, write
 
     results = Results() if is_short else load(RESULTS)
     results.memory[result.device] = result
@@ -74,7 +75,7 @@ def _write(result: MemoryResult, *, is_short: bool) -> None:
         print(report.parts(results)["memory"])
     else:
         results.save(RESULTS)
-        report.write(PAGE, report.parts(load(RESULTS)))
+        write(PAGE, report.parts(load(RESULTS)))
 
 
 def _arguments() -> argparse.Namespace:

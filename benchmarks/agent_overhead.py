@@ -33,8 +33,9 @@ from overhead.contenders import PEERS
 from overhead.models import MODELS
 from overhead.plan import SHORT, Plan, measure
 from overhead.progress import Progress
-from overhead.results import PAGE, RESULTS, Results, load
+from overhead.results import RESULTS, Results, load
 from overhead.sink import running_sink
+from page import PAGE, write
 
 
 class Complaints(logging.Handler):
@@ -58,7 +59,7 @@ def main() -> int:
     """Measure and write."""
     arguments = _arguments()
     if arguments.tables:
-        report.write(PAGE, report.parts(load(RESULTS)))
+        write(PAGE, report.parts(load(RESULTS)))
         return 0
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here", file=sys.stderr)
@@ -91,7 +92,7 @@ def main() -> int:
         print("A short run: it shows that everything works, and no figure is worth keeping.\n")
         print("\n\n".join(report.parts(results).values()))
     else:
-        report.write(PAGE, report.parts(load(RESULTS)))
+        write(PAGE, report.parts(load(RESULTS)))
     return 1 if is_ill else 0
 
 

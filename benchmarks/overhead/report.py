@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from overhead import figures
@@ -42,22 +40,6 @@ def parts(results: Results) -> dict[str, str]:
         "memory": "\n\n".join(text for each in memory for text in _memory(each)) or _NOTHING,
         "verdicts": _table(("", "", "case", "asked", "measured [95 %]", ""), [_verdict(v) for v in found]),
     }
-
-
-def write(page: Path, generated: dict[str, str]) -> None:
-    """Put the parts in their places; what stands between them is left as it is.
-
-    Raises:
-        ValueError: The page has no place for one.
-    """
-    text = page.read_text()
-    for name, part in generated.items():
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-        place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not place.search(text):
-            raise ValueError(f"{page} has no {begin} ... {end}")
-        text = place.sub(lambda _, new=f"{begin}\n\n{part}\n\n{end}": new, text, count=1)  # type: ignore[misc]
-    page.write_text(text)
 
 
 def _summary(target: Target, found: Sequence[Verdict]) -> Row:

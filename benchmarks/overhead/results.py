@@ -14,10 +14,9 @@ from overhead.blocks import Block, Blocks
 from overhead.memory import DeviceMemory, Memory, MemoryResult
 from overhead.models import MODELS
 from overhead.plan import Result
+from page import PAGE
 
-_DOCS: Final = Path(__file__).parents[2] / "docs"
-PAGE: Final = _DOCS / "benchmarks.md"
-RESULTS: Final = _DOCS / "benchmarks.json"
+RESULTS: Final = PAGE.with_suffix(".json")
 # 0.01 %: no block is that good.
 _DIGITS = 5
 

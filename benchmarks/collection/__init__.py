@@ -1,0 +1,1 @@
+"""What the collector takes, keeps and needs: the parts of benchmarks/collector.py."""
