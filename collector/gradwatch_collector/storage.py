@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection, Table
@@ -16,11 +16,10 @@ from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.upsert import insert
 
+_Row = TypeVar("_Row")
 _COLUMNS: Final = ("series_id", "time", *PAYLOAD_COLUMNS)
-_INSERT_FRAME: Final = (
-    f"INSERT INTO frame ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - our names
-    "ON CONFLICT DO NOTHING"
-)
+_ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
+_MAX_ROWS: Final = 64
 _HELD_TIMES: Final = "SELECT times FROM frame WHERE series_id = ? AND time = ?"
 
 
@@ -75,16 +74,38 @@ def _stretches(
                 yield ids[0], segment
 
 
-def _insert_frames(connection: Connection, rows: Iterable[tuple[int, Segment]]) -> int:
-    parameters = [
-        # Not compressed: compaction does that once, for many times together, off the path of the request.
-        (series_id, int(segment.times[0]), *segments.to_row(segment, connection, compress=False))
-        for series_id, segment in rows
-    ]
-    statement = segments.placeholders(connection, _INSERT_FRAME)
-    return connection.exec_driver_sql(
-        statement, parameters, execution_options={"preserve_rowcount": True}
-    ).rowcount
+def _insert_frames(connection: Connection, rows: Sequence[tuple[int, Segment]]) -> int:
+    """Insert what is not there yet; return how many rows that were."""
+    inserted = 0
+    for some in _in_powers_of_two(rows):
+        # Many rows a statement: for each statement SQLite lets other threads run, and waits for its turn again.
+        statement = (
+            f"INSERT INTO frame ({', '.join(_COLUMNS)}) VALUES {', '.join([_ROW] * len(some))} "  # noqa: S608 - our names
+            "ON CONFLICT DO NOTHING"
+        )
+        parameters = [
+            value
+            for series_id, segment in some
+            # Not compressed: compaction does that once, for many times together, off the path of the request.
+            for value in (
+                series_id,
+                int(segment.times[0]),
+                *segments.to_row(segment, connection, compress=False),
+            )
+        ]
+        inserted += connection.exec_driver_sql(
+            segments.placeholders(connection, statement), tuple(parameters)
+        ).rowcount
+    return inserted
+
+
+def _in_powers_of_two(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    """Cut, so that there are few different statements: each is prepared once."""
+    start = 0
+    while start < len(rows):
+        size = min(_MAX_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+        yield rows[start : start + size]
+        start += size
 
 
 def _store_missing(connection: Connection, series_id: int, segment: Segment) -> None:
