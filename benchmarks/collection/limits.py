@@ -23,7 +23,7 @@ _SETS_AT_ONCE: Final = 1_000
 def figures(servers: dict[str, str], cap_bytes: int, *, sets: int, slow_seconds: float) -> Iterator[Figure]:
     """Abuse a collector on SQLite in every way, one after the other."""
     cap = cap_bytes / 2**20
-    with collector(new_database(servers["SQLite"], "limits"), "--memory", f"{cap_bytes >> 20}MiB") as serving:
+    with collector(new_database(servers["SQLite"], "limits"), "--memory", str(cap_bytes >> 20)) as serving:
         for what, abuse in (
             ("100 slow clients", lambda: _slow_clients(serving, slow_seconds)),
             (

@@ -74,7 +74,7 @@ def collector(url: str, *options: str) -> Iterator[Server]:
     """Serve a migrated database."""
     command = (sys.executable, "-m", "gradwatch.cli", "collector", "serve", "--db", url)
     with subprocess.Popen(
-        (*command, "--listen", "127.0.0.1:0", *options), stdout=subprocess.PIPE, text=True
+        (*command, "--listen", "127.0.0.1:0", "--grpc", "off", *options), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -27,7 +27,6 @@ from gradwatch_collector.tracing import commit_span
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED_BYTES: Final = 256 << 20
 # A larger transaction would keep the evaluator waiting for its turn.
 _MAX_GROUP_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 3
@@ -67,20 +66,16 @@ class Ingest:
         *,
         instruments: Instruments | None = None,
         on_committed: Callable[[list[Committed]], None] | None = None,
-        max_queued_bytes: int = MAX_QUEUED_BYTES,
         tracer: Tracer | None = None,
     ) -> None:
         self.instruments = instruments or Instruments(CollectorRegistry())
-        self.instruments.queue_limit.set(max_queued_bytes)
         self._tracer = tracer or NoOpTracer()
         self._owners = Owners()
         self._engine = engine
         self._registry = registry
         self._on_committed = on_committed
-        self._max_queued_bytes = max_queued_bytes
         self._series = SeriesIds()
         self._waiting: list[_Request] = []
-        self._queued_bytes = 0
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="gradwatch-ingest", daemon=True)
@@ -100,7 +95,7 @@ class Ingest:
         """Queue a decoded request of ``size`` bytes; the result arrives once it is committed.
 
         Raises (here or from the future):
-            UnavailableError: the queue is full or the database away; the sender should try again.
+            UnavailableError: the database is away or the collector stopping; the sender should try again.
             RejectedError: the database does not take the data.
             ForbiddenError: it came with one team's token, and is about another's run.
         """
@@ -112,9 +107,6 @@ class Ingest:
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the collector is stopping")
-            # A request larger than the whole queue still gets its turn when it is alone.
-            if self._waiting and self._queued_bytes + size > self._max_queued_bytes:
-                raise UnavailableError("the queue is full: more is arriving than the database takes")
             self._waiting.append(request)
             self._queued_bytes += size
             self._show_queue()

@@ -30,6 +30,7 @@ from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.otlp.intake import MAX_BODY
+from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
 from gradwatch_collector.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.tls import TlsFiles
@@ -82,11 +83,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `serve` was told. ``grpc`` is None where no gRPC is served."""
+    """What `serve` was told. ``grpc`` is None where no gRPC is served; ``memory`` in bytes."""
 
     http: Address
     grpc: Address | None
     lost_after: float
+    memory: int = DEFAULT_MEMORY
     allowed_hosts: Sequence[str] = ()
     require_token: bool = False
     allow_anonymous: bool = False
@@ -196,7 +198,7 @@ def application(
     # One for all protocols: a token's limits are limits of what it sends altogether.
     guard = Guard(Tokens(engine), Limits(settings.rates))
     metrics.register(RunMetrics(evaluator, live))
-    intake = otlp.Intake(ingest)
+    intake = otlp.Intake(ingest, Memory(settings.memory))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -10,6 +10,7 @@ from gradwatch_collector import logs
 from gradwatch_collector.auth import Rates
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.database import describe
+from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
 from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
 from gradwatch_collector.tls import TlsError, TlsFiles
 
@@ -49,6 +50,15 @@ def collector() -> None:
     help="Silence after which a running run is lost.",
 )
 @click.option(
+    "--memory",
+    "memory_mib",
+    default=DEFAULT_MEMORY >> 20,
+    show_default=True,
+    type=click.IntRange(min=256),
+    metavar="MIB",
+    help="Resident memory to stay under: what would take more is asked to come again later.",
+)
+@click.option(
     "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
 )
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
@@ -76,6 +86,7 @@ def serve_command(
     address: str,
     grpc_address: str,
     lost_after: float,
+    memory_mib: int,
     allowed_hosts: tuple[str, ...],
     require_token: bool,
     allow_anonymous: bool,
@@ -99,6 +110,7 @@ def serve_command(
         http=_address(address, "--listen"),
         grpc=None if grpc_address == "off" else _address(grpc_address, "--grpc"),
         lost_after=lost_after,
+        memory=memory_mib << 20,
         allowed_hosts=allowed_hosts,
         require_token=require_token,
         allow_anonymous=allow_anonymous,

@@ -121,8 +121,12 @@ def _export(intake: Intake, signal: Signal, guard: Guard | None) -> _Export:
         try:
             grant = None if guard is None else await _grant(guard, context, len(request))
             # No encoded message begins like gzip does: there is no wire type 7.
-            body = await decompressed(request, intake.max_decompressed) if request[:2] == _GZIP else request
-            answer = await intake.accept(signal, body, grant)
+            with intake.hold() as holding:
+                holding.grow(len(request))
+                body = request
+                if request[:2] == _GZIP:
+                    body = await decompressed(request, intake.max_decompressed, holding)
+                answer = await intake.accept(signal, body, grant)
         except OtlpError as error:
             intake.refused(error)
             failure = error

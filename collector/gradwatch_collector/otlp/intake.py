@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gradwatch_collector.otlp.errors import MalformedError, OtlpError, TooLargeError
+from gradwatch_collector.otlp.memory import Holding, Memory
 from gradwatch_collector.otlp.signals import Signal, signals
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ MAX_BODY: Final = 20 << 20
 MAX_DECOMPRESSED: Final = 64 << 20
 # Larger bodies take milliseconds to decode: not on the thread that answers health checks.
 DECODE_INLINE: Final = 512 << 10
+_UNPACK_AT_ONCE: Final = 1 << 20
 
 
 class Intake:
@@ -32,6 +34,7 @@ class Intake:
     def __init__(
         self,
         ingest: Ingest,
+        memory: Memory | None = None,
         *,
         max_body: int = MAX_BODY,
         max_decompressed: int = MAX_DECOMPRESSED,
@@ -41,7 +44,13 @@ class Intake:
         self.max_decompressed = max_decompressed
         self.signals: Sequence[Signal] = signals()
         self._ingest = ingest
+        self._memory = memory or Memory()
+        ingest.instruments.queue_limit.set(self._memory.limit)
         self._now = now
+
+    def hold(self) -> Holding:
+        """Return what counts the bytes of one request, from the first to its answer."""
+        return Holding(self._memory)
 
     async def accept(self, signal: Signal, body: bytes, grant: Grant | None) -> Any:
         """Store an encoded request and return the response message once it is committed.
@@ -63,32 +72,36 @@ class Intake:
         self._ingest.instruments.reject(error.reason)
 
 
-async def decompressed(body: bytes, limit: int) -> bytes:
+async def decompressed(body: bytes, limit: int, holding: Holding) -> bytes:
     """Return what is in a gzip body of one or several members.
 
     Raises:
         MalformedError: it is not gzip, or ends too early.
         TooLargeError: more than ``limit`` bytes are in it.
+        UnavailableError: there is no room for it now.
     """
     if len(body) <= DECODE_INLINE:
-        return _gunzip(body, limit)
-    return await asyncio.to_thread(_gunzip, body, limit)
+        return _gunzip(body, limit, holding)
+    return await asyncio.to_thread(_gunzip, body, limit, holding)
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
+def _gunzip(body: bytes, limit: int, holding: Holding) -> bytes:
     parts: list[bytes] = []
     size = 0
     while body:  # gzip members may follow each other
         stream = zlib.decompressobj(wbits=31)
-        try:
-            part = stream.decompress(body, limit - size + 1)
-        except zlib.error as error:
-            raise MalformedError("the body is not gzip, which it claims to be") from error
-        size += len(part)
-        if size > limit:
-            raise TooLargeError(f"the body has more than {limit} bytes after decompression")
-        if not stream.eof:
-            raise MalformedError("the gzip body ends too early")
-        parts.append(part)
+        while not stream.eof:
+            try:
+                part = stream.decompress(body, _UNPACK_AT_ONCE)
+            except zlib.error as error:
+                raise MalformedError("the body is not gzip, which it claims to be") from error
+            if not part and not stream.eof:
+                raise MalformedError("the gzip body ends too early")
+            size += len(part)
+            if size > limit:
+                raise TooLargeError(f"the body has more than {limit} bytes after decompression")
+            holding.grow(len(part))
+            parts.append(part)
+            body = stream.unconsumed_tail
         body = stream.unused_data
     return b"".join(parts)

@@ -14,6 +14,7 @@ from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode, media_typ
 from gradwatch_collector.otlp.errors import OtlpError, TooLargeError, UnsupportedError, error_response
 from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.json_bodies import JsonRequest
+from gradwatch_collector.otlp.memory import Holding
 from gradwatch_collector.otlp.signals import Signal
 
 # As Python objects JSON takes ten times its size, so less of it is read, and one large body at a time.
@@ -33,10 +34,11 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
         async def receive(request: Request) -> Response:
             kind = media_type(request.headers.get("content-type", ""))
             try:
-                body = await _body(request, kind, intake.max_body, limits)
-                if kind == JSON:
-                    body = await _to_protobuf(json_request, body, json_turn)
-                answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
+                with intake.hold() as holding:
+                    body = await _body(request, kind, intake.max_body, limits, holding)
+                    if kind == JSON:
+                        body = await _to_protobuf(json_request, body, json_turn)
+                    answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
             except OtlpError as error:
                 intake.refused(error)
                 return error_response(error.status, str(error), kind, error.headers, error.retry_after)
@@ -49,7 +51,9 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
     return [route(signal) for signal in intake.signals]
 
 
-async def _body(request: Request, kind: str, max_body: int, limits: Mapping[str, int]) -> bytes:
+async def _body(
+    request: Request, kind: str, max_body: int, limits: Mapping[str, int], holding: Holding
+) -> bytes:
     if kind not in limits:
         raise UnsupportedError(f"Content-Type {kind or 'missing'!r}: only {' and '.join(limits)} are read here")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -66,9 +70,10 @@ async def _body(request: Request, kind: str, max_body: int, limits: Mapping[str,
         size += len(chunk)
         if size > max_body:
             raise TooLargeError(f"the body has more than {max_body} bytes")
+        holding.grow(len(chunk))
         chunks.append(chunk)
     body = b"".join(chunks)
-    return await decompressed(body, limits[kind]) if encoding == "gzip" else body
+    return await decompressed(body, limits[kind], holding) if encoding == "gzip" else body
 
 
 async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock) -> bytes:
