@@ -76,6 +76,7 @@ class Ingest:
         self._on_committed = on_committed
         self._series = SeriesIds()
         self._waiting: list[_Request] = []
+        self._queued_bytes = 0
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="gradwatch-ingest", daemon=True)

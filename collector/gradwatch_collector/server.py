@@ -198,7 +198,7 @@ def application(
     # One for all protocols: a token's limits are limits of what it sends altogether.
     guard = Guard(Tokens(engine), Limits(settings.rates))
     metrics.register(RunMetrics(evaluator, live))
-    intake = otlp.Intake(ingest, Memory(settings.memory))
+    intake = otlp.Intake(ingest, Memory.of_process(settings.memory))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

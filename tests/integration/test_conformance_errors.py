@@ -18,6 +18,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.auth import Guard, Limits, Tokens
 from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
+from gradwatch_collector.otlp.memory import Memory
 from gradwatch_collector.registry import Registry
 from tests.collector_process import Collector, collector, gradwatch
 from tests.otlp_clients import CLIENTS, Answer, Client, GrpcClient, JsonClient, gauge, metrics_request
@@ -82,21 +83,19 @@ def test_the_limit_after_decompression_is_another(client: Client) -> None:
 def test_an_overload_is_a_reason_to_try_again_later(database: Engine, transport: str) -> None:
     gate = Gatekeeper()
     with (
-        running(Ingest(database, gate, max_queued_bytes=1)) as ingest,
-        receiving(ingest) as addresses,
+        running(Ingest(database, gate)) as ingest,
+        receiving(ingest, memory=Memory(1)) as addresses,
         CLIENTS[transport](addresses.url, addresses.grpc) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         first = pool.submit(client.send, of("first"))
-        assert gate.entered.wait(30)
-        second = ingest.put([], 1, START)  # while that is being committed, this fills the queue
-        answer = client.send(of("third"))
+        assert gate.entered.wait(30)  # while that is being committed, it holds all that there is
+        answer = client.send(of("second"))
         gate.leave.set()
         assert first.result(60) == OK
-        second.result(60)
-        assert client.send(of("third")) == OK
+        assert client.send(of("second")) == OK
     assert answer.code == Code.UNAVAILABLE
-    assert answer.message == "the queue is full: more is arriving than the database takes"
+    assert answer.message == "too much is arriving at once: more than there is memory for"
     # gRPC clients look for it in two places.
     assert answer.retry == ((1.0, 1.0) if transport == "grpc" else (1.0,))
 

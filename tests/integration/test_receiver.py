@@ -204,18 +204,6 @@ def note(attributes: dict[str, Any]) -> EventRecord:
     return EventRecord("note", START, 0, 9, None, attributes)
 
 
-def test_a_full_queue_refuses_what_it_cannot_hold(database: Engine) -> None:
-    gate = Gatekeeper()
-    with running(Ingest(database, gate, max_queued_bytes=100)) as ingest:
-        first = ingest.put([batch("a")], 90, START)
-        assert gate.entered.wait(30)
-        second = ingest.put([batch("b")], 90, START)
-        with pytest.raises(UnavailableError, match="the queue is full"):
-            ingest.put([batch("c")], 20, START)
-        gate.leave.set()
-        assert first.result(30) is second.result(30) is None
-
-
 def test_requests_that_wait_together_are_committed_together(database: Engine) -> None:
     gate = Gatekeeper()
     groups: list[list[Committed]] = []

@@ -44,7 +44,7 @@ class Intake:
         self.max_decompressed = max_decompressed
         self.signals: Sequence[Signal] = signals()
         self._ingest = ingest
-        self._memory = memory or Memory()
+        self._memory = memory or Memory.of_process()
         ingest.instruments.queue_limit.set(self._memory.limit)
         self._now = now
 

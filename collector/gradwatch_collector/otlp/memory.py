@@ -16,15 +16,17 @@ _LEAST: Final = 32 << 20
 
 
 class Memory:
-    """Counts the bytes of all requests that are held. Thread-safe.
+    """Counts the bytes of all requests that are held, ``limit`` at most. Thread-safe."""
 
-    ``cap``: resident bytes that the process should stay under.
-    """
-
-    def __init__(self, cap: int = DEFAULT_MEMORY) -> None:
-        self.limit = max(_LEAST, cap - _RESIDENT) // _PER_BYTE
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._held = 0
         self._lock = threading.Lock()
+
+    @classmethod
+    def of_process(cls, cap: int = DEFAULT_MEMORY) -> Memory:
+        """Return what leaves a process under ``cap`` resident bytes."""
+        return cls(max(_LEAST, cap - _RESIDENT) // _PER_BYTE)
 
     def take(self, size: int, held: int) -> None:
         """Count ``size`` bytes more for a request that holds ``held``.

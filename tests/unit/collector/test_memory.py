@@ -11,7 +11,7 @@ from gradwatch_collector.otlp.memory import Holding, Memory
 
 
 def test_who_would_make_it_too_much_is_asked_to_come_again() -> None:
-    memory = Memory()
+    memory = Memory(1000)
     with Holding(memory) as first:
         first.grow(memory.limit - 10)
         with Holding(memory) as second:
@@ -24,14 +24,14 @@ def test_who_would_make_it_too_much_is_asked_to_come_again() -> None:
 
 
 def test_one_alone_is_never_refused() -> None:
-    memory = Memory()
+    memory = Memory(1000)
     with Holding(memory) as alone:
         alone.grow(memory.limit)
         alone.grow(memory.limit)
 
 
 def test_what_a_failed_request_held_is_given_back() -> None:
-    memory = Memory()
+    memory = Memory(1000)
     with pytest.raises(RuntimeError), Holding(memory) as failing:
         failing.grow(memory.limit)
         raise RuntimeError
@@ -42,7 +42,7 @@ def test_what_a_failed_request_held_is_given_back() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40 << 20)), max_size=50))
 def test_several_never_hold_more_than_the_limit(growths: list[tuple[int, int]]) -> None:
-    memory = Memory(cap=0)
+    memory = Memory(64 << 20)
     holdings, held = [Holding(memory) for _ in range(4)], [0] * 4
     for who, size in growths:
         try:
