@@ -135,7 +135,9 @@ def from_row(time: int, row: Sequence[Any], point: int | None = None) -> Segment
     if packed_values is not None:
         whole = Segment(times, None, vectors.decode_packed(packed_values, count))
         return whole if point is None else whole.point(point)
-    index = next(index for index, held in enumerate(by_type) if held is not None)
+    index = next((index for index, held in enumerate(by_type) if held is not None), None)
+    if index is None:
+        raise ValueError(f"the row at {time} has no payload")
     held = by_type[index]
     if not isinstance(held, bytes):
         values = held

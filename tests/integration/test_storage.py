@@ -152,7 +152,7 @@ def test_the_newest_times_are_read_without_the_older_ones(database: Engine, unti
         first = connection.scalar(select(func.min(block.time)))
         # Nobody can read this block: whoever tries fails.
         connection.execute(schema.block.update().where(block.time == first).values(f32=None, i64=None))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="no payload"):
         read(database)
     last = 1_009 if until is None else 640
     for newest in (1, 5, 20):
