@@ -24,7 +24,7 @@ def figures(servers: dict[str, str], cap_bytes: int, *, sets: int, slow_seconds:
     """Abuse a collector on SQLite in every way, one after the other."""
     cap = cap_bytes / 2**20
     with collector(new_database(servers["SQLite"], "limits"), "--memory", str(cap_bytes >> 20)) as serving:
-        for what, abuse in (
+        abuses: tuple[tuple[str, Callable[[], int]], ...] = (
             ("100 slow clients", lambda: _slow_clients(serving, slow_seconds)),
             (
                 "100 bodies of 64 MiB at once",
@@ -32,7 +32,8 @@ def figures(servers: dict[str, str], cap_bytes: int, *, sets: int, slow_seconds:
             ),
             ("100 gzip bombs at once", lambda: _bombs(serving)),
             (f"{sets:,} attribute sets", lambda: _many_sets(serving, sets)),
-        ):
+        )
+        for what, abuse in abuses:
             refused = abuse()
             note = f" ({refused} refused as they should be)" if refused else ""
             yield at_most(f"{what}: resident memory", cap, serving.peak_bytes() / 2**20, " MiB", note, digits=0)

@@ -86,7 +86,8 @@ def _template(run_id: str, shape: Shape) -> bytes:
         for layer in range(shape.layers):
             point = metric.gauge.data_points.add(time_unix_nano=_TIME_MARK, as_double=_VALUE_MARK)
             point.attributes.add(key=c.LAYER_NAME).value.string_value = layer_name(layer)
-    return request.SerializeToString()
+    encoded: bytes = request.SerializeToString()
+    return encoded
 
 
 def layer_name(layer: int) -> str:

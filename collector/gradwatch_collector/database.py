@@ -35,8 +35,10 @@ _CONNECT_SECONDS: Final = 10
 _PAGE_BYTES: Final = 8192
 _SECRET_OPTIONS: Final = ("password", "sslpassword")
 _MIGRATION_LOCK: Final = 0x6772_6164_7761_7463  # "gradwatc"
-# SQLSTATE classes that say "not now": connection, rollback, resources, object in use, operator, system.
-_TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+# SQLSTATE classes that say "not now": connection, transaction state (read-only after a failover, say),
+# rollback, resources, object in use, operator, system.
+_TRANSIENT_CLASSES: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+_NO_SUCH_TABLE: Final = "42P01"  # a restore is under way
 
 
 # Alembic announces its dialect each time the schema version is read.
@@ -128,7 +130,7 @@ def is_transient(error: SQLAlchemyError) -> bool:
     if isinstance(cause, psycopg.Error):
         if cause.sqlstate is None:
             return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
-        return cause.sqlstate[:2] in _TRANSIENT_CLASSES
+        return cause.sqlstate[:2] in _TRANSIENT_CLASSES or cause.sqlstate == _NO_SUCH_TABLE
     return isinstance(cause, sqlite3.OperationalError)
 
 

@@ -127,7 +127,7 @@ def _numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
     values: npt.NDArray[Any]
     for of_kind, values in ((numbers.is_float, numbers.floats), (numbers.is_integer, numbers.integers)):
         kept = of_kind & usable
-        count = np.count_nonzero(kept)
+        count = int(np.count_nonzero(kept))
         if count:
             accepted += count
             groups = list(numbers.points.group(times, None if count == len(kept) else kept))
@@ -137,7 +137,7 @@ def _numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
             ]
             if numbers.exemplars is not None:
                 frames += _exemplar_frames(metric, groups, numbers.exemplars)
-    return _Read(frames, accepted, len(times) - accepted - np.count_nonzero(numbers.is_empty))
+    return _Read(frames, accepted, len(times) - accepted - int(np.count_nonzero(numbers.is_empty)))
 
 
 def _attributes(encoded: Sequence[bytes]) -> Attributes:
