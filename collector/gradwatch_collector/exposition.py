@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gradwatch import conventions as c
-from gradwatch_collector.evaluator import Evaluator, Snapshot
+from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.findings import RULES
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.runs import RunRow
+from gradwatch_collector.snapshot import Snapshot
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
 from gradwatch_slo.verdict import Verdict
@@ -43,13 +44,13 @@ class RunMetrics(Collector):
         """Yield every family of ``conventions.FAMILIES`` that rests on runs, findings or objectives."""
         snapshot = self._evaluator.snapshot
         runs = [run for run in snapshot.runs if run.status in _SHOWN][:MAX_RUNS]
-        yield from self._run_families(runs)
+        yield from self._run_families(runs, snapshot.headroom)
         yield from _job_families(snapshot, self._live)
         yield from _finding_families(snapshot)
         yield from _objective_families(snapshot.objectives)
         yield _family(c.COLLECTOR_EVALUATED_TIMESTAMP, [((), snapshot.evaluated_at / _NANOS)])
 
-    def _run_families(self, runs: Iterable[RunRow]) -> Iterator[Metric]:
+    def _run_families(self, runs: Iterable[RunRow], headroom: Mapping[str, float]) -> Iterator[Metric]:
         labelled = [(run, (run.run_id, *run.job_labels)) for run in runs]
         live = self._live
         for metric in c.RUN_GAUGES:
@@ -61,8 +62,8 @@ class RunMetrics(Collector):
         )
         yield _family(c.RUN_STARTED_TIMESTAMP, [(ls, run.started_at / _NANOS) for run, ls in labelled])
         yield _family(c.RUN_LAST_SEEN_TIMESTAMP, [(ls, run.last_seen_at / _NANOS) for run, ls in labelled])
-        headroom = ((labels, live.memory_headroom(run.run_id)) for run, labels in labelled)
-        yield _family(c.RUN_MEMORY_HEADROOM, [(labels, v) for labels, v in headroom if v is not None])
+        left = ((labels, headroom.get(run.run_id)) for run, labels in labelled)
+        yield _family(c.RUN_MEMORY_HEADROOM, [(labels, v) for labels, v in left if v is not None])
 
 
 def _job_families(snapshot: Snapshot, live: LiveRuns) -> Iterator[Metric]:

@@ -6,8 +6,9 @@ import logging
 
 import click
 
-from gradwatch_collector.commands.options import database_option, open_database
+from gradwatch_collector.commands.options import AGE, database_option, open_database
 from gradwatch_collector.database import describe
+from gradwatch_collector.retention import policy_for
 from gradwatch_collector.server import ListenError, ServerSettings, listen, serve
 
 
@@ -37,9 +38,27 @@ def collector() -> None:
 @click.option(
     "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
 )
+@click.option(
+    "--keep-raw",
+    type=AGE,
+    metavar="AGE",
+    help="How long numbers are kept as they were sent, and spans and logs: 12h, 7d, 4w or forever "
+    "[default: 30d in SQLite, 7d in PostgreSQL].",
+)
+@click.option(
+    "--keep-rollups",
+    type=AGE,
+    metavar="AGE",
+    help="How long their roll-ups are kept, and events [default: 365d in SQLite, 90d in PostgreSQL].",
+)
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
 def serve_command(
-    database: str, address: str, lost_after: float, allowed_hosts: tuple[str, ...], require_token: bool
+    database: str,
+    address: str,
+    lost_after: float,
+    allowed_hosts: tuple[str, ...],
+    require_token: bool,
+    **keep: int | None,
 ) -> None:
     """Serve OTLP/HTTP on /v1/*, the JSON API on /api/v1/*, and /metrics.
 
@@ -50,8 +69,9 @@ def serve_command(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     host, port = _split(address)
-    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token)
     engine = open_database(database, upgrade_sqlite=True)
+    policy = policy_for(engine.dialect.name, raw=keep["keep_raw"], rollups=keep["keep_rollups"])
+    settings = ServerSettings(host, port, lost_after, allowed_hosts, require_token, policy)
     try:
         bound = listen(settings, engine)
     except ListenError as error:

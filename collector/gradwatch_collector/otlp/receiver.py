@@ -23,6 +23,7 @@ from gradwatch_collector.otlp.errors import (
     MalformedError,
     OtlpError,
     TooLargeError,
+    UnavailableError,
     UnsupportedError,
     error_response,
 )
@@ -84,6 +85,9 @@ def routes(
             except OtlpError as error:
                 ingest.instruments.reject(error.reason)
                 return error_response(error.status, str(error))
+            except asyncio.CancelledError:
+                # Only the end of the process cancels a request. It is not committed: the sender still has it.
+                return error_response(UnavailableError.status, "the collector is stopping")
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody is there to read it
             return Response(_success(signal, decoded), media_type=CONTENT_TYPE)
