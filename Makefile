@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent soak-outage soak-kills soak-harm soak-endings soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-fleet soak-outage soak-kills soak-harm soak-endings soak-sigterm servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an i
 	$(BIN)/python benchmarks/agent_overhead.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/agent_memory.py $(filter --short,$(BENCH_ARGS))
 
+bench-fleet: $(VENV)/.dev ## Print what a day of one run of a fleet takes on disk, before and after it is rolled up
+	$(BIN)/python benchmarks/fleet_size.py $(BENCH_ARGS)
+
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
 
@@ -62,7 +65,7 @@ soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what
 soak-endings: $(VENV)/.dev ## End thirty training runs in every way there is, on SQLite and PostgreSQL
 	GRADWATCH_SOAK=1 $(BIN)/pytest tests/integration/test_endings.py -k every_ending $(PYTEST_ARGS)
 
-servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
+servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
 	@scripts/install-servers
 
 clean: ## Remove the virtual environment and caches
