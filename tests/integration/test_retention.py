@@ -31,6 +31,7 @@ from gradwatch_collector.segments import DAY
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
 from tests.batches import START, at, batch, event, frame, scalar, source
+from tests.collector_process import collector, eventually
 
 DAYS = 86_400
 WEEK = Policy(raw=7 * DAY, rollups=90 * DAY)
@@ -367,6 +368,14 @@ def test_the_command_tells_what_it_would_do_and_then_does_it(database: Engine, d
     assert rows(database, schema.block) == 1
     assert "pruned 1 values in 1 blocks (now 5 rows of roll-ups)" in run()
     assert rows(database, schema.block) == 0
+
+
+def test_the_collector_prunes_by_itself(database: Engine, database_url: str) -> None:
+    old = time.time() - 3 * DAYS - START / 1e9
+    receive(database, losses([old], [1.0]), old)
+    with collector(database_url, "--keep-raw", "1d"):
+        eventually(lambda: rows(database, schema.rollup), "what is old to be rolled up")
+    assert (rows(database, schema.frame), rows(database, schema.block)) == (0, 0)
 
 
 @pytest.mark.parametrize(
