@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector soak-outage soak-kills soak-harm soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet soak-outage soak-kills soak-harm soak-sigterm servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-agent: $(VENV)/.bench ## Compare the agent's cost with its peers', on an i
 bench-collector: $(VENV)/.mlflow ## Measure what the collector takes, keeps and needs, on an idle machine, beside MLflow
 	$(BIN)/python benchmarks/collector.py --mlflow $(VENV)/mlflow/bin/python $(BENCH_ARGS)
 
+bench-fleet: $(VENV)/.dev ## Print what a day of one run of a fleet takes on disk, before and after it is rolled up
+	$(BIN)/python benchmarks/fleet_size.py $(BENCH_ARGS)
+
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
 
@@ -63,7 +66,7 @@ soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the coll
 soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what is watched, in ten minutes
 	$(BIN)/python -m tests.soak.sigterm $(BENCH_ARGS)
 
-servers: ## Install Debian's Prometheus and Alertmanager for the tests, where that is allowed
+servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
 	@scripts/install-servers
 
 clean: ## Remove the virtual environment and caches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from alembic import context
@@ -10,8 +11,8 @@ from gradwatch_collector import schema
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
-    """Leave out the partitions of `frame`: code makes and drops them daily."""
-    return not (kind == "table" and name is not None and name.startswith("frame_d"))
+    """Leave out partitions: code makes and drops them daily."""
+    return not (kind == "table" and name is not None and re.match("(frame|block|rollup)_d", name))
 
 
 connection = context.config.attributes["connection"]

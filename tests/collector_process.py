@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,14 @@ def eventually(probe: Callable[[], T | None], what: str, patience: float = PATIE
         assert time.monotonic() < give_up, f"waited {patience:g} s in vain for {what}"
         time.sleep(0.05)
     return found
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager

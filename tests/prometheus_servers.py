@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from gradwatch.conventions import Family
+from tests.collector_process import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 ALERTS = REPOSITORY / "alerts"
@@ -45,14 +45,6 @@ def wait_for(condition: Callable[[], T], *, seconds: float = 30, what: str = "th
             pytest.fail(f"waited {seconds:g} s for {what}")
         time.sleep(0.05)
     return value
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def get_json(url: str) -> Any:

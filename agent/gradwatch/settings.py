@@ -49,6 +49,7 @@ class Settings:
         overhead_budget: Share of step time that the training thread may spend here.
         start_step: Index of the first step, after a resume; ``resume`` reads it from a checkpoint's manifest.
         export_interval: Seconds between exports of metrics.
+        heartbeat_interval: Seconds between signs of life.
         endpoint: Base URL of the OTLP/HTTP collector.
         headers: Sent with each request.
         resource: Additional resource attributes.
@@ -82,6 +83,7 @@ class Settings:
     overhead_budget: float = 0.005
     start_step: int = 0
     export_interval: float = 5.0
+    heartbeat_interval: float = 5.0
     endpoint: str = DEFAULT_ENDPOINT
     headers: Mapping[str, str]
     resource: Mapping[str, str]
@@ -146,6 +148,7 @@ class Settings:
             overhead_budget=setting("overhead_budget", _share, 0.005),
             start_step=setting("start_step", _integer(0), setting("resume", _step_of_checkpoint, 0)),
             export_interval=setting("export_interval", _positive, 5.0),
+            heartbeat_interval=setting("heartbeat_interval", _positive, 5.0),
             endpoint=setting("endpoint", _url, DEFAULT_ENDPOINT),
             headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
             resource=resource,

@@ -115,6 +115,7 @@ class Run:
             self._heartbeat,
             self._tend_black_box,
             settings.export_interval,
+            settings.heartbeat_interval,
         )
         self._capture: Capture | None = None
         if settings.capture is not None:

@@ -239,6 +239,7 @@ def watch(
     start_step: int | None = None,
     resume: str | PathLike[str] | None = None,
     export_interval: float | None = None,
+    heartbeat_interval: float | None = None,
     endpoint: str | None = None,
     preemptible: bool | None = None,
     inputs: bool | None = None,
@@ -281,6 +282,8 @@ def watch(
         resume: The checkpoint that training goes on from, such as ``gradwatch.latest_checkpoint(folder)``: its
             manifest says the ``start_step``.
         export_interval: Seconds between exports of metrics (default 5).
+        heartbeat_interval: Seconds between signs of life (default 5), of which the collector's ``--lost-after``
+            should be six.
         endpoint: Base URL of the OTLP/HTTP collector (default http://127.0.0.1:4318).
         preemptible: SIGTERM means preemption.
         inputs: Report mean, spread and non-finite share of the models' floating inputs twice a minute (default

@@ -23,10 +23,11 @@ from starlette.routing import Route
 
 from gradwatch_collector import views
 from gradwatch_collector.auth import grant_of
-from gradwatch_collector.evaluator import Evaluator, evaluate_objectives
+from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.metric_catalog import list_metrics
 from gradwatch_collector.metric_points import SeriesQuery, list_series, parse_labels
 from gradwatch_collector.moments import parse_moment
+from gradwatch_collector.snapshot import evaluate_objectives
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.render import report_json
 

@@ -1,4 +1,4 @@
-"""Background compaction: frames become layer-major blocks of 64 to 256 times.
+"""Background compaction: frames become layer-major blocks of 64 to 256 times of one day.
 
 One call does a bounded amount of work in the caller's transaction, so that a crash leaves either the frames or
 the block, and ingest waits for little. Frames that arrive late for times already in blocks are merged in.
@@ -6,24 +6,22 @@ the block, and ingest waits for little. Frames that arrive late for times alread
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from sqlalchemy import Connection, func, or_, select
 
-from gradwatch_collector import schema, segments, vectors
+from gradwatch_collector import schema, segments
+from gradwatch_collector.database import return_pages
 from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 
-MAX_TIMES: Final = 256
 MIN_TIMES: Final = 64
 # A series is compacted once it has this many frames, or none came for ten minutes.
 _READY_FRAMES: Final = 128
 _QUIET_NANOS: Final = 600 * 1_000_000_000
 _FRAMES_AT_ONCE: Final = 512
 _SERIES_AT_ONCE: Final = 256
-_PAGES_AT_ONCE: Final = 1_000
 
 _PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
 _TAKE_FRAMES: Final = (
@@ -31,10 +29,12 @@ _TAKE_FRAMES: Final = (
     f"(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT {_FRAMES_AT_ONCE}) "
     f"RETURNING time, {_PAYLOAD}"
 )
-# The newest block is opened again while it is short, so that slow series do not end in many small ones.
+# The day's newest block is opened again while it is short, so that slow series do not end in many small ones.
+# No block reaches beyond its day: with the time limited at both ends PostgreSQL looks at those partitions only.
 _TAKE_BLOCKS: Final = (
-    "DELETE FROM block WHERE series_id = ? AND (time <= ? AND last_time >= ? "  # noqa: S608 - our names
-    f"OR count < {MIN_TIMES} AND last_time < ? AND time = (SELECT max(time) FROM block WHERE series_id = ?)) "
+    "DELETE FROM block WHERE series_id = ? AND time >= ? AND time <= ? "  # noqa: S608 - our names
+    f"AND (last_time >= ? OR count < {MIN_TIMES} AND time = "
+    "(SELECT max(time) FROM block WHERE series_id = ? AND time >= ? AND time <= ?)) "
     f"RETURNING time, {_PAYLOAD}"
 )
 _COLUMNS: Final = ("series_id", "time", "last_time", *PAYLOAD_COLUMNS)
@@ -62,20 +62,22 @@ def compact(
     """
     ready = _ready(connection, now - quiet)
     series = frames = blocks = values = 0
+    more = len(ready) == _SERIES_AT_ONCE
     for series_id in ready:
         if values >= max_values:
+            more = True
             break
         moved = _take_frames(connection, series_id)
         written = _write_blocks(connection, series_id, moved)
         series += 1
         frames += len(moved)
+        more |= len(moved) == _FRAMES_AT_ONCE
         blocks += len(written)
         values += sum(segment.size for segment in written)
     if not ready:
-        _return_pages(connection)
-    return CompactionStats(
-        series, frames, blocks, values, more=series == _SERIES_AT_ONCE or series < len(ready)
-    )
+        return_pages(connection)
+    # Where another collector is at all of them there is nothing to do for now.
+    return CompactionStats(series, frames, blocks, values, more=more and frames > 0)
 
 
 def _ready(connection: Connection, quiet_since: int) -> Sequence[int]:
@@ -89,12 +91,8 @@ def _ready(connection: Connection, quiet_since: int) -> Sequence[int]:
 
 
 def _take_frames(connection: Connection, series_id: int) -> list[Segment]:
-    if connection.dialect.name == "postgresql":
-        # Another collector may be at it; whoever comes second leaves the series alone.
-        series = schema.series.c
-        mine = select(series.series_id).where(series.series_id == series_id).with_for_update(skip_locked=True)
-        if connection.scalar(mine) is None:
-            return []
+    if not segments.claim(connection, series_id):
+        return []
     # Deleting returns what was read: a frame that arrives meanwhile is not among it, and stays.
     return _segments(segments.fetch(connection, _TAKE_FRAMES, (series_id, series_id)))
 
@@ -104,8 +102,9 @@ def _write_blocks(connection: Connection, series_id: int, frames: Sequence[Segme
         return []
     first = min(int(segment.times[0]) for segment in frames)
     last = max(int(segment.times[-1]) for segment in frames)
-    held = _segments(segments.fetch(connection, _TAKE_BLOCKS, (series_id, last, first, first, series_id)))
-    written = [part for merged in segments.merge((*held, *frames)) for part in _parts(merged)]
+    span = (series_id, first - first % segments.DAY, last)
+    held = _segments(segments.fetch(connection, _TAKE_BLOCKS, (*span, first, *span)))
+    written = [part for merged in segments.merge((*held, *frames)) for part in segments.cut(merged)]
     connection.exec_driver_sql(
         segments.placeholders(connection, _INSERT_BLOCK),
         [
@@ -123,21 +122,3 @@ def _write_blocks(connection: Connection, series_id: int, frames: Sequence[Segme
 
 def _segments(rows: Sequence[Sequence[Any]]) -> list[Segment]:
     return [segments.from_row(row[0], row[1:]) for row in sorted(rows, key=lambda row: int(row[0]))]
-
-
-def _parts(segment: Segment) -> Iterator[Segment]:
-    # Even parts of at most 256 times: none is shorter than 128 if there is more than one.
-    count = len(segment.times)
-    for part in np.array_split(np.arange(count), -(-count // MAX_TIMES)):
-        cut = segment.take(slice(int(part[0]), int(part[-1]) + 1))
-        # One float64 among frames of float32 widens its block and no other.
-        yield cut if cut.values is None else replace(cut, values=vectors.narrow(cut.values))
-
-
-def _return_pages(connection: Connection) -> None:
-    # Idle time: SQLite hands the pages of deleted frames back to the file system, some at a time.
-    if connection.dialect.name == "sqlite":
-        free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
-        for _ in range(min(free, _PAGES_AT_ONCE)):
-            # One by one: whatever the number asked for, Python's sqlite3 stops after the first.
-            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")

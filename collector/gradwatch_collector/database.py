@@ -8,11 +8,11 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from alembic import command
@@ -28,17 +28,28 @@ from gradwatch_collector import arrays, audit, schema
 from gradwatch_collector.partitions import maintain_partitions
 
 POSTGRESQL: Final = "postgresql"
+T = TypeVar("T")
 _BUSY_SECONDS: Final = 30
+# SQLite takes 32 766, PostgreSQL 65 535.
+_MOST_PARAMETERS: Final = 10_000
 _CONNECT_SECONDS: Final = 10
 # Large enough that a frame of 300 float32 values wastes little of its page; larger pages write more for each
 # row that lands at the end of its series in the key's index.
 _PAGE_BYTES: Final = 8192
 _SECRET_OPTIONS: Final = ("password", "sslpassword")
+# 8 MB in one transaction: ingest waits for it.
+_PAGES_AT_ONCE: Final = 1_000
 _MIGRATION_LOCK: Final = 0x6772_6164_7761_7463  # "gradwatc"
-# SQLSTATE classes that say "not now": connection, transaction state (read-only after a failover, say),
-# rollback, resources, object in use, operator, system.
-_TRANSIENT_CLASSES: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
-_NO_SUCH_TABLE: Final = "42P01"  # a restore is under way
+# A process that is suspended in the middle of a transaction must not hold its locks for ever: after this
+# PostgreSQL ends the transaction. As long as the evaluator's lease (`lease.py`).
+_IDLE_SECONDS: Final = 10
+# How long a peer that has vanished without a word is waited for.
+_TCP_SECONDS: Final = 20
+# SQLSTATE classes that are not about the data. "Not now": connection, rollback, resources, object in use,
+# operator, system. "Not like this": a transaction that was idle for too long or meets a standby, credentials,
+# no such database, a schema or rights that are being changed. Somebody will see to it; senders keep their data.
+_TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58", "25", "28", "3D", "42"})
+_SQLITE_BROKEN: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 # Alembic announces its dialect each time the schema version is read.
@@ -107,6 +118,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         engine.connect().execution_options(writes=True) as connection,
         connection.begin(),
     ):
+        if engine.dialect.name == POSTGRESQL:
+            # For this transaction only: behind a pooler the session is somebody else's next.
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'")
         yield connection
 
 
@@ -121,7 +135,10 @@ def size_of(connection: Connection) -> int:
 
 
 def is_transient(error: SQLAlchemyError) -> bool:
-    """Return whether the same statements may succeed later: the database was away, busy, full or deadlocked."""
+    """Return whether the same statements may succeed later: they failed for what the database is, not the data.
+
+    It was away, busy, full, deadlocked, broken, or its schema is being changed.
+    """
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -130,8 +147,31 @@ def is_transient(error: SQLAlchemyError) -> bool:
     if isinstance(cause, psycopg.Error):
         if cause.sqlstate is None:
             return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
-        return cause.sqlstate[:2] in _TRANSIENT_CLASSES or cause.sqlstate == _NO_SUCH_TABLE
-    return isinstance(cause, sqlite3.OperationalError)
+        return cause.sqlstate[:2] in _TRANSIENT_CLASSES
+    if isinstance(cause, sqlite3.OperationalError):
+        return True
+    # The lower byte is the error, the rest says more about it. Errors of the module itself have none.
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_BROKEN
+
+
+def return_pages(connection: Connection) -> int:
+    """Give some of the pages that a SQLite file has no use for back to the file system; return how many.
+
+    PostgreSQL does the like by itself, and by dropping partitions.
+    """
+    if connection.dialect.name != "sqlite":
+        return 0
+    free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    for _ in range(min(free, _PAGES_AT_ONCE)):
+        # One by one: whatever the number asked for, Python's sqlite3 stops after the first.
+        connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
+    return min(free, _PAGES_AT_ONCE)
+
+
+def batched(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the items in lists that fit into one statement as parameters."""
+    for start in range(0, len(items), _MOST_PARAMETERS):
+        yield items[start : start + _MOST_PARAMETERS]
 
 
 def is_deadlock(error: SQLAlchemyError) -> bool:
@@ -308,7 +348,14 @@ def _postgresql_engine(url: URL) -> Engine:
         url,
         pool_pre_ping=True,
         # prepare_threshold: prepared statements do not survive PgBouncer's transaction pooling.
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "prepare_threshold": None},
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "prepare_threshold": None,
+            "keepalives_idle": _TCP_SECONDS // 2,
+            "keepalives_interval": _TCP_SECONDS // 4,
+            "keepalives_count": 2,
+            "tcp_user_timeout": _TCP_SECONDS * 1000,
+        },
     )
     event.listen(engine, "connect", lambda connection, _: arrays.register(connection))
     return engine

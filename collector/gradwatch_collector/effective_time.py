@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.reading import read_rollups, read_series
 from gradwatch_collector.records import Times
 from gradwatch_collector.runs import RunRow
 
@@ -39,7 +39,9 @@ class EffectiveTime:
 
 
 def effective_time(connection: Connection, run: RunRow) -> EffectiveTime | None:
-    """Measure it on the lowest rank that told its steps; None for a run without steps."""
+    """Measure it on the lowest rank that told its steps; None for a run without steps, or with pruned ones."""
+    if read_rollups(connection, run.run_id, c.STEP_INDEX.name):
+        return None  # which steps were done again is not known any more
     steps, durations, waits = (
         _by_attempt(connection, run.run_id, metric) for metric in (c.STEP_INDEX, c.STEP_DURATION, c.DATA_WAIT)
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gradwatch import conventions as c
-from gradwatch_collector.evaluator import Evaluator, Snapshot
+from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.findings import RULES
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.runs import RunRow
+from gradwatch_collector.snapshot import Snapshot
+from gradwatch_collector.upkeep import Upkeep
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
 from gradwatch_slo.verdict import Verdict
@@ -29,11 +31,12 @@ Sample = tuple[tuple[str, ...], float]
 
 
 class RunMetrics(Collector):
-    """Renders the evaluator's newest snapshot and the live values as Prometheus families."""
+    """Renders the evaluator's newest snapshot, live values and the database's size as Prometheus families."""
 
-    def __init__(self, evaluator: Evaluator, live: LiveRuns) -> None:
+    def __init__(self, evaluator: Evaluator, live: LiveRuns, upkeep: Upkeep) -> None:
         self._evaluator = evaluator
         self._live = live
+        self._upkeep = upkeep
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: names are fixed, and a check by rendering would cost a scrape at start."""
@@ -43,15 +46,15 @@ class RunMetrics(Collector):
         """Yield every family of ``conventions.FAMILIES`` that rests on runs, findings or objectives."""
         snapshot = self._evaluator.snapshot
         runs = [run for run in snapshot.runs if run.status in _SHOWN][:MAX_RUNS]
-        yield from self._run_families(runs)
+        yield from self._run_families(runs, snapshot.headroom)
         yield from _job_families(snapshot, self._live)
         yield from _finding_families(snapshot)
         yield from _objective_families(snapshot.objectives)
         yield _family(c.COLLECTOR_EVALUATED_TIMESTAMP, [((), snapshot.evaluated_at / _NANOS)])
-        size = self._evaluator.database_size
+        size = self._upkeep.database_size
         yield _family(c.COLLECTOR_DATABASE_SIZE, [] if size is None else [((), float(size))])
 
-    def _run_families(self, runs: Iterable[RunRow]) -> Iterator[Metric]:
+    def _run_families(self, runs: Iterable[RunRow], headroom: Mapping[str, float]) -> Iterator[Metric]:
         labelled = [(run, (run.run_id, *run.job_labels)) for run in runs]
         live = self._live
         for metric in c.RUN_GAUGES:
@@ -63,8 +66,8 @@ class RunMetrics(Collector):
         )
         yield _family(c.RUN_STARTED_TIMESTAMP, [(ls, run.started_at / _NANOS) for run, ls in labelled])
         yield _family(c.RUN_LAST_SEEN_TIMESTAMP, [(ls, run.last_seen_at / _NANOS) for run, ls in labelled])
-        headroom = ((labels, live.memory_headroom(run.run_id)) for run, labels in labelled)
-        yield _family(c.RUN_MEMORY_HEADROOM, [(labels, v) for labels, v in headroom if v is not None])
+        left = ((labels, headroom.get(run.run_id)) for run, labels in labelled)
+        yield _family(c.RUN_MEMORY_HEADROOM, [(labels, v) for labels, v in left if v is not None])
 
 
 def _job_families(snapshot: Snapshot, live: LiveRuns) -> Iterator[Metric]:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # A larger transaction would keep the evaluator waiting for its turn.
 _MAX_GROUP_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 3
+_STOP_SECONDS: Final = 5.0
 
 Committed = tuple[ProcessKey, Batch, int]
 
@@ -86,11 +87,16 @@ class Ingest:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse new requests, commit those that are waiting, and end."""
+        """Refuse new requests, commit those that are waiting, and end; leave a database that hangs alone.
+
+        What is not committed by then was not acknowledged either.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("the database does not answer: what is not committed is left to its senders")
 
     def submit(self, batches: Sequence[Batch], size: int, received_at: int) -> asyncio.Future[None]:
         """Queue a decoded request of ``size`` bytes; the result arrives once it is committed.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.reading import PointRollup, read_rollups, read_series
 from gradwatch_collector.shards import shard_norms
 
 _Reduce = Callable[[npt.NDArray[np.float64]], Any]
@@ -48,13 +48,17 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
     """Return the layers of an attempt in the order the agent reported them."""
     totals: dict[tuple[str, int | None], dict[str, float]] = {}
     for field, reduce in _FIELDS.items():
-        for point in read_series(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt):
-            if point.values is None or not point.values.size:
-                continue
-            place = (str(point.attributes.get(c.LAYER_NAME)), point.attributes.get(c.OPTIMIZER))
+        told = [
+            (point.attributes, float(reduce(point.values.astype(np.float64))))
+            for point in read_series(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt)
+            if point.values is not None and point.values.size
+        ]
+        rolled_up = read_rollups(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt)
+        told += [(rolled.attributes, _of_rollup(rolled, field)) for rolled in rolled_up]
+        for attributes, value in told:
+            place = (str(attributes.get(c.LAYER_NAME)), attributes.get(c.OPTIMIZER))
             held = totals.setdefault(place, {})
-            values = [float(reduce(point.values.astype(np.float64))), *([held[field]] if field in held else [])]
-            held[field] = float(reduce(np.array(values)))
+            held[field] = float(reduce(np.array([value, *([held[field]] if field in held else [])])))
     for place, norms in shard_norms(connection, run_id, attempt).items():
         finite = norms[np.isfinite(norms)]
         totals[place] = {"count": finite.size}
@@ -65,8 +69,15 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
     return [_summary(layer, optimizer, held) for (layer, optimizer), held in totals.items()]
 
 
+def _of_rollup(rolled: PointRollup, field: str) -> float:
+    # What a field tells of an interval adds up over intervals, but for the least and the greatest.
+    if field == "min":
+        return float(np.fmin.reduce(rolled.minimum))
+    return float(np.fmax.reduce(rolled.maximum)) if field == "max" else rolled.total
+
+
 def _summary(layer: str, optimizer: int | None, held: dict[str, float]) -> LayerSummary:
-    count = int(held.get("count", 0))
+    count = round(held.get("count", 0))
     if not count:
         return LayerSummary(layer, optimizer, 0, None, None, None)
     return LayerSummary(layer, optimizer, count, held["sum"] / count, held["min"], held["max"])

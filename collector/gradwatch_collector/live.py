@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from gradwatch import conventions as c
@@ -29,6 +29,8 @@ class LiveRuns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # When each run was last heard here, in Unix nanoseconds.
+        self._heard: dict[str, int] = {}
         # Time and value by place, for each run.
         self._runs: dict[str, dict[_Place, tuple[int, float]]] = {}
         # job -> newest value of each logged metric over its runs; outlives the runs.
@@ -37,7 +39,8 @@ class LiveRuns:
     def update(self, committed: Iterable[tuple[ProcessKey, Batch, int]]) -> None:
         """Take in batches that have just been committed."""
         with self._lock:
-            for key, batch, _ in committed:
+            for key, batch, received_at in committed:
+                self._heard[key.run_id] = received_at
                 for frame in batch.frames:
                     if frame.metric.name in _KEPT and frame.values is not None:
                         self._take(key, batch, frame)
@@ -76,10 +79,15 @@ class LiveRuns:
         with self._lock:
             return {(*job, name): v for job, named in self._jobs.items() for name, v in named.items()}
 
-    def forget(self, keep: set[str]) -> None:
-        """Drop every run that is not in ``keep``."""
+    def forget(self, keep: Mapping[str, int]) -> None:
+        """Drop every run but those in ``keep`` that were heard here since the moment given for each.
+
+        What sends to another collector by now has newer values there.
+        """
         with self._lock:
-            for run_id in self._runs.keys() - keep:
+            heard = self._heard.items()
+            self._heard = {run_id: at for run_id, at in heard if run_id in keep and at >= keep[run_id]}
+            for run_id in self._runs.keys() - self._heard.keys():
                 del self._runs[run_id]
 
     def gauge(self, run_id: str, metric: c.Metric) -> float | None:
@@ -87,24 +95,6 @@ class LiveRuns:
         with self._lock:
             values = [v for place, (_, v) in self._runs.get(run_id, {}).items() if place[0] == metric.name]
         return _highest(values)
-
-    def memory_headroom(self, run_id: str) -> float | None:
-        """Return (limit - peak) / limit of the tightest device; of the host for a run without devices."""
-        with self._lock:
-            values = self._runs.get(run_id, {})
-            devices = _ratios(values, c.DEVICE_MEMORY_PEAK, c.DEVICE_MEMORY_LIMIT)
-            hosts = _ratios(values, c.PROCESS_MEMORY, c.HOST_MEMORY_LIMIT)
-        used = max(devices or hosts, default=None)
-        return None if used is None else 1 - used
-
-
-def _ratios(values: dict[_Place, tuple[int, float]], used: c.Metric, limit: c.Metric) -> list[float]:
-    limits = {place[1:]: value for place, (_, value) in values.items() if place[0] == limit.name and value}
-    return [
-        value / limits[place[1:]]
-        for place, (_, value) in values.items()
-        if place[0] == used.name and place[1:] in limits
-    ]
 
 
 def _highest(values: list[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Reading series back: blocks and frames as one, ordered, each time once."""
+"""Reading series back: blocks and frames as one, ordered, each time once; and the roll-ups of older ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import ColumnElement, Connection, Row, select
 
 from gradwatch_collector import packed, schema, segments
 from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
+from gradwatch_collector.rollups import Statistic
 from gradwatch_collector.segments import Segment
 
 _FRAMES: Final = "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"
@@ -24,6 +26,8 @@ _FRAMES_BACK: Final = (
 _BLOCKS_BACK: Final = (
     "SELECT time, count FROM block WHERE series_id = ? AND last_time <= ? ORDER BY time DESC LIMIT ?"
 )
+_ROLLUPS: Final = "SELECT statistic, time, {} FROM rollup WHERE series_id = ? AND time <= ? AND last_time >= ?"
+Doubles = npt.NDArray[np.float64]
 _EVER: Final = (-(2**63), 2**63 - 1)
 
 
@@ -117,6 +121,98 @@ def read_series(
             pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
     joined = (_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts)
     return [each if newest is None else each.last(newest) for each in joined]
+
+
+@dataclass(frozen=True, slots=True)
+class PointRollup:
+    """What is left of the values of one point that were pruned: buckets of up to 64 times (`rollups.py`).
+
+    ``times``: the last of each bucket, in Unix nanoseconds, strictly increasing. The others are float64, all of
+    shape ``[n]``. ``count``: times in a bucket; ``nonfinite``: how many of their values were NaN or infinite.
+    ``minimum``, ``maximum`` and ``mean`` are over the others, NaN where there are none. ``last`` is what it
+    was. Of a packed field only the count is known.
+    """
+
+    attempt: int
+    rank: int
+    attributes: Attributes
+    times: Times
+    count: Doubles
+    nonfinite: Doubles
+    minimum: Doubles
+    maximum: Doubles
+    mean: Doubles
+    last: Doubles
+
+    @property
+    def total(self) -> float:
+        """Sum of the finite values of all buckets, as exact as their means are."""
+        return float(np.nansum(self.mean * (self.count - self.nonfinite)))
+
+
+def read_rollups(
+    connection: Connection,
+    run_id: str,
+    metric: str | MetricIdentity,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+    since: int | None = None,
+    until: int | None = None,
+) -> list[PointRollup]:
+    """Return what was rolled up of every point of a run's metric, by attempt, rank and first appearance.
+
+    Arguments as for `read_series`, which returns what is still there as it was sent. A point that was sent in
+    several attribute sets is returned once for each.
+    """
+    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
+    return [
+        _point(row.attempt, row.rank, point, index, buckets)
+        for row in series_rows(connection, run_id, metric, field, attempt, rank)
+        if (buckets := _buckets(connection, row.series_id, low, high))
+        for index, point in enumerate(row.points)
+    ]
+
+
+def _buckets(connection: Connection, series_id: int, low: int, high: int) -> dict[str, list[Segment]]:
+    """Return the stored segments of each statistic of a series."""
+    found: dict[str, list[Segment]] = {}
+    statement = _ROLLUPS.format(segments.columns(connection))
+    for statistic, time, *payload in segments.fetch(connection, statement, (series_id, high, low)):
+        part = _between(segments.from_row(time, payload), low, high)
+        if len(part.times):
+            found.setdefault(statistic, []).append(part)
+    return found
+
+
+def _point(
+    attempt: int, rank: int, attributes: Attributes, index: int, buckets: Mapping[str, Sequence[Segment]]
+) -> PointRollup:
+    times = np.unique(np.concatenate([part.times for part in buckets[Statistic.COUNT]]))
+
+    def told(statistic: Statistic, unknown: float = np.nan) -> Doubles:
+        values = np.full(len(times), unknown)
+        for part in buckets.get(statistic, ()):
+            assert part.values is not None
+            # How many there were is told once for all points.
+            row = part.values[0 if statistic is Statistic.COUNT else index]
+            at, theirs = np.intersect1d(times, part.times, assume_unique=True, return_indices=True)[1:]
+            values[at] = row[theirs]
+        return values
+
+    return PointRollup(
+        attempt,
+        rank,
+        attributes,
+        times,
+        count=told(Statistic.COUNT),
+        nonfinite=told(Statistic.NONFINITE, 0.0),
+        minimum=told(Statistic.MINIMUM),
+        maximum=told(Statistic.MAXIMUM),
+        mean=told(Statistic.MEAN),
+        last=told(Statistic.LAST),
+    )
 
 
 def series_rows(

@@ -27,6 +27,11 @@ _PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
 # What decides how the attempt and the run stand.
 _STANDING_COLUMNS = ("status", "reason", "evidence", "will_retry", "started_at", "ended_at")
 _EVIDENCE = (c.EXIT_CODE, c.EXCEPTION_TYPE, c.EXCEPTION_MESSAGE, c.EVIDENCE)
+_MEMORY_RATIOS = (
+    (c.DEVICE_MEMORY_PEAK.name, c.DEVICE_MEMORY_LIMIT.name),
+    (c.PROCESS_MEMORY.name, c.HOST_MEMORY_LIMIT.name),
+)
+_MEMORY = {name for pair in _MEMORY_RATIOS for name in pair}
 _BACK: dict[str, Any] = {"status": Status.RUNNING, "reason": None, "ended_at": None, "evidence": {}}
 
 
@@ -88,7 +93,7 @@ class Registry:
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
             return
-        changes = _progress_changes(batch.frames, row)
+        changes = _progress_changes(batch.frames, row) | _memory_changes(batch.frames)
         for event in run_events:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
         known = Clock(**row["clock"])
@@ -220,6 +225,23 @@ def _progress_changes(frames: Sequence[Frame], row: RowMapping) -> dict[str, Any
             "last_loss_at": at,
         }
     return changes
+
+
+def _memory_changes(frames: Sequence[Frame]) -> dict[str, Any]:
+    """What the tightest device has left; the host, for a process without devices."""
+    newest = {
+        frame.metric.name: frame.values[:, -1]
+        for frame in frames
+        if frame.metric.name in _MEMORY and frame.values is not None
+    }
+    for used, limit in _MEMORY_RATIOS:
+        # Senders tell both at once, for the same devices in the same order.
+        if used in newest and limit in newest and len(newest[used]) == len(newest[limit]):
+            pairs = zip(newest[used].tolist(), newest[limit].tolist(), strict=True)
+            left = min((1 - u / total for u, total in pairs if total), default=math.nan)
+            if math.isfinite(left):
+                return {"memory_headroom": left}
+    return {}
 
 
 def _newest(frames: Sequence[Frame], metric: str) -> tuple[int, float] | None:

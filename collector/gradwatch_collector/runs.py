@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema
@@ -15,6 +15,8 @@ from gradwatch_collector.records import Attributes
 from gradwatch_collector.telling import number, text
 from gradwatch_slo.runs import RunFacts, Status
 
+# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks.
+_RECENT = 3600 * 1_000_000_000
 _LONGEST_DEADLINE = 1e9  # seconds: 30 years
 _LONGEST_LABEL = 256  # what becomes a Prometheus label
 
@@ -137,6 +139,25 @@ def load_runs(
     if limit is not None:
         statement = statement.limit(limit)
     return [_row(row) for row in connection.execute(statement).mappings()]
+
+
+def recent(now: int) -> ColumnElement[bool]:
+    """Return the condition, over ``schema.run``, of runs that are live or ended within the last hour."""
+    return (schema.run.c.status == Status.RUNNING) | (schema.run.c.ended_at >= now - _RECENT)
+
+
+def load_headroom(connection: Connection, now: int) -> dict[str, float]:
+    """Return what the tightest rank of each recent run has left of its memory, as a share of the limit."""
+    run, process = schema.run.c, schema.process.c
+    rows = connection.execute(
+        select(process.run_id, func.min(process.memory_headroom))
+        .join(schema.run, (run.run_id == process.run_id) & (run.attempt == process.attempt))
+        .where(recent(now), process.memory_headroom.is_not(None))
+        # Who was started again within an attempt left its predecessor behind.
+        .where((run.status != Status.RUNNING) | (process.status == Status.RUNNING))
+        .group_by(process.run_id)
+    )
+    return {run_id: float(left) for run_id, left in rows}
 
 
 def load_facts(connection: Connection, since: int, *conditions: ColumnElement[bool]) -> Sequence[RunFacts]:

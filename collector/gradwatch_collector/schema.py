@@ -110,6 +110,8 @@ process = Table(
     Column("last_loss", Double),
     Column("last_loss_nonfinite", Boolean, nullable=False),
     Column("last_loss_at", BigInteger),
+    # What is left of its tightest device's memory, as a share of the limit; of the host's without devices.
+    Column("memory_headroom", Double),
     # When the newest batch was received; `last_seen_at` is when the process was last known to live.
     Column("heard_at", BigInteger, nullable=False),
     # What is known of its clock (`clocks.py`).
@@ -150,6 +152,7 @@ event = Table(
     Column("body", Text),
     Column("attributes", Json, nullable=False),
     Index(None, "run_id", "time"),
+    Index(None, "received_at"),
 )
 
 # Every attempt to save a checkpoint: what the events say, in columns.
@@ -189,6 +192,7 @@ span = Table(
     Column("attributes", Json, nullable=False),
     Column("events", Json, nullable=False),
     Index(None, "run_id", "start"),
+    Index(None, "start"),
 )
 
 finding = Table(
@@ -212,7 +216,7 @@ finding = Table(
     Index(None, "state", "last_seen"),
 )
 
-# --- Numbers: interned series, frames as they arrive, blocks after compaction --------------------------
+# --- Numbers: interned series, frames as they arrive, blocks after compaction, roll-ups after that -----
 
 metric = Table(
     "metric",
@@ -274,6 +278,7 @@ frame = Table(
     postgresql_partition_by="RANGE (time)",
 )
 
+# No block reaches into the next day (UTC), so that a day's partition holds that day and nothing else.
 block = Table(
     "block",
     metadata,
@@ -281,6 +286,34 @@ block = Table(
     Column("time", BigInteger, primary_key=True, autoincrement=False),
     Column("last_time", BigInteger, nullable=False),
     *_payload(),
+    postgresql_partition_by="RANGE (time)",
+)
+
+# What is left of blocks that were pruned: a statistic of every 64 times of a series (`rollups.py`), under the
+# last of them.
+rollup = Table(
+    "rollup",
+    metadata,
+    Column("series_id", RowId, primary_key=True, autoincrement=False),
+    Column("statistic", Text, primary_key=True),
+    Column("time", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_time", BigInteger, nullable=False),
+    *_payload(),
+    postgresql_partition_by="RANGE (time)",
+)
+
+# --- Collectors that share the database ----------------------------------------------------------------
+
+# Who may do what only one may (`lease.py`). The term grows with every holder.
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("term", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    # When a holder last did what the lease is for.
+    Column("done_at", BigInteger, nullable=False),
 )
 
 # --- Access --------------------------------------------------------------------------------------------

@@ -5,14 +5,15 @@ SQLite holds vectors as encoded bytes, PostgreSQL as arrays; here is the only pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import psycopg
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from gradwatch_collector import packed, vectors
 from gradwatch_collector.records import Frame, Times, Vector
@@ -20,6 +21,9 @@ from gradwatch_collector.records import Frame, Times, Vector
 # In the order of `to_row` and `from_row`.
 PAYLOAD_COLUMNS: Final = ("count", "times", "f32", "f64", "i64", "packed")
 _VECTORS: Final = ("f32", "f64", "i64")
+_CLAIM: Final = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:series, 0))")
+MAX_TIMES: Final = 256
+DAY: Final = 86_400 * 1_000_000_000
 _TYPES: Final = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64))
 
 
@@ -100,6 +104,27 @@ def _concatenate(parts: Sequence[Segment]) -> Segment:
     return Segment(times[order], values[:, order])
 
 
+def split_days(segment: Segment) -> Iterator[Segment]:
+    """Split a segment at midnight (UTC)."""
+    days = segment.times // DAY
+    starts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
+    for start, end in itertools.pairwise(starts):
+        yield segment.take(slice(start, end))
+
+
+def cut(segment: Segment) -> Iterator[Segment]:
+    """Cut a segment into what a row of `block` or `rollup` holds: at most 256 times, all of one day (UTC).
+
+    Even parts: none has fewer than 128 times if its day has more than 256.
+    """
+    for day in split_days(segment):
+        count = len(day.times)
+        for part in np.array_split(np.arange(count), -(-count // MAX_TIMES)):
+            row = day.take(slice(int(part[0]), int(part[-1]) + 1))
+            # One float64 among frames of float32 widens its row and no other.
+            yield row if row.values is None else replace(row, values=vectors.narrow(row.values))
+
+
 def to_row(segment: Segment, connection: Connection, *, compress: bool) -> tuple[Any, ...]:
     """Return the payload columns. ``compress`` trades time for space (SQLite only)."""
     count = len(segment.times)
@@ -168,6 +193,17 @@ def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> 
     with driver.cursor(binary=True) as cursor:
         cursor.execute(placeholders(connection, statement), parameters)
         return cursor.fetchall()
+
+
+def claim(connection: Connection, series_id: int) -> bool:
+    """Return whether the series' stored rows are this transaction's to rearrange.
+
+    They are not while another collector is at them. An advisory lock, because Citus would have to look for the
+    row of `series` on every node.
+    """
+    return connection.dialect.name != "postgresql" or bool(
+        connection.scalar(_CLAIM, {"series": f"series {series_id}"})
+    )
 
 
 def placeholders(connection: Connection, statement: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from gradwatch_collector.upsert import insert
 # A metric whose points come in ever new combinations would intern a long set for each.
 MAX_SETS: Final = 16
 _CACHED: Final = 100_000
+# Pruning forgets series that were silent for a day or more (`retention.LEAST`): no id is trusted so long.
+_TRUSTED_SECONDS: Final = 12 * 3600.0
 
 
 def attribute_set(points: list[Attributes]) -> AttributeSet:
@@ -31,15 +34,18 @@ class SeriesIds:
     `forget`. Any number of writers may share the database.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._since = now()
         self._known: dict[tuple[Any, ...], Any] = {}
         self._unsure: list[tuple[Any, ...]] = []
 
     def keep(self) -> None:
         """Trust what was looked up since the last call: it is committed."""
         self._unsure.clear()
-        if len(self._known) > _CACHED:
+        if len(self._known) > _CACHED or self._now() - self._since > _TRUSTED_SECONDS:
             self._known.clear()
+            self._since = self._now()
 
     def forget(self) -> None:
         """Drop what was looked up since the last call: it was rolled back."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import ssl
 import time
@@ -24,17 +27,21 @@ from starlette.middleware import Middleware
 from gradwatch_collector import otlp
 from gradwatch_collector.api import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
+from gradwatch_collector.database_clock import DatabaseClock
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.instruments import Instruments
+from gradwatch_collector.lease import Lease
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.otlp.intake import MAX_BODY
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
 from gradwatch_collector.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.retention import EMBEDDED, Policy
 from gradwatch_collector.tls import TlsFiles
 from gradwatch_collector.tracing import tracing
+from gradwatch_collector.upkeep import Upkeep
 from gradwatch_slo.objectives import default_objectives
 
 if TYPE_CHECKING:
@@ -43,7 +50,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2048
+# Requests under way at the end are answered within this; with what ends after them it takes 20 s at most, and
+# Kubernetes waits for 30 s before it kills.
 _GRACE_SECONDS: Final = 10
+# Those over gRPC have had the same time by then; what still waits, waits for the writer, which gives up soon.
+_GRPC_GRACE_SECONDS: Final = 4
 _HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -94,6 +105,7 @@ class ServerSettings:
     allow_anonymous: bool = False
     rates: Rates = UNLIMITED
     tls: TlsFiles | None = None
+    policy: Policy = EMBEDDED
 
     def guarded(self, address: Address) -> bool:
         """Whether every request to this address needs a token."""
@@ -172,7 +184,7 @@ def application(
     *,
     connections: Callable[[], int] = lambda: 0,
 ) -> Starlette:
-    """Return the ASGI application; its lifespan starts and stops the writer, the evaluator and gRPC.
+    """Return the ASGI application; its lifespan starts and stops writer, evaluator, upkeep and gRPC.
 
     ``connections`` tells how many are open over HTTP, for `/metrics`.
     """
@@ -193,15 +205,28 @@ def application(
         on_committed=live.update,
         tracer=traces.tracer,
     )
+    clock, lease = DatabaseClock(), Lease(engine)
+    with engine.connect() as connection:
+        clock.set(connection)
     objectives = default_objectives().objectives
-    evaluator = Evaluator(engine, live, objectives, lost_after=settings.lost_after, tracer=traces.tracer)
+    evaluator = Evaluator(
+        engine,
+        live,
+        objectives,
+        lease=lease,
+        lost_after=settings.lost_after,
+        now=clock.now,
+        tracer=traces.tracer,
+    )
+    upkeep = Upkeep(engine, lease, clock, settings.policy)
     # One for all protocols: a token's limits are limits of what it sends altogether.
     guard = Guard(Tokens(engine), Limits(settings.rates))
-    metrics.register(RunMetrics(evaluator, live))
-    intake = otlp.Intake(ingest, Memory.of_process(settings.memory))
+    metrics.register(RunMetrics(evaluator, live, upkeep))
+    intake = otlp.Intake(ingest, Memory.of_process(settings.memory), now=clock.now)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        upkeep.start()
         ingest.start()
         evaluator.start()
         if grpc is not None:
@@ -210,10 +235,12 @@ def application(
         try:
             yield
         finally:
+            # Off this thread, which still has answers to send. The evaluator gives the lease back at its end.
+            stops = [upkeep.stop, ingest.stop]
             if grpc is not None:
-                grpc.stop(_GRACE_SECONDS)
-            evaluator.stop()
-            ingest.stop()
+                stops.append(functools.partial(grpc.stop, _GRPC_GRACE_SECONDS))
+            await asyncio.gather(*map(asyncio.to_thread, stops))
+            await asyncio.to_thread(evaluator.stop)
             traces.close()
 
     gate = Middleware(
@@ -233,7 +260,7 @@ def application(
 def serve(
     engine: Engine, settings: ServerSettings, bound: socket.socket, grpc: GrpcServer | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are answered first."""
+    """Serve until SIGINT or SIGTERM; requests under way are answered first, then the process ends well."""
     tls = settings.tls
     for address in (settings.http, settings.grpc):
         if tls is None and address is not None and not address.is_loopback:
@@ -258,4 +285,12 @@ def serve(
         ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
     )
     server = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn has handlers of its own while it serves, and at the end raises the signal again for those of
+    # before: the default ones would make an orderly end look like a killing.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     server.run(sockets=[bound])

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, Select, false, func, select, update
 
 from gradwatch_collector import schema
+from gradwatch_collector.database import batched
 from gradwatch_collector.lifecycle import DECISION_NANOS, REASON_HEARTBEAT_TIMEOUT
 from gradwatch_collector.outages import PATIENCE, quiet_after, silent_together
 from gradwatch_collector.refresh import refresh_run
@@ -18,7 +19,7 @@ from gradwatch_slo.runs import Status
 
 _NANOS: Final = 1_000_000_000
 # Who sent old data last, and nothing since, has nothing newer. The clock of a sender that is alive and behind
-# is known by then (`clocks.py`).
+# is known by then (`clocks.py`): it takes two heartbeats, of which the limit of silence is six.
 _ONLY_OLD_DATA: Final = 10 * _NANOS
 
 _process, _run, _attempt = schema.process.c, schema.run.c, schema.attempt.c
@@ -59,10 +60,10 @@ def _note_outage(connection: Connection, now: int, lost_after: int, up_since: in
     live = connection.scalar(select(func.count()).select_from(schema.run).where(_run.status == Status.RUNNING))
     quiet = {row.run_id: max(row.heard_at, up_since) for row in heard}
     together = silent_together(quiet, live or 0, now - lost_after)
-    if together:
+    for runs in batched(sorted(together)):
         connection.execute(
             update(schema.run)
-            .where(_run.run_id.in_(together), _run.last_seen_at <= quiet_before)
+            .where(_run.run_id.in_(runs), _run.last_seen_at <= quiet_before)
             .where(_run.outage_at.is_(None) | (_run.outage_at < _run.last_seen_at))
             .values(outage_at=now)
         )
@@ -76,7 +77,7 @@ def _end_outage(connection: Connection) -> None:
 
 
 def _mark_lost(connection: Connection, now: int, lost_after: int, up_since: int) -> list[str]:
-    only_old = min(lost_after, _ONLY_OLD_DATA)
+    only_old = min(lost_after, max(_ONLY_OLD_DATA, lost_after // 3))
     silent = connection.execute(
         select(*_KEY, _process.last_seen_at, _process.heard_at, _IN_OUTAGE.label("in_outage"))
         .join(schema.run, _run.run_id == _process.run_id)

@@ -12,18 +12,23 @@ import pytest
 from jsonschema import Draft202012Validator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
+from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
+from gradwatch_collector.database_clock import DatabaseClock
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
+from gradwatch_collector.lease import Lease
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.retention import EMBEDDED
 from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
+from gradwatch_collector.upkeep import Upkeep
 from gradwatch_collector.views import show_run
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, batch, event, scalar, source
@@ -39,11 +44,18 @@ class Service:
         self.database = database
         self.registry = Registry()
         self.live = LiveRuns()
+        lease = Lease(database)
         self.evaluator = Evaluator(
-            database, self.live, default_objectives().objectives, lost_after=30, now=lambda: at(self.seconds)
+            database,
+            self.live,
+            default_objectives().objectives,
+            lease=lease,
+            lost_after=30,
+            now=lambda: at(self.seconds),
         )
+        upkeep = Upkeep(database, lease, DatabaseClock(), EMBEDDED)
         self.metrics = CollectorRegistry()
-        self.metrics.register(RunMetrics(self.evaluator, self.live))
+        self.metrics.register(RunMetrics(self.evaluator, self.live, upkeep))
         self.evaluator.tick()
 
     def receive(self, *batches: Batch) -> None:
@@ -366,6 +378,66 @@ def test_replicas_of_the_collector_tell_one_outage(service: Service) -> None:
     for each in (service, other):
         ((run, found),) = each.evaluator.snapshot.findings
         assert (run.run_id, found.rule) == ("r0", "telemetry_outage")
+
+
+def test_collectors_that_do_not_judge_show_what_the_one_that_does_has_found(service: Service) -> None:
+    other = Service(service.database)
+    service.receive(start("a"), end("a", 2, "failed"))
+    other.tick(3)
+    assert other.evaluator.snapshot.findings == []
+    service.tick(3)
+    other.tick(4)
+    for each in (service, other):
+        ((run, found),) = each.evaluator.snapshot.findings
+        assert (run.run_id, found.rule) == ("a", "run_failed")
+        assert each.samples(c.FINDINGS_OPENED)[labels(c.FINDINGS_OPENED, rule="run_failed")] == 1.0
+        assert each.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 1.0
+
+
+def test_a_finding_that_opens_again_is_counted_again(service: Service) -> None:
+    lost = labels(c.FINDINGS_OPENED, rule="run_lost")
+    service.receive(start("a"))
+    service.tick(31)
+    assert service.samples(c.FINDINGS_OPENED)[lost] == 1.0
+    service.receive(batch(source("a", instance="a"), event(c.RUN_HEARTBEAT, 32, 1)))
+    service.tick(33)
+    service.tick(100)
+    assert service.samples(c.FINDINGS_OPENED)[lost] == 2.0
+
+
+def test_an_ending_that_is_committed_after_a_later_one_is_counted(service: Service) -> None:
+    service.receive(start("early"), start("late"))
+    service.tick(1)
+    history = schema.run_history
+    told = {"attempt": 1, "recorded_at": at(2), "status": "failed", "evidence": {}}
+    with service.database.connect() as connection:
+        newest = connection.scalar(select(func.max(history.c.history_id))) or 0
+    for run_id, number in (("late", newest + 1002), ("early", newest + 1001)):
+        with transaction(service.database) as connection:
+            connection.execute(history.insert().values(history_id=number, run_id=run_id, **told))
+        service.tick(3 if run_id == "late" else 4)
+    assert service.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 2.0
+    service.tick(100)
+    service.tick(200)
+    assert service.evaluator.snapshot.counted is not None
+    assert service.evaluator.snapshot.counted.settled >= newest + 1002
+
+
+def test_values_of_a_run_that_sends_elsewhere_by_now_are_not_shown(service: Service) -> None:
+    other = Service(service.database)
+    loss = c.family_of(c.LOSS)
+    service.receive(start("a"), batch(source("a", instance="a"), frames=[scalar(c.LOSS, [1], [0.5])]))
+    service.tick(1)
+    assert service.samples(loss) == {labels(loss, run_id="a"): 0.5}
+    for seconds in range(10, 91, 20):
+        other.seconds = seconds
+        beat = event(c.RUN_HEARTBEAT, seconds, seconds)
+        newer = scalar(c.LOSS, [seconds], [0.25])
+        other.receive(batch(source("a", instance="a"), beat, frames=[newer]))
+        service.tick(seconds)
+        other.tick(seconds)
+    assert service.samples(loss) == {}
+    assert other.samples(loss) == {labels(loss, run_id="a"): 0.25}
 
 
 def success_rate(service: Service) -> tuple[float, float]:

@@ -17,8 +17,6 @@ from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
 from gradwatch_collector.findings.nonfinite import is_repeated
-from gradwatch_collector.live import LiveRuns
-from gradwatch_collector.records import ProcessKey
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.runs import RunRow, load_runs
 from gradwatch_slo.runs import Status
@@ -33,9 +31,9 @@ RUN = RunRow(
 EXPERIMENT = replace(RUN, tier="experiment")
 
 
-def detect(database: Engine, runs: Sequence[RunRow], live: LiveRuns | None = None) -> list[Observation]:
+def detect(database: Engine, runs: Sequence[RunRow]) -> list[Observation]:
     with database.connect() as connection:
-        scene = Scene(connection, at(100), runs, live or LiveRuns())
+        scene = Scene(connection, at(100), runs)
         return [found for detector in DETECTORS for found in detector(scene)]
 
 
@@ -185,20 +183,29 @@ def test_bad_steps_of_different_ranks_do_not_add_up(database: Engine) -> None:
     assert (found.severity, found.rank) == (Severity.TICKET, 0)
 
 
-def live_with_memory(peaks: Sequence[float], limits: Sequence[float]) -> LiveRuns:
-    live = LiveRuns()
+def tell_memory(
+    database: Engine, peaks: Sequence[float], limits: Sequence[float], *, host: float = 0, rank: int = 0
+) -> None:
     devices = [{c.DEVICE: f"cuda:{index}"} for index in range(len(peaks))]
     frames = [
-        frame(c.DEVICE_MEMORY_PEAK, devices, [1], [[peak] for peak in peaks]),
-        frame(c.DEVICE_MEMORY_LIMIT, devices, [1], [[limit] for limit in limits]),
+        frame(c.PROCESS_MEMORY, [{}], [1], [[host]]),
+        frame(c.HOST_MEMORY_LIMIT, [{}], [1], [[100]]),
     ]
-    live.update([(ProcessKey("run", 1, 0, "one"), batch(source(), frames=frames), at(1))])
-    return live
+    if devices:
+        frames += [
+            frame(c.DEVICE_MEMORY_PEAK, devices, [1], [[peak] for peak in peaks]),
+            frame(c.DEVICE_MEMORY_LIMIT, devices, [1], [[limit] for limit in limits]),
+        ]
+    registry, told = Registry(), batch(source(rank=rank, attempt=1), event(c.RUN_STARTED, 0), frames=frames)
+    with transaction(database) as connection:
+        registry.apply(connection, registry.resolve(connection, told.source, at(1)), told, at(1))
 
 
-def test_the_tightest_device_decides_about_headroom(database: Engine) -> None:
-    assert detect(database, [RUN], live_with_memory([50, 89], [100, 100])) == []
-    (found,) = detect(database, [RUN], live_with_memory([50, 91], [100, 100]))
+def test_the_tightest_device_of_any_rank_decides_about_headroom(database: Engine) -> None:
+    tell_memory(database, [50, 89], [100, 100], host=99)
+    assert detect(database, [RUN]) == []
+    tell_memory(database, [50, 91], [100, 100], rank=1)
+    (found,) = detect(database, [RUN])
     assert (found.rule, found.severity, found.evidence["headroom"]) == (
         "memory_headroom",
         Severity.TICKET,
@@ -207,8 +214,15 @@ def test_the_tightest_device_decides_about_headroom(database: Engine) -> None:
 
 
 def test_a_small_device_that_is_full_is_not_hidden_by_a_large_one(database: Engine) -> None:
-    (found,) = detect(database, [RUN], live_with_memory([500, 95], [1000, 100]))
+    tell_memory(database, [500, 95], [1000, 100])
+    (found,) = detect(database, [RUN])
     assert found.evidence["headroom"] == 0.05
+
+
+def test_without_a_device_the_host_decides_about_headroom(database: Engine) -> None:
+    tell_memory(database, [], [], host=93)
+    (found,) = detect(database, [RUN])
+    assert found.evidence["headroom"] == 0.07
 
 
 SEEN = Observation(
@@ -223,13 +237,13 @@ SEEN = Observation(
 
 
 def test_a_finding_opens_once_changes_in_place_and_resolves(database: Engine) -> None:
-    def tell(observations: list[Observation], seconds: float) -> int:
+    def tell(observations: list[Observation], seconds: float) -> None:
         with transaction(database) as connection:
-            return len(reconcile(connection, observations, at(seconds)))
+            reconcile(connection, observations, at(seconds))
 
-    assert tell([SEEN], 1) == 1
+    tell([SEEN], 1)
     louder = replace(SEEN, severity=Severity.PAGE, last_seen=at(5))
-    assert tell([louder], 5) == 0
+    tell([louder], 5)
     (row,) = stored(database)
     assert (row["severity"], row["state"], row["first_seen"], row["last_seen"]) == (
         "page",
@@ -237,9 +251,9 @@ def test_a_finding_opens_once_changes_in_place_and_resolves(database: Engine) ->
         at(1),
         at(5),
     )
-    assert tell([], 6) == 0
+    tell([], 6)
     (row,) = stored(database)
     assert (row["state"], row["resolved_at"]) == ("resolved", at(6))
-    assert tell([louder], 7) == 1
+    tell([louder], 7)
     (row,) = stored(database)
     assert (row["state"], row["resolved_at"], row["first_seen"]) == ("open", None, at(1))

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from click.testing import CliRunner
 from sqlalchemy import Engine, inspect, select, text
 
+from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector import database as db
 from gradwatch_collector import schema
 from gradwatch_collector.auth import UNLIMITED, list_tokens
+from gradwatch_collector.compaction import compact
 from gradwatch_collector.database import DatabaseError, SchemaState
+from gradwatch_collector.reading import read_series
+from gradwatch_collector.records import EventRecord
+from gradwatch_collector.registry import Registry
+from gradwatch_collector.series import SeriesIds
+from gradwatch_collector.storage import Received, store
+from tests.batches import at, batch, scalar, source
 
 
 def not_a_partition(name: str | None, kind: str, _parents: object) -> bool:
-    return not (kind == "table" and name is not None and name.startswith("frame_d"))
+    return not (kind == "table" and name is not None and re.match("(frame|block|rollup)_d", name))
+
+
+def structure(database: Engine) -> dict[str, object]:
+    """What autogenerate does not compare: keys, uniqueness and nullability."""
+    seen = inspect(database)
+    found: dict[str, object] = {}
+    for table in schema.metadata.tables:
+        found[table] = (
+            [(column["name"], column["nullable"]) for column in seen.get_columns(table)],
+            seen.get_pk_constraint(table)["constrained_columns"],
+            sorted((index["name"] or "", tuple(index["column_names"])) for index in seen.get_indexes(table)),
+            sorted(tuple(unique["column_names"]) for unique in seen.get_unique_constraints(table)),
+            sorted(tuple(key["constrained_columns"]) for key in seen.get_foreign_keys(table)),
+        )
+    return found
 
 
 def test_migrations_and_models_agree(database: Engine) -> None:
@@ -29,6 +57,17 @@ def test_migrations_and_models_agree(database: Engine) -> None:
             connection, opts={"include_name": not_a_partition, "compare_type": True}
         )
         assert compare_metadata(context, schema.metadata) == []
+
+
+def test_models_make_the_tables_that_migrations_make(database: Engine, empty_database: Engine) -> None:
+    if database.dialect.name != empty_database.dialect.name:
+        pytest.skip("of the same kind")
+    with empty_database.begin() as connection:
+        schema.metadata.create_all(connection)
+    for table, (columns, *keys) in structure(empty_database).items():  # type: ignore[misc]
+        migrated_columns, *migrated_keys = structure(database)[table]  # type: ignore[misc]
+        # Columns that came later come last.
+        assert (table, sorted(columns), keys) == (table, sorted(migrated_columns), migrated_keys)
 
 
 def test_an_upgrade_is_applied_once_and_can_be_taken_back(empty_database: Engine) -> None:
@@ -94,6 +133,49 @@ def test_a_token_that_would_gain_by_a_downgrade_ends_with_it(database: Engine) -
         rows = connection.execute(text("SELECT name, revoked_at FROM token")).all()
     assert {name for name, revoked_at in rows if revoked_at is None} == {"both", "admin"}
     assert dict(row for row in rows if row[1] is not None)["gone"] == 7
+
+
+EVENT = EventRecord(c.RUN_STARTED.name, at(0), 0, 9, None, {})
+
+
+def read_back(database: Engine) -> tuple[object, ...]:
+    """Runs, events and numbers as text, and numbers one by one."""
+    with database.connect() as connection:
+        (point,) = read_series(connection, "run", c.LOSS.name)
+        runs = connection.execute(select(schema.run.c.run_id, schema.run.c.status)).all()
+        events = connection.execute(select(schema.event.c.name, schema.event.c.time)).all()
+        samples = None
+        if database.dialect.name == "postgresql":
+            samples = connection.execute(text("SELECT nanos, value FROM sample ORDER BY nanos")).all()
+    return runs, events, point.times.tolist(), np.asarray(point.values).tolist(), samples
+
+
+def test_data_survives_every_migration_down_and_up(database: Engine) -> None:
+    told = batch(source(), EVENT, frames=[scalar(c.LOSS, range(300), range(300))])
+    late = batch(source(), frames=[scalar(c.LOSS, [400, 400 + 86_400], [0.1, math.inf])])
+    for received in (told, late):
+        with db.transaction(database) as connection:
+            registry = Registry()
+            key = registry.resolve(connection, received.source, at(0))
+            store(connection, SeriesIds(), [Received(key, received, at(0))])
+            registry.apply(connection, key, received, at(0))
+        with db.transaction(database) as connection:
+            compact(connection, at(3 * 86_400) if received is told else at(0))
+    before = read_back(database)
+    script = ScriptDirectory.from_config(db._config())
+    revisions = [revision.revision for revision in script.walk_revisions()]
+    for revision in [*revisions[1:], *revisions[-2::-1]]:
+        current = db.schema_version(database).current
+        assert current is not None
+        if revisions.index(revision) > revisions.index(current):
+            db.downgrade(database, revision)
+        else:
+            with db.transaction(database) as connection:
+                config = db._config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, revision)
+        assert read_back(database) == before
+    assert db.schema_version(database).state is SchemaState.CURRENT
 
 
 def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> None:

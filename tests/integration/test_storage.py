@@ -264,7 +264,7 @@ def test_frames_become_blocks_of_64_to_256_times_once_there_are_enough(database:
     with database.connect() as connection:
         counts = list(connection.scalars(select(schema.block.c.count)))
     assert sum(counts) == compaction._READY_FRAMES - 1 + 600
-    assert all(compaction.MIN_TIMES <= count <= compaction.MAX_TIMES for count in counts)
+    assert all(compaction.MIN_TIMES <= count <= segments.MAX_TIMES for count in counts)
 
 
 def test_a_slow_series_does_not_end_in_many_small_blocks(database: Engine) -> None:
@@ -273,6 +273,29 @@ def test_a_slow_series_does_not_end_in_many_small_blocks(database: Engine) -> No
         compact_all(database)
     assert rows(database, schema.block) == 1
     assert contents(read(database)) == {"": {second: float(second) for second in range(10)}}
+
+
+def test_compaction_says_that_there_is_more_of_a_long_series(database: Engine) -> None:
+    series = SeriesIds()
+    with transaction(database) as connection:
+        for second in range(600):
+            store(connection, series, [received(frame([{}], [second], [float(second)]))])
+    compact_all(database)
+    assert rows(database, schema.frame) == 0
+
+
+def test_no_block_reaches_into_the_next_day(database: Engine) -> None:
+    hours = range(96)
+    write(database, frame([{}], [hour * 3600 for hour in hours], np.arange(96.0)))
+    compact_all(database)
+    write(database, frame([{}], [hour * 3600 + 1 for hour in hours], np.arange(96.0)))
+    compact_all(database)
+    block = schema.block.c
+    with database.connect() as connection:
+        spans = connection.execute(select(block.time, block.last_time, block.count)).all()
+    assert [first // DAY for first, _, _ in spans] == [last // DAY for _, last, _ in spans]
+    assert (len(spans), sum(count for _, _, count in spans)) == (5, 192)
+    assert len(contents(read(database))[""]) == 192
 
 
 def test_one_call_of_compaction_is_bounded_and_says_that_there_is_more(database: Engine) -> None:
@@ -413,13 +436,14 @@ def test_partitions_are_made_ahead_and_dropped_once_empty(database: Engine) -> N
         with database.connect() as connection:
             return set(
                 connection.scalars(
-                    text("SELECT relname FROM pg_class WHERE relname LIKE 'frame_d20%' AND relkind = 'r'")
+                    text("SELECT relname FROM pg_class WHERE relname ~ '_d[0-9]+$' AND relkind = 'r'")
                 )
             )
 
     with transaction(database) as connection:
         maintain_partitions(connection, START)
-    assert {"frame_d20250615", "frame_d20250618"} <= partitions()
+    made = partitions()
+    assert {"frame_d20250615", "frame_d20250618", "block_d20250615", "block_d20250618"} <= made
     write(database, frame([{}], [0], [1.0]))  # on 2025-06-15
     with transaction(database) as connection:
         maintain_partitions(connection, START + 10 * DAY)

@@ -12,8 +12,6 @@ from typing import Final
 from gradwatch.safety import internal_error
 from gradwatch.telemetry import Attributes, Event, Exporter, Metrics
 
-HEARTBEAT_SECONDS: Final = 5.0
-
 # Kept while this thread is at a long delivery; past these the oldest go, and are counted.
 _EVENTS_KEPT: Final = 10_000
 # A long backlog is delivered in turns with signs of life and fresh telemetry.
@@ -61,6 +59,7 @@ class ExportThread:
         errand: Called whenever the thread is awake, before anything is collected; returns the seconds after
             which it wants to be called again, None if that has time.
         interval: Seconds between deliveries of metrics.
+        beat: Seconds between signs of life.
     """
 
     def __init__(
@@ -71,6 +70,7 @@ class ExportThread:
         heartbeat: Callable[[], None],
         errand: Callable[[], float | None],
         interval: float,
+        beat: float,
     ) -> None:
         self._exporter = exporter
         self._resource = resource
@@ -78,6 +78,7 @@ class ExportThread:
         self._heartbeat = heartbeat
         self._errand = errand
         self._interval = interval
+        self._beat = beat
         self._lock = threading.Lock()
         self._collecting = threading.Lock()
         self._events: deque[Event] = deque()
@@ -154,7 +155,7 @@ class ExportThread:
 
     def _run(self) -> None:
         now = time.monotonic()
-        next_beat, next_metrics, next_delivery = now + HEARTBEAT_SECONDS, now + self._interval, now
+        next_beat, next_metrics, next_delivery = now + self._beat, now + self._interval, now
         next_errand = math.inf
         while not self._closing:
             next_time = min(next_beat, next_metrics, next_delivery, next_errand)
@@ -168,7 +169,7 @@ class ExportThread:
                 if again is not None:
                     next_errand = now + again
                 if now >= next_beat:
-                    next_beat = now + HEARTBEAT_SECONDS
+                    next_beat = now + self._beat
                     self._heartbeat()
                 self._hand_over_events()
                 if flushes or now >= next_metrics:

@@ -35,6 +35,7 @@ class Reporter:
             lambda: self._emit(conventions.RUN_HEARTBEAT, {}),
             lambda: None,
             math.inf,
+            launch.settings.heartbeat_interval,
         )
         self._thread.start()
         self._emit(conventions.RUN_STARTED, {})

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from gradwatch_collector import database as db
 from gradwatch_collector.database import DatabaseError
+from gradwatch_collector.retention import age
 
 DEFAULT_DATABASE: Final = "sqlite:///gradwatch.db"
 
@@ -23,6 +24,22 @@ database_option: Final = click.option(
     metavar="URL",
     help="sqlite:///PATH, the path of a SQLite file, or postgresql://USER@HOST/NAME.",
 )
+
+
+class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """An age such as 7d, in nanoseconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or say what one looks like."""
+        try:
+            return value if isinstance(value, int) else age(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+AGE: Final = _Age()
 
 
 def format_option(*formats: str) -> Callable[[Any], Any]:

@@ -8,9 +8,10 @@ import click
 
 from gradwatch_collector import logs
 from gradwatch_collector.auth import Rates
-from gradwatch_collector.commands.options import database_option, open_database
+from gradwatch_collector.commands.options import AGE, database_option, open_database
 from gradwatch_collector.database import describe
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
+from gradwatch_collector.retention import policy_for
 from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
 from gradwatch_collector.tls import TlsError, TlsFiles
 
@@ -61,6 +62,19 @@ def collector() -> None:
 @click.option(
     "--allowed-host", "allowed_hosts", multiple=True, help="Another Host header to accept; repeatable."
 )
+@click.option(
+    "--keep-raw",
+    type=AGE,
+    metavar="AGE",
+    help="How long numbers are kept as they were sent, and spans and logs: 12h, 7d, 4w or forever "
+    "[default: 30d in SQLite, 7d in PostgreSQL].",
+)
+@click.option(
+    "--keep-rollups",
+    type=AGE,
+    metavar="AGE",
+    help="How long their roll-ups are kept, and events [default: 365d in SQLite, 90d in PostgreSQL].",
+)
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
 @click.option(
     "--allow-anonymous", is_flag=True, help="Ask for no token on other addresses: let in whoever can connect."
@@ -96,6 +110,7 @@ def serve_command(
     token_requests: float | None,
     token_bytes: float | None,
     log_format: str,
+    **keep: int | None,
 ) -> None:
     """Serve OTLP over HTTP (/v1/*) and gRPC, the JSON API on /api/v1/*, and /metrics.
 
@@ -106,18 +121,23 @@ def serve_command(
     if require_token and allow_anonymous:
         raise click.UsageError("--require-token and --allow-anonymous exclude each other")
     logs.configure(log_format)
+    http = _address(address, "--listen")
+    grpc_at = None if grpc_address == "off" else _address(grpc_address, "--grpc")
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
+    engine = open_database(database, upgrade_sqlite=True)
+    policy = policy_for(engine.dialect.name, raw=keep["keep_raw"], rollups=keep["keep_rollups"])
     settings = ServerSettings(
-        http=_address(address, "--listen"),
-        grpc=None if grpc_address == "off" else _address(grpc_address, "--grpc"),
+        http=http,
+        grpc=grpc_at,
         lost_after=lost_after,
         memory=memory_mib << 20,
         allowed_hosts=allowed_hosts,
         require_token=require_token,
         allow_anonymous=allow_anonymous,
         rates=Rates(token_requests, token_bytes),
-        tls=_tls(tls_cert, tls_key, tls_client_ca),
+        tls=tls,
+        policy=policy,
     )
-    engine = open_database(database, upgrade_sqlite=True)
     try:
         bound = listen(settings, engine)
         grpc = listen_grpc(settings, engine)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
+from gradwatch_collector.runs import load_headroom
 from gradwatch_slo.runs import Status
 
 MINIMUM_HEADROOM = 0.10
@@ -13,10 +14,11 @@ MINIMUM_HEADROOM = 0.10
 
 def detect(scene: Scene) -> Iterable[Observation]:
     """Yield every live run whose peak leaves less than 10 % of its tightest device."""
+    left = load_headroom(scene.connection, scene.now)
     for run in scene.runs:
         if run.status is not Status.RUNNING:
             continue
-        headroom = scene.live.memory_headroom(run.run_id)
+        headroom = left.get(run.run_id)
         if headroom is not None and headroom < MINIMUM_HEADROOM:
             yield Observation(
                 run_id=run.run_id,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from sqlalchemy import RowMapping, select
+from sqlalchemy import Connection, RowMapping, select
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema
+from gradwatch_collector.database import batched
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.telling import integer, text
 
@@ -20,13 +21,9 @@ REPEATED_WINDOW = 100
 def detect(scene: Scene) -> Iterable[Observation]:
     """Yield one observation for each attempt with non-finite steps; repeated ones are loud."""
     tiers = {run.run_id: run.tier for run in scene.runs}
-    event = schema.event
-    rows = scene.connection.execute(
-        select(event.c.run_id, event.c.attempt, event.c.rank, event.c.time, event.c.attributes)
-        .where(event.c.name == c.NONFINITE_STEP.name, event.c.run_id.in_(list(tiers)))
-        .order_by(event.c.run_id, event.c.attempt, event.c.time)
-    ).mappings()
-    for (run_id, attempt), group in groupby(rows, key=lambda row: (row["run_id"], row["attempt"])):
+    for (run_id, attempt), group in groupby(
+        _reports(scene.connection, list(tiers)), key=lambda row: (row["run_id"], row["attempt"])
+    ):
         events = list(group)
         first = min(events, key=lambda row: (_step(row), _standing(row), row["time"]))
         attributes = first["attributes"]
@@ -52,6 +49,16 @@ def detect(scene: Scene) -> Iterable[Observation]:
                 "repeated": repeated,
             },
         )
+
+
+def _reports(connection: Connection, runs: Sequence[str]) -> Iterator[RowMapping]:
+    event = schema.event.c
+    for some in batched(runs):
+        yield from connection.execute(
+            select(event.run_id, event.attempt, event.rank, event.time, event.attributes)
+            .where(event.name == c.NONFINITE_STEP.name, event.run_id.in_(some))
+            .order_by(event.run_id, event.attempt, event.time)
+        ).mappings()
 
 
 def is_repeated(events: Sequence[RowMapping]) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.runs import RunRow
 
 
@@ -51,7 +50,6 @@ class Scene:
     connection: Connection
     now: int
     runs: Sequence[RunRow]
-    live: LiveRuns
 
 
 Detector = Callable[[Scene], Iterable[Observation]]

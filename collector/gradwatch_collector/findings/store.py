@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
 from gradwatch_collector import schema
-from gradwatch_collector.findings.observation import Observation
+from gradwatch_collector.database import batched
+from gradwatch_collector.findings.observation import Observation, Severity
 from gradwatch_collector.upsert import insert
 
 OPEN = "open"
 RESOLVED = "resolved"
+_finding = schema.finding.c
+_Key = tuple[str, int, str]
 
 
-def reconcile(connection: Connection, observations: Iterable[Observation], now: int) -> list[Observation]:
-    """Make the stored findings match what is wrong now; return what was opened.
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A stored finding, and whether it is open."""
+
+    finding_id: int
+    is_open: bool
+    told: Observation
+
+
+def load_findings(connection: Connection, known: int | None) -> list[Finding]:
+    """Read the findings that are open, and those that were stored after the one with the id ``known``."""
+    wanted = _finding.state == OPEN
+    if known is not None:
+        wanted |= _finding.finding_id > known
+    rows = connection.execute(select(schema.finding).where(wanted).order_by(_finding.finding_id)).mappings()
+    return [Finding(row["finding_id"], row["state"] == OPEN, _observation(row)) for row in rows]
+
+
+def _observation(row: RowMapping) -> Observation:
+    fields = Observation.__dataclass_fields__
+    return Observation(**{**{name: row[name] for name in fields}, "severity": Severity(row["severity"])})
+
+
+def reconcile(connection: Connection, observations: Iterable[Observation], now: int) -> None:
+    """Make the stored findings match what is wrong now.
 
     Findings whose rule no longer observes them are resolved. ``now`` in Unix nanoseconds.
     """
     finding = schema.finding
     observed = {(o.run_id, o.attempt, o.rule): o for o in observations}
-    stored: dict[tuple[str, int, str], RowMapping] = {
-        (row["run_id"], row["attempt"], row["rule"]): row
-        for row in connection.execute(
-            select(finding).where(
-                (finding.c.state == OPEN) | finding.c.run_id.in_({o.run_id for o in observed.values()})
-            )
-        ).mappings()
-    }
-    opened: list[Observation] = []
+    stored = _stored(connection, observed)
     for key, o in observed.items():
         values = {
             "severity": o.severity,
@@ -45,20 +64,33 @@ def reconcile(connection: Connection, observations: Iterable[Observation], now: 
         row = stored.get(key)
         if row is None:
             connection.execute(
-                # Another collector's evaluator may have just opened it.
-                insert(connection, finding)
-                .values(run_id=o.run_id, attempt=o.attempt, rule=o.rule, first_seen=o.first_seen, **values)
-                .on_conflict_do_nothing()
+                insert(connection, finding).values(
+                    run_id=o.run_id, attempt=o.attempt, rule=o.rule, first_seen=o.first_seen, **values
+                )
             )
         elif any(row[name] != value for name, value in values.items()):
             connection.execute(
                 update(finding).where(finding.c.finding_id == row["finding_id"]).values(**values)
             )
-        if row is None or row["state"] != OPEN:
-            opened.append(o)
     cleared = [row["finding_id"] for key, row in stored.items() if row["state"] == OPEN and key not in observed]
-    if cleared:
+    for some in batched(cleared):
         connection.execute(
-            update(finding).where(finding.c.finding_id.in_(cleared)).values(state=RESOLVED, resolved_at=now)
+            update(finding).where(finding.c.finding_id.in_(some)).values(state=RESOLVED, resolved_at=now)
         )
-    return opened
+
+
+def _stored(connection: Connection, observed: Collection[_Key]) -> dict[_Key, RowMapping]:
+    """Return the open findings, and those that were resolved of what is observed now."""
+    found = {_key(row): row for row in _rows(connection, _finding.state == OPEN)}
+    again = sorted({run_id for run_id, attempt, rule in observed if (run_id, attempt, rule) not in found})
+    for runs in batched(again):
+        found |= {_key(row): row for row in _rows(connection, _finding.run_id.in_(runs))}
+    return found
+
+
+def _key(row: RowMapping) -> _Key:
+    return row["run_id"], row["attempt"], row["rule"]
+
+
+def _rows(connection: Connection, condition: ColumnElement[bool]) -> Iterator[RowMapping]:
+    yield from connection.execute(select(schema.finding).where(condition)).mappings()

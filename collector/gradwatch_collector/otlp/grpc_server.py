@@ -6,10 +6,11 @@ Imported only where gRPC is served: grpcio starts threads and takes time to load
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -20,7 +21,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from gradwatch_collector.auth import Grant, Guard, Role
-from gradwatch_collector.otlp.errors import OtlpError, retry_info, status_message
+from gradwatch_collector.otlp.errors import OtlpError, UnavailableError, retry_info, status_message
 from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.signals import Signal
 from gradwatch_collector.tls import TlsFiles
@@ -34,8 +35,11 @@ _STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSIONS: Final = 1 << grpc.Compression.NoCompression | 1 << grpc.Compression.Gzip
 _GZIP: Final = b"\x1f\x8b"
 _START_SECONDS: Final = 30
+# In which those that are given up at the end are told so.
+_LAST_WORDS_SECONDS: Final = 1.0
 
 _Export = Callable[[bytes, Any], Awaitable[bytes]]
+_Calls = set[asyncio.Task[Any]]
 
 
 class GrpcServer:
@@ -52,6 +56,8 @@ class GrpcServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
         self._thread.start()
+        # Under way; grpcio would give them up without an answer.
+        self._calls: _Calls = set()
         try:
             self._server, bound = self._run(_bind(str(address), max_body, tls))
         except OSError:
@@ -61,14 +67,21 @@ class GrpcServer:
 
     def start(self, intake: Intake, guard: Guard | None = None) -> None:
         """Begin to answer; with a guard only those whom that admits."""
-        services = (_service(intake, signal, guard) for signal in intake.signals)
+        services = (_service(intake, signal, guard, self._calls) for signal in intake.signals)
         self._server.add_generic_rpc_handlers(tuple(services))
         self._run(self._server.start())
 
     def stop(self, grace: float) -> None:
-        """Refuse new requests, let those under way end within ``grace`` seconds, and end."""
-        self._run(self._server.stop(grace), grace)
+        """Refuse new requests, let those under way end within ``grace`` seconds, put off the rest, and end."""
+        self._run(self._stop(grace), grace)
         self._end()
+
+    async def _stop(self, grace: float) -> None:
+        stopped = asyncio.ensure_future(self._server.stop(grace + _LAST_WORDS_SECONDS))
+        await asyncio.wait([stopped], timeout=grace)
+        for call in tuple(self._calls):
+            call.cancel()
+        await stopped
 
     def _run(self, work: Coroutine[Any, Any, Any], grace: float = 0.0) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS + grace)
@@ -110,18 +123,18 @@ def _credentials(tls: TlsFiles) -> Any:
     )
 
 
-def _service(intake: Intake, signal: Signal, guard: Guard | None) -> Any:
+def _service(intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls) -> Any:
     # No (de)serialisers: decoders take bytes, and the answer to nearly every request is no bytes at all.
-    method = grpc.unary_unary_rpc_method_handler(_export(intake, signal, guard))
+    method = grpc.unary_unary_rpc_method_handler(_export(intake, signal, guard, calls))
     return grpc.method_handlers_generic_handler(signal.service, {"Export": method})
 
 
-def _export(intake: Intake, signal: Signal, guard: Guard | None) -> _Export:
+def _export(intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls) -> _Export:
     async def export(request: bytes, context: Any) -> bytes:
         try:
             grant = None if guard is None else await _grant(guard, context, len(request))
             # No encoded message begins like gzip does: there is no wire type 7.
-            with intake.hold() as holding:
+            with _under_way(calls, context), intake.hold() as holding:
                 holding.grow(len(request))
                 body = request
                 if request[:2] == _GZIP:
@@ -139,6 +152,22 @@ def _export(intake: Intake, signal: Signal, guard: Guard | None) -> _Export:
         return await _abort(context, failure)
 
     return export
+
+
+@contextlib.contextmanager
+def _under_way(calls: _Calls, context: Any) -> Iterator[None]:
+    """Name this task as one that may be cancelled at the end, and is answered then: the sender still has it."""
+    call = asyncio.current_task()
+    assert call is not None
+    calls.add(call)
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if context.cancelled():  # by the client
+            raise
+        raise UnavailableError("the collector is stopping") from error
+    finally:
+        calls.discard(call)
 
 
 async def _grant(guard: Guard, context: Any, size: int) -> Grant:

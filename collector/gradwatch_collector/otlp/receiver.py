@@ -11,7 +11,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode, media_type
-from gradwatch_collector.otlp.errors import OtlpError, TooLargeError, UnsupportedError, error_response
+from gradwatch_collector.otlp.errors import (
+    OtlpError,
+    TooLargeError,
+    UnavailableError,
+    UnsupportedError,
+    error_response,
+)
 from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.json_bodies import JsonRequest
 from gradwatch_collector.otlp.memory import Holding
@@ -40,8 +46,10 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
                         body = await _to_protobuf(json_request, body, json_turn)
                     answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
             except OtlpError as error:
-                intake.refused(error)
-                return error_response(error.status, str(error), kind, error.headers, error.retry_after)
+                return _refusal(intake, error, kind)
+            except asyncio.CancelledError:
+                # Only the end of the process cancels a request. It is not committed: the sender still has it.
+                return _refusal(intake, UnavailableError("the collector is stopping"), kind)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody is there to read it
             return Response(encode(answer, kind), media_type=kind)
@@ -49,6 +57,11 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
         return Route(signal.path, receive, methods=["POST"])
 
     return [route(signal) for signal in intake.signals]
+
+
+def _refusal(intake: Intake, error: OtlpError, kind: str) -> Response:
+    intake.refused(error)
+    return error_response(error.status, str(error), kind, error.headers, error.retry_after)
 
 
 async def _body(

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,13 @@ from hypothesis import strategies as st
 
 from gradwatch.clock import Clock
 from gradwatch.export.aggregate import LayerAggregate, bucket_index
+from gradwatch.export.exporter import ExportThread
 from gradwatch.identity import Identity, git_commit
 from gradwatch.loop.budget import MAX_INTERVAL, Budget
 from gradwatch.safety import Throttle
 from gradwatch.settings import DEFAULT_ENDPOINT, Settings, SettingsError
 from gradwatch.target import Target
+from gradwatch.testing import InMemoryExporter
 
 NORMS = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
 
@@ -57,9 +61,22 @@ def test_the_standard_variables_are_honoured() -> None:
 def test_defaults() -> None:
     settings = Settings.resolve({}, {}, "script")
     assert settings.endpoint == DEFAULT_ENDPOINT
-    assert (settings.tier, settings.overhead_budget, settings.export_interval) == ("experiment", 0.005, 5.0)
+    assert (settings.tier, settings.overhead_budget) == ("experiment", 0.005)
+    assert (settings.export_interval, settings.heartbeat_interval) == (5.0, 5.0)
     assert settings.capture_loss
     assert not settings.disabled
+
+
+def test_signs_of_life_come_as_often_as_was_asked() -> None:
+    beats = threading.Semaphore(0)
+    thread = ExportThread(
+        InMemoryExporter(), dict, lambda *_: [], beats.release, lambda: None, interval=math.inf, beat=0.01
+    )
+    thread.start()
+    give_up = time.monotonic() + 30
+    # Every five seconds, as by default, would take a minute.
+    assert all(beats.acquire(timeout=give_up - time.monotonic()) for _ in range(12))
+    thread.close(1)
 
 
 @pytest.mark.parametrize(
