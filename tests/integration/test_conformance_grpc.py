@@ -22,11 +22,14 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch_collector.ingest import Ingest
+from gradwatch_collector.otlp.grpc_server import GrpcServer
+from gradwatch_collector.otlp.intake import Intake
 from gradwatch_collector.registry import Registry
+from gradwatch_collector.server import Address
 from tests.collector_process import Collector, collector, gradwatch
 from tests.metric_views import points
 from tests.otlp_clients import Answer, GrpcClient, gauge, metrics_request
-from tests.receivers import receiving, running
+from tests.receivers import Gatekeeper, receiving, running
 
 START = 1_750_000_000_000_000_000
 OK = Answer(0)
@@ -174,6 +177,20 @@ def test_requests_under_way_are_answered_before_the_end(tmp_path: Path) -> None:
     stored = {each["labels"]["worker"]: len(each["points"]) for each in answer["series"]}
     for worker, codes in enumerate(told):
         assert stored[worker] >= codes.count(0)
+
+
+def test_a_request_that_cannot_be_committed_by_the_end_is_put_off(database: Engine) -> None:
+    gatekeeper = Gatekeeper()
+    with running(Ingest(database, gatekeeper)) as ingest:
+        intake = Intake(ingest)
+        server = GrpcServer(Address("127.0.0.1", 0), max_body=intake.max_body)
+        server.start(intake)
+        with GrpcClient("", str(server.address)) as client, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.send, of("late", 1.0))
+            assert gatekeeper.entered.wait(30)
+            server.stop(0.1)
+            gatekeeper.leave.set()
+            assert answer.result() == Answer(Code.UNAVAILABLE, "the collector is stopping", retry=(1.0, 1.0))
 
 
 def test_clients_that_say_nothing_keep_nobody_waiting(collectors: Callable[[str], Collector]) -> None:
