@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, RowMapping, and_, func, select
+from sqlalchemy import Connection, RowMapping, and_, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
@@ -91,11 +91,11 @@ def record_of(connection: Connection, run_id: str) -> Record:
         saved=counts.get(SAVED, 0),
         failed=counts.get(FAILED, 0),
         last_good_at=at,
-        last_good_step=None if last is None else last.step,
+        last_good_step=None if last is None else last["step"],
     )
 
 
-def _last_good(connection: Connection, run_id: str) -> tuple[int, Row[Any]] | None:
+def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | None:
     """The last that was saved, and when, by our clock: each process has its own, and one may be behind."""
     checkpoint, process = schema.checkpoint.c, schema.process.c
     who = (checkpoint.run_id, checkpoint.attempt, checkpoint.rank, checkpoint.instance)
@@ -113,5 +113,8 @@ def _last_good(connection: Connection, run_id: str) -> tuple[int, Row[Any]] | No
         .where(saved.c.turn == 1)
     )
     # One that is ahead was corrected when it was received.
-    dated = [(row.time - min(Clock(**row.clock).offset, 0), row) for row in connection.execute(query)]
+    dated = [
+        (row["time"] - min(Clock(**row["clock"]).offset, 0), row)
+        for row in connection.execute(query).mappings()
+    ]
     return max(dated, key=lambda each: each[0], default=None)

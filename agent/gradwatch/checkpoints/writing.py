@@ -90,7 +90,7 @@ class Staging:
             raise NotWholeError(f"what was written cannot be loaded: {problem.evidence}")
         manifest = replace(about, files=manifests.describe(written), saved_at=datetime.now(UTC))
         _sync_tree(written)
-        with _alone_in(self.target.parent):
+        with _alone_at(self.target):
             _keep_mode(written, self.target)
             if written.is_dir():
                 self._publish_folder(written, manifest)
@@ -219,27 +219,42 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep others from publishing into a folder; not for ever, and where it can be locked."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # A staging folder is locked by its own save, which this one may be inside of.
-        given_up = time.monotonic() + (0 if folder.match(_STAGING.format("*")) else _WAIT_SECONDS)
-        while not _locked(descriptor) and time.monotonic() < given_up:
+def _alone_at(target: Path) -> Iterator[None]:
+    """Keep other processes of this machine from publishing to the same place; not for ever."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    folder = target.with_name(_STAGING.format(f"{_machine()}-turn-{digest}"))
+    lock, given_up = None, time.monotonic() + _WAIT_SECONDS
+    with contextlib.suppress(OSError):  # a folder that cannot be written to, a file system without locks
+        while (lock := _turn(folder)) is None and time.monotonic() < given_up:
             time.sleep(_PAUSE_SECONDS)
+    try:
         yield
     finally:
-        os.close(descriptor)
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            os.close(lock)
 
 
-def _locked(descriptor: int) -> bool:
+def _turn(folder: Path) -> int | None:
+    """Lock a folder that is there for that alone; None while another process has it."""
+    folder.mkdir(exist_ok=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # who had it is done
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), folder.stat()):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(lock)
+        folder.rmdir()
+        raise
+    os.close(lock)
+    return None
 
 
 def _holds_anything(path: Path) -> bool:
