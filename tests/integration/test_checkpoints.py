@@ -122,6 +122,21 @@ def test_a_clock_that_is_ahead_saved_nothing_after_it_was_received(database: Eng
     assert show(database)["checkpoint_record"]["last_good_age_seconds"] == 0
 
 
+def test_a_clock_that_is_behind_makes_no_checkpoint_older(database: Engine) -> None:
+    """Its events arrive an hour late for as long as it is heard; a rank whose clock is right saved before."""
+    right = batch(source(rank=1, instance="right"), STARTED, saved(1, 1, 10))
+    receive(database, right, 1)
+    behind = 3600
+    receive(database, batch(source(), event(c.RUN_STARTED, -behind)), 0)
+    for seconds in (5, 10, 15):
+        told = [event(c.RUN_HEARTBEAT, seconds - behind, seconds)]
+        if seconds == 10:
+            told.append(saved(10 - behind, 11, 100))
+        receive(database, batch(source(), *told), seconds)
+    record = show(database)["checkpoint_record"]
+    assert (record["last_good_step"], record["last_good_age_seconds"]) == (100, 5)
+
+
 def test_what_a_foreign_sender_leaves_out_or_gets_wrong_is_null(database: Engine) -> None:
     odd = event(c.CHECKPOINT_SAVED, 5, 1, STEP="seven", CHECKPOINT_SIZE=1e300, CHECKPOINT_DURATION="NaN")
     receive(database, batch(source(), STARTED, odd), 6)
