@@ -2,7 +2,7 @@
 
 The rules are the run-status contract: an attempt failed if any rank failed and the first to fail is the
 cause, whatever its peers report after being terminated; it is lost only if all its ranks fell silent; a run
-stands as its latest attempt does, except that a run whose attempt will be retried goes on.
+stands as the attempt does that began last, except that a run whose attempt will be retried goes on.
 
 A supervisor is no rank, but sees from outside how its command ended:
 
@@ -129,6 +129,15 @@ def stands(latest: AttemptState, now: int) -> Status:
     if latest.undecided and latest.ended_at is not None and now - latest.ended_at <= DECISION_NANOS:
         return Status.RUNNING
     return latest.status
+
+
+def latest_of(started_at: Mapping[int, int], *, numbered: bool) -> int:
+    """Return the attempt that began last, of those by number.
+
+    Numbers that the senders knew are in that order, whatever their clocks say. What the collector numbered is
+    in the order in which it heard of them, and a disk may tell of an older one later: then the starts decide.
+    """
+    return max(started_at, key=lambda number: (0 if numbered else started_at[number], number))
 
 
 def spoken_for(attempts: Iterable[int], supervised: Mapping[int, bool]) -> dict[int, int]:

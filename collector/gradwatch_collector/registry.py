@@ -91,8 +91,8 @@ class Registry:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
         known = Clock(**row["clock"])
         clock = _heard(known, run_events, received_at)
-        changes |= {"clock": asdict(clock), **_moments(known, clock, row, received_at)}
-        newest = clock.ours(_newest_moment(batch, received_at), received_at)
+        changes |= {"clock": asdict(clock), **_moments(known, clock, row, batch, received_at)}
+        newest = clock.ours(_stretch(batch, received_at)[1], received_at)
         alive = received_at - newest <= self._lost_after
         seen = received_at if alive else newest
         changes["last_seen_at"] = max(row["last_seen_at"], seen) if row["is_run"] else seen
@@ -157,11 +157,16 @@ def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) ->
     return clock
 
 
-def _moments(known: Clock, clock: Clock, row: RowMapping, received_at: int) -> dict[str, int]:
+def _moments(known: Clock, clock: Clock, row: RowMapping, batch: Batch, received_at: int) -> dict[str, int]:
     """Return start and end by our clock, if they are told or the sender's clock has become known since."""
     changes: dict[str, int] = {}
     started_at: int = row["started_at"]
-    if clock.started is not None and not (known.sure and clock.started == known.started):
+    if clock.started is None:
+        # An ending goes ahead of everything else that was kept, its own start included.
+        started_at = changes["started_at"] = min(
+            started_at, clock.ours(_stretch(batch, received_at)[0], received_at)
+        )
+    elif not (known.sure and clock.started == known.started):
         started_at = changes["started_at"] = clock.ours(clock.started, received_at)
     if clock.ended is not None and not (known.sure and clock.ended == known.ended):
         assert clock.told_at is not None
@@ -169,12 +174,12 @@ def _moments(known: Clock, clock: Clock, row: RowMapping, received_at: int) -> d
     return changes
 
 
-def _newest_moment(batch: Batch, received_at: int) -> int:
-    """Return the newest moment in a batch, by its sender's clock."""
-    ends = [int(frame.times[-1]) for frame in batch.frames]
-    ends += [event.time for event in batch.events]
-    ends += [span.end for span in batch.spans]
-    return max(ends, default=received_at)
+def _stretch(batch: Batch, received_at: int) -> tuple[int, int]:
+    """Return the oldest and the newest moment in a batch, by its sender's clock."""
+    moments = [int(time) for frame in batch.frames for time in (frame.times[0], frame.times[-1])]
+    moments += [event.time for event in batch.events]
+    moments += [time for span in batch.spans for time in (span.start, span.end)]
+    return min(moments, default=received_at), max(moments, default=received_at)
 
 
 def _event_changes(event: EventRecord, last_step: int | None) -> dict[str, Any]:

@@ -553,7 +553,9 @@ def play(endpoint: str, collectors: Sequence[Collector], folder: Path, rows: Seq
         lived = list(pool.map(stage.play, rows))
     patience = time.monotonic() + LOST_AFTER + DETECTED_WITHIN
     while time.monotonic() < patience:
-        if all(statuses(each).get(row.run_id) == (row.status, row.reason) for each in collectors for row in rows):
+        if all(
+            statuses(each).get(row.run_id) == (row.status, row.reason) for each in collectors for row in rows
+        ):
             break
         time.sleep(0.2)
     time.sleep(1.5)  # the findings of what ended last, or of what should have none

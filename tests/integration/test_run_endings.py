@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -222,6 +223,42 @@ def test_a_supervisor_goes_on_in_the_attempt_that_its_command_began(story: Story
     assert first["supervisors"] == []
     story.wait(63)
     assert show(story)["attempts"][1]["status"] == "lost"  # it told nothing, and nobody saw it end
+
+
+@pytest.mark.parametrize("numbers", [(None, None), (1, 2)], ids=["counted by us", "numbered"])
+def test_an_older_attempt_that_is_heard_of_later_does_not_undo_the_newer_one(
+    story: Story, numbers: tuple[int | None, int | None]
+) -> None:
+    """Attempt 1 failed on a host while nobody listened; its disk is read after attempt 2 had succeeded."""
+    older, newer = (source(attempt=number, instance=f"host{number}") for number in numbers)
+    newer = replace(newer, instance="other host")
+    story.receive(batch(newer, started(1000), beat(1005)), 1005)
+    story.receive(batch(newer, ended(1100, "succeeded")), 1100)
+    # An ending goes ahead of everything else that was kept.
+    story.receive(batch(older, ended(20, "failed", "ValueError")), 1200)
+    assert story.run()["status"] == "succeeded"
+    story.receive(batch(older, started(0), beat(5)), 1200.1)
+    story.wait(1300)
+    run = story.run()
+    assert (run["status"], run["started_at"], run["ended_at"]) == ("succeeded", at(0), at(1100))
+    assert [entry[1:] for entry in story.history()] == [("running", None), ("succeeded", None)]
+    failed = next(row for row in story.rows(schema.attempt) if row["status"] == "failed")
+    assert (failed["started_at"], failed["ended_at"]) == (at(0), at(20))
+
+
+def test_a_killed_attempt_that_is_replayed_leaves_the_one_that_runs(story: Story) -> None:
+    newer, older = source(instance="new"), source(instance="old")
+    live(story, newer, 1000, 1010)
+    replay(story, older, 60, 1011)
+    live_again = batch(newer, beat(1025))
+    story.receive(live_again, 1025)
+    story.wait(1030)
+    assert (story.run()["status"], story.run()["attempt"], story.run()["last_seen_at"]) == (
+        "running",
+        1,
+        at(1025),
+    )
+    assert sorted(row["status"] for row in story.rows(schema.attempt)) == ["lost", "running"]
 
 
 # --- Clocks -------------------------------------------------------------------------------------------

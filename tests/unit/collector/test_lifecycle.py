@@ -15,6 +15,7 @@ from gradwatch_collector.lifecycle import (
     DECISION_NANOS,
     HEARTBEAT_NANOS,
     ProcessState,
+    latest_of,
     roll_up,
     spoken_for,
     stands,
@@ -254,6 +255,12 @@ def test_a_run_goes_on_until_its_supervisor_has_had_time_to_say_whether_it_tries
     assert stands(undecided, 21 + DECISION_NANOS) is Status.FAILED
     for word in ([], [supervisor(Status.FAILED, "exit 1")], [supervisor(Status.LOST)]):
         assert stands(roll_up([failed], word), 20) is Status.FAILED
+
+
+def test_the_latest_attempt_is_that_of_the_highest_number_or_else_of_the_latest_start() -> None:
+    assert latest_of({1: 50, 2: 10}, numbered=True) == 2
+    assert latest_of({1: 50, 2: 10}, numbered=False) == 1
+    assert latest_of({1: 50, 2: 50}, numbered=False) == 2
 
 
 def test_a_supervisor_speaks_for_the_last_attempt_that_its_command_began() -> None:
