@@ -24,7 +24,7 @@ class Clock:
 
     ``lag``: how late its events arrive, since ``lag_since``. ``offset``: its clock less ours. ``sure``: the
     offset was seen and not just assumed. ``started`` and ``ended``: what it told, by its own clock.
-    ``told_at``: when its ending was received.
+    ``told_at``: when its ending was received. ``newest``: the newest moment that it told of, by its own clock.
     """
 
     lag: int | None = None
@@ -34,6 +34,7 @@ class Clock:
     started: int | None = None
     ended: int | None = None
     told_at: int | None = None
+    newest: int | None = None
 
     def hear(self, moment: int, received_at: int) -> Clock:
         """Return what is known once an event of ``moment``, by the sender's clock, is received."""

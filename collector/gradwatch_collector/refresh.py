@@ -159,7 +159,7 @@ def _progress(rows: Sequence[RowMapping]) -> dict[str, Any]:
 
 
 def _state(row: RowMapping) -> ProcessState:
-    clock = Clock(**row["clock"])
+    clock, resource = Clock(**row["clock"]), row["resource"]
     return ProcessState(
         rank=row["rank"],
         status=Status(row["status"]),
@@ -169,7 +169,12 @@ def _state(row: RowMapping) -> ProcessState:
         last_seen_at=row["last_seen_at"],
         told_at=clock.told_at,
         clock_known=clock.sure,
-        host=telling.text(row["resource"].get(c.HOST_NAME)),
+        active_at=None if clock.newest is None else clock.ours(clock.newest, row["last_seen_at"]),
+        host=telling.text(resource.get(c.HOST_NAME)),
+        instance=row["instance"],
+        supervisor=telling.text(resource.get(c.SUPERVISOR_INSTANCE)),
+        pid=telling.integer(resource.get(c.PROCESS_PID)),
+        parent_pid=telling.integer(resource.get(c.PARENT_PID)),
         will_retry=row["will_retry"],
         evidence=row["evidence"],
     )

@@ -90,11 +90,13 @@ class Registry:
         for event in run_events:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
         known = Clock(**row["clock"])
+        oldest, newest = _stretch(batch, received_at)
         clock = _heard(known, run_events, received_at)
-        changes |= {"clock": asdict(clock), **_moments(known, clock, row, batch, received_at)}
-        newest = clock.ours(_stretch(batch, received_at)[1], received_at)
-        alive = received_at - newest <= self._lost_after
-        seen = received_at if alive else newest
+        clock = replace(clock, newest=newest if clock.newest is None else max(clock.newest, newest))
+        changes |= {"clock": asdict(clock), **_moments(known, clock, row, oldest, received_at)}
+        lived = clock.ours(newest, received_at)
+        alive = received_at - lived <= self._lost_after
+        seen = received_at if alive else lived
         changes["last_seen_at"] = max(row["last_seen_at"], seen) if row["is_run"] else seen
         if row["status"] == Status.LOST and "status" not in changes:
             # It was only silent: what arrives late corrects the inference.
@@ -103,8 +105,9 @@ class Registry:
         stands_otherwise = any(name in changes and changes[name] != row[name] for name in _STANDING_COLUMNS)
         if stands_otherwise or not row["is_run"]:
             refresh_run(connection, key.run_id, received_at)
-        else:
-            _touch_run(connection, key, changes, received_at)
+        elif _touch_run(connection, key, changes, received_at) and row["status"] == Status.RUNNING:
+            # It goes on, and the run was thought to be over.
+            refresh_run(connection, key.run_id, received_at)
         _note_target(connection, key.run_id, batch.events, clock, received_at)
 
 
@@ -116,17 +119,20 @@ def _attempt_by_order(connection: Connection, source: Source) -> int:
     return known or 1 + max((row.attempt for row in seen), default=0)
 
 
-def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> None:
-    # The common case, a heartbeat or an export of a run that stands as before: one statement.
+def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> bool:
+    """Note a heartbeat or an export of a run that stands as before; return whether it stands as over."""
+    # The common case: one statement.
     progress = {name: changes[name] for name in _PROGRESS_COLUMNS if name in changes}
     run, seen = schema.run.c, changes["last_seen_at"]
     # A supervisor speaks for the attempts that its command begins by itself, too.
     same_attempt = true() if key.rank == NO_RANK else run.attempt == key.attempt
-    connection.execute(
+    status = connection.scalar(
         update(schema.run)
         .where(run.run_id == key.run_id, same_attempt, run.last_seen_at <= received_at)
         .values(last_seen_at=case((run.last_seen_at < seen, seen), else_=run.last_seen_at), **progress)
+        .returning(run.status)
     )
+    return status not in (None, Status.RUNNING)
 
 
 def _note_target(
@@ -157,15 +163,16 @@ def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) ->
     return clock
 
 
-def _moments(known: Clock, clock: Clock, row: RowMapping, batch: Batch, received_at: int) -> dict[str, int]:
-    """Return start and end by our clock, if they are told or the sender's clock has become known since."""
+def _moments(known: Clock, clock: Clock, row: RowMapping, oldest: int, received_at: int) -> dict[str, int]:
+    """Return start and end by our clock, if they are told or the sender's clock has become known since.
+
+    ``oldest``: the oldest moment that is told of now.
+    """
     changes: dict[str, int] = {}
     started_at: int = row["started_at"]
     if clock.started is None:
         # An ending goes ahead of everything else that was kept, its own start included.
-        started_at = changes["started_at"] = min(
-            started_at, clock.ours(_stretch(batch, received_at)[0], received_at)
-        )
+        started_at = changes["started_at"] = min(started_at, clock.ours(oldest, received_at))
     elif not (known.sure and clock.started == known.started):
         started_at = changes["started_at"] = clock.ours(clock.started, received_at)
     if clock.ended is not None and not (known.sure and clock.ended == known.ended):

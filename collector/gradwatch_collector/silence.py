@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, Select, false, func, select, update
 
 from gradwatch_collector import schema
-from gradwatch_collector.lifecycle import DECISION_NANOS, REASON_HEARTBEAT_TIMEOUT
+from gradwatch_collector.lifecycle import REASON_HEARTBEAT_TIMEOUT, SURVIVAL_NANOS
 from gradwatch_collector.outages import PATIENCE, quiet_after, silent_together
 from gradwatch_collector.refresh import refresh_run
 from gradwatch_slo.runs import Status
@@ -138,8 +138,8 @@ def _give_up_waiting(connection: Connection, silent_before: int, up_since: int) 
 
 
 def _undecided(connection: Connection, now: int) -> Iterable[str]:
-    """Return the runs whose supervisor lives and should have said by now whether it tries again."""
+    """Return the runs that are thought to be over, and have had time to show that they are not."""
     over = _attempt.status.not_in((Status.RUNNING, Status.SUCCEEDED)) & _attempt.will_retry.is_(False)
     return connection.scalars(
-        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - DECISION_NANOS)
+        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - SURVIVAL_NANOS)
     ).all()

@@ -28,8 +28,16 @@ def rank(number: int = 0, attempt: int = 1, run_id: str = "run") -> Source:
     return source(run_id, rank=number, attempt=attempt, instance=f"a{attempt}r{number}")
 
 
-def watcher(attempt: int = 1, run_id: str = "run") -> Source:
-    return source(run_id, rank=NO_RANK, attempt=attempt, instance=f"supervisor{attempt}", supervisor=True)
+def child(parent: int = 42, supervisor: str = "supervisor1", number: int = 0) -> Source:
+    """A rank that says whose it is."""
+    sender = rank(number)
+    told = {c.PARENT_PID: parent, c.SUPERVISOR_INSTANCE: supervisor}
+    return replace(sender, resource={**sender.resource, **told})
+
+
+def watcher(attempt: int = 1, run_id: str = "run", instance: str = "supervisor{}") -> Source:
+    sender = source(run_id, rank=NO_RANK, attempt=attempt, instance=instance.format(attempt), supervisor=True)
+    return replace(sender, resource={**sender.resource, c.PROCESS_PID: 42})
 
 
 def started(seconds: float) -> EventRecord:
@@ -77,7 +85,7 @@ def test_a_supervisor_is_no_rank_and_no_attempt(story: Story) -> None:
 
 
 def test_a_killed_rank_has_the_reason_and_the_evidence_that_its_supervisor_saw(story: Story) -> None:
-    for sender in (watcher(), rank()):
+    for sender in (watcher(), child()):
         story.receive(batch(sender, started(0)), 0)
     story.receive(batch(watcher(), killed(9)), 9)
     shown = show(story)
@@ -136,6 +144,84 @@ def test_any_order_of_arrival_gives_the_same_end(story: Story) -> None:
     assert len(ends) == 1
     ((status, reason, _, cause),) = ends
     assert (status, reason, cause) == ("failed", "ValueError", 2)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_of_two_supervisors_on_a_host_each_tells_of_its_own_rank(story: Story, later: int) -> None:
+    """torchrun --no-python gradwatch run: rank 1 is killed, and torchrun ends rank 0."""
+    supervisors = [watcher(instance=f"s{number}") for number in (0, 1)]
+    for number, sender in enumerate(supervisors):
+        story.receive(batch(sender, started(0.5 * (number == later))), 0.5)
+    ranks = [child(supervisor=f"s{number}", number=number) for number in (0, 1)]
+    for sender in ranks:
+        story.receive(batch(sender, started(1)), 1)
+    story.receive(batch(supervisors[1], killed(20)), 20)
+    story.receive(batch(ranks[0], ended(21, "cancelled", "SIGTERM")), 21)
+    story.receive(batch(supervisors[0], ended(21.5, "cancelled", "SIGTERM")), 21.5)
+    run = story.run()
+    assert (run["status"], run["reason"]) == ("failed", "SIGKILL")
+    assert story.rows(schema.attempt)[0]["cause_rank"] == 1
+
+
+def test_training_that_outlives_its_shell_runs_until_it_is_silent(story: Story) -> None:
+    """sh -c "train & sleep 6": the shell returns 0."""
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), ended(6, "succeeded")), 6)
+    for seconds in range(7, 60, 5):
+        story.receive(batch(child(43), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+        assert story.run()["status"] == "running"
+    story.wait(90)
+    assert (story.run()["status"], story.run()["ended_at"]) == ("lost", at(57))
+
+
+def test_training_killed_below_a_shell_that_returns_0_did_not_succeed(story: Story) -> None:
+    """sh -c "train | tee log", and the trainer gets SIGKILL."""
+    live(story, watcher(), 0, 5)
+    live(story, child(43), 1, 6)
+    story.receive(batch(watcher(), ended(7, "succeeded")), 7)
+    story.wait(40)
+    assert (story.run()["status"], story.run()["reason"]) == ("lost", "heartbeat_timeout")
+
+
+def test_training_goes_on_when_the_shell_above_it_dies(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), killed(9)), 9)
+    for seconds in range(10, 60, 5):
+        story.receive(batch(child(43), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+    story.receive(batch(child(43), ended(61, "succeeded")), 61)
+    assert [entry[1] for entry in story.history()] == ["running", "succeeded"]
+
+
+def test_training_that_was_taken_for_dead_and_is_heard_again_runs(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), killed(9)), 9)
+    story.wait(20)
+    assert story.run()["status"] == "failed"
+    story.receive(batch(child(43), beat(25)), 25)
+    assert [entry[1] for entry in story.history()] == ["running", "failed", "running"]
+
+
+def test_os_exit_0_of_the_command_itself_is_a_success(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    live(story, child(42), 1, 6)
+    story.receive(batch(watcher(), ended(7, "succeeded")), 7)
+    assert story.run()["status"] == "succeeded"
+
+
+def test_a_run_goes_on_with_its_command_though_its_training_has_succeeded(story: Story) -> None:
+    """sh -c "train; evaluate; exit 5"."""
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1), ended(6, "succeeded")), 6)
+    for seconds in range(10, 100, 5):
+        story.receive(batch(watcher(), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+    story.receive(batch(watcher(), ended(100, "failed", "exit 5")), 100)
+    assert story.history() == [(1, "running", None), (1, "failed", "exit 5")]
 
 
 # --- Attempts -----------------------------------------------------------------------------------------
@@ -202,6 +288,7 @@ def test_what_torchrun_starts_again_is_the_next_attempt_of_one_supervisor(story:
         story.receive(batch(rank(number, 2), started(15)), 15)
     assert (story.run()["status"], story.run()["attempt"]) == ("running", 2)
     story.receive(batch(watcher(), killed(20)), 20)
+    story.wait(31)  # the workers are not its own children: they would have been heard by now
     run = story.run()
     assert (run["status"], run["reason"], run["attempt"]) == ("failed", "SIGKILL", 2)
     assert [row["reason"] for row in story.rows(schema.attempt)] == ["ValueError", "SIGKILL"]
