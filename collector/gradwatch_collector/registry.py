@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, update
@@ -86,10 +86,11 @@ class Registry:
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
             return
+        known = Clock(**row["clock"])
+        run_events = sorted((e for e in run_events if not _is_corrected(e, known)), key=attrgetter("time"))
         changes = _progress_changes(batch.frames, row)
         for event in run_events:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
-        known = Clock(**row["clock"])
         oldest, newest = _stretch(batch, received_at)
         clock = _heard(known, run_events, received_at)
         clock = replace(clock, newest=newest if clock.newest is None else max(clock.newest, newest))
@@ -149,6 +150,11 @@ def _note_target(
             )
 
 
+def _is_corrected(event: EventRecord, known: Clock) -> bool:
+    """Return whether it is an ending that is sent again after the sender's later word."""
+    return event.name == c.RUN_ENDED.name and known.ended is not None and event.time < known.ended
+
+
 def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) -> Clock:
     """Return what is known of the sender's clock after its events, and the moments that it told."""
     if run_events:
@@ -164,7 +170,7 @@ def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) ->
 
 
 def _moments(known: Clock, clock: Clock, row: RowMapping, oldest: int, received_at: int) -> dict[str, int]:
-    """Return start and end by our clock, if they are told or the sender's clock has become known since.
+    """Return start and end by our clock, if they are told or more may be known of the sender's clock.
 
     ``oldest``: the oldest moment that is told of now.
     """
@@ -173,9 +179,9 @@ def _moments(known: Clock, clock: Clock, row: RowMapping, oldest: int, received_
     if clock.started is None:
         # An ending goes ahead of everything else that was kept, its own start included.
         started_at = changes["started_at"] = min(started_at, clock.ours(oldest, received_at))
-    elif not (known.sure and clock.started == known.started):
+    elif not (known.settled and clock.started == known.started):
         started_at = changes["started_at"] = clock.ours(clock.started, received_at)
-    if clock.ended is not None and not (known.sure and clock.ended == known.ended):
+    if clock.ended is not None and not (known.settled and clock.ended == known.ended):
         assert clock.told_at is not None
         changes["ended_at"] = max(clock.ours(clock.ended, clock.told_at), started_at)
     return changes

@@ -260,6 +260,15 @@ def test_a_retry_that_never_comes_leaves_the_failure(story: Story) -> None:
     assert not show(story)["attempts"][0]["will_retry"]
 
 
+def test_a_retry_that_no_supervisor_promised_is_waited_for_longer(story: Story) -> None:
+    """A worker of torchrun says that torchrun starts it again; until it watches nobody speaks."""
+    story.receive(batch(rank(), started(0), ended(12, "failed", "ValueError", WILL_RETRY=True)), 12)
+    story.wait(312)
+    assert story.run()["status"] == "running"
+    story.wait(313)
+    assert (story.run()["status"], story.run()["ended_at"]) == ("failed", at(12))
+
+
 def test_a_supervisor_that_was_told_to_stop_takes_its_promise_back(story: Story) -> None:
     live(story, watcher(), 0, 10)
     story.receive(batch(watcher(), ended(12, "failed", "exit 1", WILL_RETRY=True)), 12)
@@ -384,6 +393,20 @@ def test_the_first_rank_to_fail_is_the_cause_though_its_peers_clock_is_wrong(sto
     assert (run["reason"], run["ended_at"]) == ("ValueError", at(21))
 
 
+def test_a_clock_ahead_is_known_though_nobody_listened_at_first(story: Story) -> None:
+    """An hour ahead; the collector comes after half an hour, and everything is replayed before it is live."""
+    ahead, late = HOUR, HOUR / 2
+    story.receive(batch(rank(), started(ahead)), late)
+    for number in range(1, 361):
+        story.receive(batch(rank(), beat(5 * number + ahead)), late + number / 100)
+    live_from = int(late) + 10
+    for seconds in range(live_from, live_from + 30, 5):
+        story.receive(batch(rank(), beat(seconds + ahead)), seconds)
+    story.receive(batch(rank(), ended(live_from + 31 + ahead, "succeeded")), live_from + 31)
+    run = story.run()
+    assert [round((run[name] - at(0)) / 1e9) for name in ("started_at", "ended_at")] == [0, live_from + 31]
+
+
 # --- What arrives late --------------------------------------------------------------------------------
 
 
@@ -418,6 +441,15 @@ def test_a_killed_run_that_is_replayed_was_lost_at_the_last_moment_of_its_data(s
     assert story.wait(HOUR + 11) == ["run"]
     run = story.run()
     assert (run["status"], run["ended_at"], run["last_seen_at"]) == ("lost", at(60), at(60))
+
+
+def test_a_replay_with_a_pause_does_not_bring_a_dead_run_to_life(story: Story) -> None:
+    story.receive(batch(rank(), started(0)), HOUR)
+    story.receive(batch(rank(), beat(5)), HOUR + 5.2)  # the collector asked to wait
+    story.receive(batch(rank(), beat(10)), HOUR + 5.3)
+    story.wait(HOUR + 16)
+    run = story.run()
+    assert (run["status"], run["started_at"], run["ended_at"]) == ("lost", at(0), at(10))
 
 
 def test_the_replay_of_a_lost_run_moves_its_end_and_does_not_revive_it(story: Story) -> None:
