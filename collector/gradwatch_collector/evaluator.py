@@ -24,6 +24,7 @@ from gradwatch_collector.database import size_of, transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, reconcile
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.partitions import maintain_partitions
+from gradwatch_collector.presence import Presence
 from gradwatch_collector.runs import JobLabels, RunRow, load_facts, load_runs, moment, nanos
 from gradwatch_collector.silence import mark_silent
 from gradwatch_slo.objective import Objective
@@ -33,7 +34,8 @@ from gradwatch_slo.runs import Status
 logger = logging.getLogger(__name__)
 
 _NANOS = 1_000_000_000
-# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks.
+# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks. So
+# is what ended before and became known only now, from a disk or by a clock that is behind.
 _RECENT = 3600 * _NANOS
 _SLOS_EVERY = 15 * _NANOS
 _UPKEEP_EVERY = 10 * _NANOS
@@ -45,7 +47,7 @@ _HEALTH = {Status.FAILED: 0, Status.LOST: 0, Status.RUNNING: 1, Status.CANCELLED
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the last tick knew. ``runs``: live, or ended within the last hour, the sickest first."""
+    """What the last tick knew. ``runs``: live, or of an ending of the last hour, the sickest first."""
 
     evaluated_at: int
     runs: Sequence[RunRow] = ()
@@ -81,8 +83,9 @@ class Evaluator:
         self._lost_after = int(lost_after * _NANOS)
         self._interval = interval
         self._now = now
-        self._up_since = now()
-        self._heard_at = self._up_since
+        started_at = now()
+        self._presence = Presence(started_at, started_at)
+        self._failed = False
         self._upkept_at = 0
         self.snapshot = Snapshot(evaluated_at=0)
         # Bytes; None before it was first looked at.
@@ -113,12 +116,11 @@ class Evaluator:
     def tick(self) -> Snapshot:
         """Evaluate once and publish what was found."""
         now = self._now()
-        if now - self._heard_at >= self._lost_after // 2:
-            # The database was away, or this process was suspended: nobody could be heard meanwhile.
-            self._up_since = now
+        presence = self._presence.tick(now, self._lost_after, failed=self._failed)
+        self._failed = True
         with transaction(self._engine) as connection:
-            mark_silent(connection, now, self._lost_after, self._up_since)
-        self._heard_at = now
+            mark_silent(connection, now, self._lost_after, presence.up_since)
+        self._presence, self._failed = presence, False
         with transaction(self._engine) as connection:
             runs = _recent_runs(connection, now)
             scene = Scene(connection, now, runs, self._live)
@@ -213,8 +215,10 @@ def evaluate_objectives(
 
 
 def _recent_runs(connection: Connection, now: int) -> list[RunRow]:
-    run = schema.run.c
-    runs = load_runs(connection, (run.status == Status.RUNNING) | (run.ended_at >= now - _RECENT))
+    run, history, since = schema.run.c, schema.run_history.c, now - _RECENT
+    told = select(history.run_id).where(history.recorded_at >= since)
+    recent = (run.status == Status.RUNNING) | (run.ended_at >= since) | run.run_id.in_(told)
+    runs = load_runs(connection, recent)
     return sorted(runs, key=lambda r: (_HEALTH[r.status], -r.started_at))
 
 

@@ -168,6 +168,33 @@ def test_effective_time_leaves_out_waiting_lost_steps_and_what_is_in_no_step(dat
     assert spent["ratio"] == pytest.approx(3.625 / 20)
 
 
+def test_work_that_a_second_process_of_one_attempt_repeats_counts_once(database: Engine) -> None:
+    """torchrun started again by hand: both times it counts no restart."""
+    for instance, began in (("one", 0), ("two", 10)):
+        frames = steps(0, [began + 2, began + 3, began + 4], [0, 1, 1], [0, 0, 0])
+        told = source(attempt=1, instance=instance)
+        receive(database, batch(told, event(c.RUN_STARTED, began), frames=frames), began + 5)
+    spent = show(database)["effective_time"]
+    assert (spent["productive_seconds"], spent["lost_seconds"], spent["wall_seconds"]) == (2, 2, 15)
+
+
+def test_an_older_attempt_that_is_heard_of_later_is_the_one_whose_steps_are_lost(database: Engine) -> None:
+    for instance, began, waits in (("new", 10, 0), ("old", 0, 0.5)):
+        frames = steps(0, [began + 2, began + 3, began + 4], [0, 1, 1], [0, waits, waits])
+        told = batch(source(instance=instance), event(c.RUN_STARTED, began), frames=frames)
+        receive(database, told, 15)
+    spent = show(database)["effective_time"]
+    assert (spent["productive_seconds"], spent["waiting_seconds"], spent["lost_seconds"]) == (2, 0, 2)
+
+
+def test_effective_time_is_never_more_than_all_of_it(database: Engine) -> None:
+    """A clock that is ahead, and a collector that came late: when it started is not known yet."""
+    receive(database, batch(source(), event(c.RUN_STARTED, 3600)), 0.5)
+    frames = steps(0, [3602, 3603, 3604], [0, 1, 1], [0, 0, 0])
+    receive(database, batch(source(), frames=frames), 0.6)
+    assert show(database)["effective_time"]["ratio"] == 1
+
+
 def test_an_attempt_that_begins_again_at_zero_makes_all_before_it_lost(database: Engine) -> None:
     for instance, began in (("one", 0), ("two", 10)):
         frames = steps(0, [began + 2, began + 3, began + 4], [0, 1, 1], [0, 0, 0])

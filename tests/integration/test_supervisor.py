@@ -320,6 +320,8 @@ def test_without_a_change_of_the_code_it_is_as_if_the_script_watched(
         (outside,) = told(sink)
         same = (names.RUN_ID, names.RUN_ATTEMPT, names.SERVICE_NAME)
         assert [own.resource[name] for name in same] == [outside.resource[name] for name in same]
+        assert own.resource[names.SUPERVISOR_INSTANCE] == outside.resource[names.SERVICE_INSTANCE_ID]
+        assert own.resource[names.PARENT_PID] == outside.resource[names.PROCESS_PID]
         assert own.attributes[names.REASON] == "ValueError"
         assert outside.attributes[names.REASON] == "exit 1"
         assert outside.attributes[names.STEP] == 6
@@ -373,5 +375,7 @@ def test_the_ranks_of_torchrun_are_one_run_and_its_restarts_are_attempts(
     assert (last.resource[names.RUN_ATTEMPT], last.attributes[names.STATUS]) == (2, "succeeded")
     assert {e.resource[names.RUN_ID] for e in ranks} == {last.resource[names.RUN_ID]}
     assert {e.resource[names.SERVICE_NAME] for e in (*ranks, last)} == {"ranks"}
+    assert {e.resource[names.SUPERVISOR_INSTANCE] for e in ranks} == {last.resource[names.SERVICE_INSTANCE_ID]}
+    assert last.resource[names.PROCESS_PID] not in {e.resource[names.PARENT_PID] for e in ranks}
     assert last.attributes[names.STEP] == 4
     assert all(event.time > began for event in ranks)

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 from gradwatch.safety import shielded
 
 FOLDER_VARIABLE: Final = "GRADWATCH_SUPERVISOR_DIR"
+# Which supervisor speaks for a process: there may be several on a host.
+INSTANCE_VARIABLE: Final = "GRADWATCH_SUPERVISOR_INSTANCE"
 
 
 class Progress(NamedTuple):

@@ -21,13 +21,14 @@ from gradwatch.telemetry import Attributes, AttributeValue, Event, Exporter, Met
 
 
 class Reporter:
-    """Speaks for an attempt from outside of it; no rank, and with an instance of its own."""
+    """Speaks for an attempt from outside of it; no rank, and with an ``instance`` of its own."""
 
     def __init__(self, launch: Launch, attempt: int, exporter: Exporter | None = None) -> None:
         self._clock = Clock()
         self._sequence = itertools.count()
         self._lock = threading.Lock()
-        self._resource: Attributes = redact(_resource(launch, attempt))
+        self.instance = str(uuid.uuid4())
+        self._resource: Attributes = redact(_resource(launch, attempt, self.instance))
         self._thread = ExportThread(
             exporter or otlp_exporter(launch.settings, Pacer()),
             lambda: self._resource,
@@ -75,14 +76,14 @@ class Reporter:
         return [MetricPoints(conventions.AGENT_DROPPED, [Point(now, dropped, {}, now)])]
 
 
-def _resource(launch: Launch, attempt: int) -> dict[str, AttributeValue]:
+def _resource(launch: Launch, attempt: int, instance: str) -> dict[str, AttributeValue]:
     settings = launch.settings
     # What nobody said here may be said by the script, and a default must not contradict it.
     tier_is_given = launch.given.get("tier") or launch.environ.get("GRADWATCH_TIER")
     known: dict[str, AttributeValue | None] = {
         **settings.resource,
         conventions.SERVICE_NAME: settings.job,
-        conventions.SERVICE_INSTANCE_ID: str(uuid.uuid4()),
+        conventions.SERVICE_INSTANCE_ID: instance,
         conventions.SUPERVISOR: True,
         conventions.RUN_ID: launch.run_id,
         conventions.RUN_ATTEMPT: attempt,

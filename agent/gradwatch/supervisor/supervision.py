@@ -74,8 +74,10 @@ class Supervision:
     def _attempt(self, attempt: int) -> Death:
         """Run the command once."""
         launch, killer = self._launch, OomKiller()
+        instance = None if self._reporter is None else self._reporter.instance
         try:
-            child = Child(launch.command, launch.child_environ(attempt, self._folder), self._signals)
+            environ = launch.child_environ(attempt, self._folder, instance)
+            child = Child(launch.command, environ, self._signals)
         except OSError as error:
             program = launch.command[0]
             self._say(f"{program}: {error.strerror}")

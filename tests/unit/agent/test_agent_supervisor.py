@@ -143,7 +143,7 @@ def test_a_job_is_called_after_its_script(command: list[str], job: str) -> None:
 def test_a_child_is_told_who_it_is_and_where_the_hook_is() -> None:
     environ = {"PATH": "/bin", "PYTHONPATH": "/mine", "GRADWATCH_ATTEMPT": "3"}
     launch = Launch.resolve(["python", "train.py"], {"model_name": "net", "team": None}, environ)
-    told = launch.child_environ(launch.first_attempt, Path("/folder"))
+    told = launch.child_environ(launch.first_attempt, Path("/folder"), "instance")
     assert told == {
         "PATH": "/bin",
         "PYTHONPATH": f"{ATTACH_FOLDER}{os.pathsep}/mine",
@@ -152,6 +152,7 @@ def test_a_child_is_told_who_it_is_and_where_the_hook_is() -> None:
         "GRADWATCH_RUN_ID": launch.run_id,
         "GRADWATCH_ATTEMPT": "3",
         progress.FOLDER_VARIABLE: "/folder",
+        progress.INSTANCE_VARIABLE: "instance",
     }
 
 
