@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +73,9 @@ class Run:
         clock = Clock()
         self.settings = settings
         self.watches: list[Watch] = []
-        self.identity = Identity.resolve(settings)
+        # The launcher's id, attempt and ear are those of the process's own run.
+        self._is_separate = block() is not None
+        self.identity = Identity.resolve(settings, separate=self._is_separate)
         self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
         self._clock = clock.branch()
         self._lock = threading.Lock()
@@ -313,6 +317,8 @@ class Run:
                 self._box.write("stalled", last)
 
     def _tell_progress(self) -> None:
+        if self._is_separate:
+            return
         progress.tell(self.identity.attempt, self.identity.instance, self.observer.roster.last_step)
 
     def end(self, ending: Ending) -> None:
@@ -450,6 +456,19 @@ _current: Run | None = None
 _outer: Final[list[Run]] = []
 
 
+class Block:
+    """A ``with gradwatch.run():``. One that is refused has no run, and what is inside is not watched."""
+
+    def __init__(self, *, refused: bool) -> None:
+        self.refused = refused
+
+
+# Those that are open, innermost last, and the one that this thread or task is in.
+_open_blocks: Final[list[Block]] = []
+_blocks_lock: Final = threading.Lock()
+_block: Final[ContextVar[Block | None]] = ContextVar("gradwatch_block", default=None)
+
+
 def current() -> Run | None:
     """The run that ``watch()`` calls share, if one is open."""
     return _current
@@ -481,12 +500,43 @@ def close_run(run: Run, ending: Ending) -> None:
     run.close(ending)
 
 
+def block() -> Block | None:
+    """The innermost ``with gradwatch.run():`` around the caller, if there is one."""
+    return _block.get()
+
+
 @contextlib.contextmanager
-def separate_run() -> Iterator[None]:
+def separate_run() -> Iterator[Block]:
     """The ``watch()`` calls of the block begin a run of their own, which ends as the block does.
 
-    A run that was open takes nothing from inside the block for its own, and goes on after it.
+    A run that was open takes nothing from inside the block for its own, and goes on after it. A block beside
+    one of another thread or task is refused: torch's hooks are the process's, and cannot tell whose step it is.
     """
+    around = _block.get()
+    with _blocks_lock:
+        innermost = _open_blocks[-1] if _open_blocks else None
+        mine = Block(refused=innermost is not around or (around is not None and around.refused))
+        if not mine.refused:
+            _open_blocks.append(mine)
+    _block.set(mine)
+    try:
+        if mine.refused:
+            log.error(
+                "gradwatch.run: another thread or task is inside a run of its own, so this one is not watched: "
+                "give each trial a process, or run one after the other"
+            )
+            yield mine
+        else:
+            with _apart():
+                yield mine
+    finally:
+        _block.set(around)
+        with _blocks_lock, contextlib.suppress(ValueError):  # refused, or this is a forked child
+            _open_blocks.remove(mine)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
     global _current
     outer, _current = _current, None
     if outer is not None:
@@ -531,6 +581,8 @@ def _after_fork_in_child() -> None:
     global _current
     runs, _current = [*_outer, *([] if _current is None else [_current])], None
     _outer.clear()
+    _open_blocks.clear()
+    _block.set(None)
     for run in reversed(runs):
         run.abandon_in_child()
     _after_fork_in_parent()
