@@ -25,7 +25,7 @@ from gradwatch.export.exporters import otlp_exporter
 from gradwatch.export.interval import Interval
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.life.black_box import BlackBox, StallWatch, Trigger
-from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
+from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, after_sigterm, ending_of
 from gradwatch.life.flight_recorder import FlightRecorder, FlightStep
 from gradwatch.life.oom import AllocatorWatch, OutOfMemory
 from gradwatch.life.preemption import sigterm_reason
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     from gradwatch.reproduction.capture import Capture
     from gradwatch.watching import Watch
 
+# From SIGTERM to death, all told, and what of that is kept for the black box.
 _SIGTERM_SECONDS: Final = 0.15
+_BLACK_BOX_SECONDS: Final = 0.03
 # How long a black box waits for what else is said of its step, and how often it is asked whether that is over.
 _SETTLED_SECONDS: Final = 0.05
 _ASK_SECONDS: Final = 0.02
@@ -84,7 +86,8 @@ class Run:
         self._missing: set[str] = set()
         self._target_reached = False
         self._ended = False
-        self._sigterm_came = False
+        # When a SIGTERM came that the program handles, by the monotonic clock.
+        self._sigterm_at: float | None = None
         pace = Pacer()
         self._pace = pace
         self._recorder = FlightRecorder(settings.flight_steps)
@@ -331,15 +334,9 @@ class Run:
                 return
             self._ended = True
         self._tell_progress()
-        # An exception of the program's own is the truth, whatever came before it.
-        if self._sigterm_came and (ending.exception_type is None or ending.status == CANCELLED):
-            ending = Ending(
-                CANCELLED,
-                self._sigterm_reason(),
-                ending.exit_code,
-                ending.exception_type,
-                ending.exception_message,
-            )
+        if self._sigterm_at is not None:
+            waited = time.monotonic() - self._sigterm_at
+            ending = after_sigterm(ending, self._sigterm_reason(), waited)
         self._box.write_if_due()
         if ending.status == FAILED:
             self.observer.tell_unfinished()
@@ -371,18 +368,20 @@ class Run:
         return sigterm_reason(self.settings.preemptible, self._sigterm.seen)
 
     def _note_sigterm(self) -> None:
-        self._sigterm_came = True
+        self._sigterm_at = time.monotonic()
         self._ask_black_box("SIGTERM", None)
 
-    def die_of_sigterm(self) -> None:
-        """Say so, in no time: the process is about to go."""
+    def die_of_sigterm(self, deadline: float | None = None) -> None:
+        """Say so by the deadline (monotonic clock, default: very soon): the process is about to go."""
+        if deadline is None:
+            deadline = time.monotonic() + _SIGTERM_SECONDS
         if _current is not None and _current is not self:  # a run within this one: it has only taken note
-            _current.die_of_sigterm()
+            _current.die_of_sigterm(deadline)
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
-        self._thread.send_last_words(_SIGTERM_SECONDS)
+        self._thread.send_last_words(max(0.0, deadline - _BLACK_BOX_SECONDS - time.monotonic()))
         # The ending is out: only now what takes longer.
         self._box.write("SIGTERM", self.observer.roster.last_step)
-        self._thread.send_last_words(_SIGTERM_SECONDS)
+        self._thread.send_last_words(max(0.0, deadline - time.monotonic()))
 
     def _ran_out_of_memory(self, what: OutOfMemory) -> None:
         self._out_of_memory += 1

@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from gradwatch.life.oom import HANDLED_BEFORE, OutOfMemory, out_of_memory
+from gradwatch.life.preemption import PATIENCE_SECONDS
 from gradwatch.redaction import redact_text
 from gradwatch.supervisor.launch import will_be_restarted
 
@@ -59,6 +60,16 @@ def ending_of(error: BaseException | None) -> Ending:
     if isinstance(error, KeyboardInterrupt):
         return Ending(CANCELLED, "interrupted", 130, name, message)
     return Ending(FAILED, name, 1, name, message, out_of_memory(error))
+
+
+def after_sigterm(ending: Ending, reason: str, seconds: float) -> Ending:
+    """The same, so many seconds after a SIGTERM that the program handled: its answer to that, if it came soon.
+
+    Whatever the answer is: a handler may return, exit or raise an exception of its own. That stays as evidence.
+    """
+    if seconds > PATIENCE_SECONDS:
+        return ending
+    return replace(ending, status=CANCELLED, reason=reason, will_retry=False)
 
 
 def _exit_ending(code: object) -> Ending:

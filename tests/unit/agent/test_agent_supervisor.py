@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gradwatch.life.endings import Ending, after_sigterm, ending_of
 from gradwatch.life.preemption import sigterm_reason
 from gradwatch.settings import Settings, SettingsError
 from gradwatch.supervisor import progress
@@ -75,6 +76,16 @@ def test_sigterm_is_preemption_only_if_somebody_says_so() -> None:
     assert sigterm_reason(False, [signal.SIGUSR1], slurm) == "preempted"
     assert sigterm_reason(False, [signal.SIGUSR1], {}) == "SIGTERM"
     assert death_of(Exit(-15, TERM), preemptible=True).reason == "preempted"
+
+
+@pytest.mark.parametrize("ending", [ending_of(None), ending_of(SystemExit(3)), ending_of(ValueError("late"))])
+def test_what_ends_within_a_minute_of_sigterm_is_the_answer_to_it_and_later_it_is_its_own(
+    ending: Ending,
+) -> None:
+    answer = after_sigterm(ending, "SIGTERM", 59.0)
+    assert (answer.status, answer.reason, answer.exit_code) == ("cancelled", "SIGTERM", ending.exit_code)
+    assert answer.exception_message == ending.exception_message
+    assert after_sigterm(ending, "SIGTERM", 61.0) == ending
 
 
 def failed(code: int = 1, reason: str | None = None) -> Death:
