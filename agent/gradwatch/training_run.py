@@ -40,6 +40,7 @@ from gradwatch.redaction import redact
 from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
 from gradwatch.supervisor import progress
+from gradwatch.supervisor.progress import Told
 from gradwatch.telemetry import (
     Attributes,
     AttributeValue,
@@ -319,10 +320,18 @@ class Run:
                 self._emit(conventions.STALLED, {conventions.STEP: last, conventions.STACKS: stacks()})
                 self._box.write("stalled", last)
 
-    def _tell_progress(self) -> None:
-        if self._is_separate:
+    def _tell_progress(self, ending: Ending | None = None) -> None:
+        attempt = self.identity.attempt
+        if self._is_separate or attempt is None:
             return
-        progress.tell(self.identity.attempt, self.identity.instance, self.observer.roster.last_step)
+        told = Told(
+            self.identity.run_id,
+            attempt,
+            self.observer.roster.last_step,
+            self._recorder.median_duration() if ending is None else None,
+            ending.reason if ending is not None and ending.status == FAILED else None,
+        )
+        progress.tell(told, self.identity.instance)
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -333,10 +342,10 @@ class Run:
             if self._ended:
                 return
             self._ended = True
-        self._tell_progress()
         if self._sigterm_at is not None:
             waited = time.monotonic() - self._sigterm_at
             ending = after_sigterm(ending, self._sigterm_reason(), waited)
+        self._tell_progress(ending)
         self._box.write_if_due()
         if ending.status == FAILED:
             self.observer.tell_unfinished()

@@ -283,6 +283,37 @@ def test_the_same_failure_twice_is_not_tried_a_third_time(sink: OtlpSink, superv
     assert names.WILL_RETRY not in last.attributes
 
 
+DIFFERENT = """
+import gradwatch, os, torch
+model = torch.nn.Linear(2, 1)
+gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+attempt = int(os.environ["GRADWATCH_ATTEMPT"])
+if attempt < 3:
+    raise [ConnectionError, FileNotFoundError][attempt - 1]
+"""
+NAMED = """
+import gradwatch, os, signal, torch
+model = torch.nn.Linear(2, 1)
+gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), run_id="by-the-script")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_another_exception_is_another_failure(supervise: Any) -> None:
+    process = supervise("--retries", "5", "--backoff", "0.1", "--", "python", "-c", DIFFERENT)
+    returncode, _, errors = finish(process)
+    assert (returncode, errors.count("begins in")) == (0, 2)
+
+
+def test_a_command_that_names_its_run_itself_is_one_run(sink: OtlpSink, supervise: Any) -> None:
+    process = supervise("--run-id", "told", "--", "python", "-c", NAMED)
+    assert finish(process)[0] == 137
+    ends = {event.resource[names.RUN_ID]: event.attributes for event in told(sink)}
+    assert ends["told"][names.STATUS] == "cancelled"
+    assert "by-the-script" in ends["told"][names.EVIDENCE]
+    assert (ends["by-the-script"][names.STATUS], ends["by-the-script"][names.REASON]) == ("failed", "SIGKILL")
+
+
 def test_who_is_stopped_while_waiting_says_that_there_is_no_other_attempt(
     sink: OtlpSink, supervise: Any
 ) -> None:

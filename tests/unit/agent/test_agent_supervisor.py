@@ -18,7 +18,7 @@ from gradwatch.supervisor.child import Exit
 from gradwatch.supervisor.deaths import Death, death_of
 from gradwatch.supervisor.launch import ATTACH_FOLDER, Launch, attempt_of, job_of, will_be_restarted
 from gradwatch.supervisor.oom_killer import OomKiller
-from gradwatch.supervisor.progress import Progress
+from gradwatch.supervisor.progress import Progress, Told
 from gradwatch.supervisor.retrying import Again, GiveUp, RetryPolicy
 
 TERM, INT, HUP, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
@@ -98,10 +98,10 @@ def policy(retries: int) -> RetryPolicy:
 
 def test_pauses_double_up_to_ten_minutes_and_are_jittered() -> None:
     patient = policy(9)
-    pauses = [patient.after(failed(), step) for step in range(9)]
+    pauses = [patient.after(failed(), Progress(1, step)) for step in range(9)]
     assert pauses == [Again(s) for s in (10, 20, 40, 80, 160, 320, 600, 600, 600)]
-    assert patient.after(failed(), 9) == GiveUp()
-    assert RetryPolicy(1, 10.0, chance=lambda: 0.0).after(failed(), 0) == Again(5.0)
+    assert patient.after(failed(), Progress(1, 9)) == GiveUp()
+    assert RetryPolicy(1, 10.0, chance=lambda: 0.0).after(failed(), Progress(1, 0)) == Again(5.0)
 
 
 @pytest.mark.parametrize(
@@ -116,18 +116,18 @@ def test_pauses_double_up_to_ten_minutes_and_are_jittered() -> None:
     ],
 )
 def test_not_worth_another_attempt(death: Death) -> None:
-    assert isinstance(policy(5).after(death, 3), GiveUp)
+    assert isinstance(policy(5).after(death, Progress(1, 3)), GiveUp)
 
 
 def test_nothing_is_tried_again_unless_asked() -> None:
-    assert policy(0).after(failed(), 3) == GiveUp()
+    assert policy(0).after(failed(), Progress(1, 3)) == GiveUp()
 
 
 @pytest.mark.parametrize("step", [None, 7])
 def test_the_same_failure_twice_in_a_row_is_the_last(step: int | None) -> None:
     patient = policy(5)
-    assert isinstance(patient.after(failed(), step), Again)
-    given_up = patient.after(failed(), step)
+    assert isinstance(patient.after(failed(), Progress(1, step)), Again)
+    given_up = patient.after(failed(), Progress(1, step))
     assert isinstance(given_up, GiveUp)
     assert "twice in the same way (exit 1" in given_up.why
 
@@ -135,7 +135,7 @@ def test_the_same_failure_twice_in_a_row_is_the_last(step: int | None) -> None:
 def test_another_step_reason_or_code_is_another_failure() -> None:
     patient = policy(9)
     failures = [(failed(), 7), (failed(), 8), (failed(3), 8), (failed(137, "oom_killed"), 8), (failed(), None)]
-    assert all(isinstance(patient.after(death, step), Again) for death, step in failures)
+    assert all(isinstance(patient.after(death, Progress(1, step)), Again) for death, step in failures)
 
 
 @pytest.mark.parametrize(
@@ -235,19 +235,52 @@ def test_torchrun_starts_failed_workers_again_as_long_as_it_may(restarts: str, m
     assert will_be_restarted(environ) is again
 
 
-def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
-    def tell(*what: Any) -> None:
-        progress.tell(*what, environ={progress.FOLDER_VARIABLE: str(tmp_path)})
+def test_an_exception_of_another_kind_is_another_failure() -> None:
+    patient = policy(5)
+    assert isinstance(
+        patient.after(failed(), Progress(1, None, failures=frozenset({"ConnectionError"}))), Again
+    )
+    other = frozenset({"FileNotFoundError"})
+    assert isinstance(patient.after(failed(), Progress(2, None, failures=other)), Again)
+    given_up = patient.after(failed(), Progress(3, None, failures=other | {"a peer's"}))
+    assert isinstance(given_up, GiveUp)
+    assert "FileNotFoundError" in given_up.why
 
-    assert progress.read(tmp_path, 1) == Progress(1)
-    tell(1, "a", 900)
-    tell(2, "b", None)
-    assert progress.read(tmp_path, 1) == Progress(2)
-    tell(2, "b", 10)
-    tell(2, "c", 8)
-    assert progress.read(tmp_path, 1) == Progress(2, 10)
-    assert progress.read(tmp_path, 3) == Progress(3)
-    progress.tell(1, "d", 5, environ={progress.FOLDER_VARIABLE: "/nowhere"})  # the supervisor is gone
+
+def test_who_could_not_tell_its_last_step_failed_at_any_that_may_have_ended() -> None:
+    patient = policy(5)
+    assert isinstance(patient.after(failed(), Progress(1, 400, unseen=380)), Again)
+    assert isinstance(patient.after(failed(), Progress(2, 100, unseen=200)), Again)
+    assert isinstance(patient.after(failed(), Progress(3, 350, unseen=450)), Again)
+    assert isinstance(patient.after(failed(), Progress(4, 700, unseen=110)), GiveUp)
+
+
+def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
+    environ = {progress.FOLDER_VARIABLE: str(tmp_path)}
+
+    def tell(instance: str, *what: Any, **more: Any) -> None:
+        progress.tell(Told(*what, **more), instance, environ)
+
+    def read(attempt: int, age: float = 0.0) -> Progress:
+        times = [file.stat().st_mtime for file in tmp_path.iterdir()]
+        return progress.read(tmp_path, attempt, max(times, default=0.0) + age)
+
+    assert read(1) == Progress(1)
+    tell("a", "run", 1, 900, failure="ValueError")
+    tell("b", "run", 2)
+    assert read(1) == Progress(2, run_ids=frozenset({"run"}))
+    tell("b", "run", 2, 10, 0.5)
+    os.utime(tmp_path / "b", (1e9, 1e9))
+    tell("c", "run", 2, 8, failure="OSError")
+    os.utime(tmp_path / "c", (1e9, 1e9))
+    os.utime(tmp_path / "a", (1e9, 1e9))
+    assert read(1, 3.2) == Progress(2, 10, 6, frozenset({"OSError"}), frozenset({"run"}))
+    tell("d", "another", 2, 3)
+    assert read(1).run_ids == {"run", "another"}
+    assert read(3) == Progress(3)
+    (tmp_path / "e").write_text("half of")
+    assert read(3) == Progress(3)
+    progress.tell(Told("run", 1, 5), "f", {progress.FOLDER_VARIABLE: "/nowhere"})  # the supervisor is gone
 
 
 MOUNTS = {
