@@ -311,6 +311,23 @@ def test_the_counter_of_the_childs_own_group_is_the_evidence(tmp_path: Path, ver
     assert killer.evidence(42) == f"{counter}: oom_kill 3 -> 4"
 
 
+def test_a_count_for_another_process_is_no_evidence_of_a_later_death(tmp_path: Path) -> None:
+    (tmp_path / "42").mkdir()
+    (tmp_path / "42" / "cgroup").write_text(GROUPS["v2"])
+    (tmp_path / "42" / "mountinfo").write_text(MOUNTS["v2"].format(place=tmp_path))
+    (tmp_path / "job").mkdir()
+    counter = tmp_path / "job" / "memory.events"
+    now = 0.0
+    killer = OomKiller(tmp_path, tmp_path / "none", lambda: now)
+    for second in range(20):
+        now = float(second)
+        counter.write_text(f"oom_kill {0 if second < 10 else 1}\n")  # a helper's, in the tenth second
+        killer.look(42)
+        assert (killer.evidence(42) is not None) == (10 <= second < 15)
+    counter.write_text("oom_kill 2\n")
+    assert killer.evidence(42) == f"{counter}: oom_kill 1 -> 2"
+
+
 def test_without_control_groups_and_log_there_is_no_evidence(tmp_path: Path) -> None:
     killer = OomKiller(tmp_path, log=tmp_path / "none")
     killer.look(42)
