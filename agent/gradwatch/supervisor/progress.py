@@ -8,10 +8,14 @@ one that was there already.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
+import stat
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,6 +23,8 @@ from typing import Any, Final, NamedTuple
 from gradwatch.safety import shielded
 
 FOLDER_VARIABLE: Final = "GRADWATCH_SUPERVISOR_DIR"
+_PREFIX: Final = "gradwatch-run-"
+_STALE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,45 @@ class Progress(NamedTuple):
     unseen: int = 0
     failures: frozenset[str] = frozenset()
     run_ids: frozenset[str] = frozenset()
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path | None]:
+    """A folder for what the processes of one supervisor tell; None where none can be made.
+
+    It is locked for as long as the supervisor lives: what is not was left by one that was killed, and goes.
+    """
+    with contextlib.ExitStack() as stack:
+        made = None
+        with contextlib.suppress(OSError):
+            temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+            made = Path(stack.enter_context(temporary))
+            stack.enter_context(_locked(made))
+            _remove_stale(made)
+        yield made
+
+
+@shielded(None)
+def _remove_stale(mine: Path) -> None:
+    for folder in mine.parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            # One that was made a moment ago may not be locked yet.
+            if is_ours and folder != mine and time.time() - found.st_mtime > _STALE_SECONDS:
+                with _locked(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process. Raises OSError where another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @shielded(None)

@@ -5,11 +5,9 @@ Whatever fails in here, the command runs, and its exit code is the one returned.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +50,7 @@ class Supervision:
     def run(self) -> int:
         """Run it to its last end, and return its exit code, 128 + n for signal n."""
         attempt = self._launch.first_attempt
-        with _folder() as self._folder:
+        with progress.private_folder() as self._folder:
             while True:
                 self._begin(attempt)
                 death = self._attempt(attempt)
@@ -154,14 +152,3 @@ class Supervision:
 @shielded(None)
 def _read(folder: Path | None, attempt: int) -> Progress | None:
     return None if folder is None else progress.read(folder, attempt)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path | None]:
-    """A private folder for the children's progress; None where none can be made."""
-    with contextlib.ExitStack() as stack:
-        made = None
-        with contextlib.suppress(OSError):
-            temporary = tempfile.TemporaryDirectory(prefix="gradwatch-run-", ignore_cleanup_errors=True)
-            made = Path(stack.enter_context(temporary))
-        yield made

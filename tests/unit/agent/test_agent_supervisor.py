@@ -283,6 +283,29 @@ def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
     progress.tell(Told("run", 1, 5), "f", {progress.FOLDER_VARIABLE: "/nowhere"})  # the supervisor is gone
 
 
+def test_what_a_killed_supervisor_left_goes_and_what_a_living_one_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, new = tmp_path / "gradwatch-run-left", tmp_path / "gradwatch-run-new"
+    link = tmp_path / "gradwatch-run-link"
+    for folder in (left, new, tmp_path / "elsewhere"):
+        folder.mkdir()
+        (folder / "a").touch()
+    link.symlink_to(tmp_path / "elsewhere")
+    os.utime(left, (1e9, 1e9))
+    os.utime(link, (1e9, 1e9), follow_symlinks=False)
+    with progress.private_folder() as living:
+        assert living is not None
+        os.utime(living, (1e9, 1e9))
+        with progress.private_folder() as mine:
+            assert mine is not None
+            folders = {file.name for file in tmp_path.iterdir()}
+    assert folders == {new.name, link.name, "elsewhere", living.name, mine.name}
+    assert {file.name for file in tmp_path.iterdir()} == {new.name, link.name, "elsewhere"}
+    assert (tmp_path / "elsewhere" / "a").exists()
+
+
 MOUNTS = {
     "v2": "30 23 0:26 / {place} rw - cgroup2 cgroup2 rw",
     "v1": "30 23 0:26 /docker/x {place} rw - cgroup none rw,memory\n31 23 0:27 / /cpu rw - cgroup none rw,cpu",
