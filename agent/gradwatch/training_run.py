@@ -138,7 +138,7 @@ class Run:
                 settings.replay,
             )
             self.observer.compile_watch.tell(self._capture.compiles)
-        self._endings = EndingWatch(self.end)
+        self._endings = EndingWatch(self._end_uncaught)
         self._sigterm = SigtermWatch(self._note_sigterm, self.die_of_sigterm)
 
     def begin(self) -> None:
@@ -364,6 +364,10 @@ class Run:
                 conventions.WILL_RETRY: ending.will_retry or None,
             },
         )
+
+    def _end_uncaught(self, ending: Ending) -> None:
+        self._sigterm.settle()  # it may be of the handler of a SIGTERM that was not noted yet
+        self.end(ending)
 
     def _at_exit(self) -> None:
         self.close(self._endings.at_exit())

@@ -161,10 +161,11 @@ def _bound_elsewhere(function: Any) -> list[tuple[dict[str, Any], str]]:
     """Where `from sys import exit` was said before: in the script under any name, in other modules as it is."""
     script = vars(sys.modules["__main__"])
     found = [(script, name) for name, value in script.items() if value is function]
-    others = [getattr(module, "__dict__", None) for module in list(sys.modules.values()) if module is not sys]
-    for namespace in others:
-        is_plain = type(namespace) is dict and namespace is not script
-        if is_plain and namespace.get("exit") is function:
+    for module in list(sys.modules.values()):
+        namespace = getattr(module, "__dict__", None)
+        if type(namespace) is not dict or namespace is script or module is sys:
+            continue
+        if namespace.get("exit") is function:
             found.append((namespace, "exit"))
     return found
 

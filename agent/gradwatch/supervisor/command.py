@@ -69,4 +69,4 @@ def _forget_unwritten() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        sys.stderr = None  # type: ignore[assignment] # which is what Python does where there is none
+        sys.stderr = None  # which is what Python does where there is none
