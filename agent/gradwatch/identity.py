@@ -41,11 +41,16 @@ class Identity:
     instance: str
 
     @classmethod
-    def resolve(cls, settings: Settings, environ: Mapping[str, str] = os.environ) -> Identity:
-        """Ask the caller, then the launcher, then the process group; else choose."""
+    def resolve(
+        cls, settings: Settings, environ: Mapping[str, str] = os.environ, *, separate: bool = False
+    ) -> Identity:
+        """Ask the caller, then the launcher, then the process group; else choose.
+
+        The launcher is not asked for the run of a ``with gradwatch.run():``, which is ``separate``.
+        """
         global _runs_begun
         rank, world_size = _rank(settings, environ), _world_size(environ)
-        launcher = environ.get("TORCHELASTIC_RUN_ID")
+        launcher = None if separate else environ.get("TORCHELASTIC_RUN_ID")
         run_id = settings.run_id or (launcher if launcher not in {None, "", "none"} else None)
         _runs_begun += 1
         return cls(

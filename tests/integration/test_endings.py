@@ -318,10 +318,19 @@ ROWS: Final = (
                 "        train(3, other, sgd)\n"
                 "        raise ValueError('a bad trial')\n"
                 "except ValueError:\n"
+                "    train()\n"
+                "try:\n"
+                "    with gradwatch.run(job='unnamed'):\n"
+                "        other = nn.Linear(8, 2)\n"
+                "        sgd = torch.optim.SGD(other.parameters(), lr=0.1)\n"
+                "        gradwatch.watch(other, sgd, job='unnamed')\n"
+                "        train(3, other, sgd)\n"
+                "        raise ValueError('a bad trial too')\n"
+                "except ValueError:\n"
                 "    train()"
             ),
         ),
-        "succeeded", last_step=9,
+        "succeeded", last_step=14,
     ),
     Row("a run of its own", (), "failed", "ValueError", evidence=("a bad trial",), cause=0, last_step=2),
     # Under `gradwatch run`.
@@ -601,7 +610,10 @@ def test_every_ending(collectors: list[Collector], tmp_path: Path) -> None:
         lived = play(endpoint, collectors, tmp_path, ROWS)
     for running in collectors:
         assert differences(running, ROWS, lived) == [], running.database
-        assert found_active(running) == {row.run_id for row in ROWS if row.rules}
+        # Nobody gave it an id, and that of its process is not its own.
+        (unnamed,) = [run_id for run_id, run in running.runs().items() if run["job"] == "unnamed"]
+        assert statuses(running)[unnamed] == ("failed", "ValueError")
+        assert found_active(running) == {unnamed, *(row.run_id for row in ROWS if row.rules)}
 
 
 def test_the_kernels_oom_kill(collectors: list[Collector], tmp_path: Path, limited: Path) -> None:
