@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0004_history_by_time"
-down_revision = "0003_endings"
+revision = "0006_history_by_time"
+down_revision = "0005_access"
 branch_labels = None
 depends_on = None
 
