@@ -394,6 +394,23 @@ def test_an_exception_handled_before_watch_is_not_the_ending_of_a_retry(sink: Ot
     assert [e.attributes[names.STATUS] for e in sink.find(names.RUN_ENDED.name)] == ["succeeded", "succeeded"]
 
 
+def test_a_handler_that_calls_the_one_before_it_decides_whether_the_process_lives(sink: OtlpSink) -> None:
+    chain = """
+    before = signal.getsignal(signal.SIGTERM)
+    def mine(number, frame):
+        if callable(before):
+            before(number, frame)
+    signal.signal(signal.SIGTERM, mine)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1.0)
+    train(3)
+    print("saved")
+    """
+    process = start(sink.endpoint, chain)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "saved\n"), errors
+
+
 def test_an_ignored_sigterm_stays_ignored(sink: OtlpSink) -> None:
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     returncode, errors = finish(start(sink.endpoint, "os.kill(os.getpid(), signal.SIGTERM); train(3)", ignore))
