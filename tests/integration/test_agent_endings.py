@@ -147,6 +147,15 @@ def ended(sink: OtlpSink) -> dict[str, Any]:
             """,
             0, "succeeded", None, id="an exit made into an exception that was caught",
         ),
+        pytest.param(
+            """
+            class Odd(Exception):
+                def __str__(self):
+                    raise LookupError("no text")
+            raise Odd
+            """,
+            1, "failed", "__main__.Odd", id="an exception whose text raises",
+        ),
         pytest.param("raise KeyboardInterrupt", -2, "cancelled", "interrupted", id="KeyboardInterrupt"),
         pytest.param(
             "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -2, "cancelled", "interrupted", id="SIGINT"

@@ -16,9 +16,10 @@ from opcode import opname
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from gradwatch.life.oom import HANDLED_BEFORE, OutOfMemory, out_of_memory
+from gradwatch.life.oom import HANDLED_BEFORE, OutOfMemory, out_of_memory, text_of
 from gradwatch.life.preemption import PATIENCE_SECONDS
 from gradwatch.redaction import redact_text
+from gradwatch.safety import internal_error
 from gradwatch.supervisor.launch import will_be_restarted
 
 SUCCEEDED = "succeeded"
@@ -26,6 +27,7 @@ FAILED = "failed"
 CANCELLED = "cancelled"
 
 _MESSAGE_LENGTH = 200
+_MOST_REDACTED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ def ending_of(error: BaseException | None) -> Ending:
     if isinstance(error, SystemExit):
         return _exit_ending(error.code)
     name = _qualified_name(type(error))
-    lines = str(error).splitlines()
-    # Before it is cut: half a secret no longer looks like one.
+    # Redacted before it is cut to its length, since half a secret no longer looks like one; but not all of a long
+    # one, which takes time that the end of the process has not.
+    lines = text_of(error)[:_MOST_REDACTED].splitlines()
     message = redact_text(lines[0])[:_MESSAGE_LENGTH] if lines else None
     if isinstance(error, KeyboardInterrupt):
         return Ending(CANCELLED, "interrupted", 130, name, message)
@@ -107,9 +110,13 @@ class EndingWatch:
         def excepthook(
             kind: type[BaseException], error: BaseException, traceback: TracebackType | None
         ) -> None:
-            if not _at_a_prompt(traceback):
-                self._failed(_of_the_process(ending_of(error)))
-            self._original_hook(kind, error, traceback)
+            try:
+                if not _at_a_prompt(traceback):
+                    self._failed(_of_the_process(ending_of(error)))
+            except Exception as own:  # noqa: BLE001 - nothing of ours may keep the user's hook from running
+                internal_error(own, "the end of the process")
+            finally:
+                self._original_hook(kind, error, traceback)
 
         def leave(status: Any = None, /) -> NoReturn:
             try:
