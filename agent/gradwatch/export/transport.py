@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceResponse,
 )
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from requests.utils import get_auth_from_url
 
 from gradwatch.export.spool_records import Request, Signal
 
@@ -125,6 +126,9 @@ class _Receiver:
     def __init__(self, endpoint: str, signal: Signal, headers: Mapping[str, str]) -> None:
         url = f"{endpoint}/v1/{signal}"
         self._session = requests.Session()
+        credentials = get_auth_from_url(url)
+        # Without any, requests would put what ~/.netrc says in the place of the configured header.
+        self._session.auth = credentials if any(credentials) else _as_configured
         self._request = self._session.prepare_request(
             requests.Request("POST", url, {**headers, "Content-Type": "application/x-protobuf"})
         )
@@ -162,6 +166,10 @@ class _Receiver:
     def _post(self, prepared: requests.PreparedRequest, timeout: tuple[float, float]) -> requests.Response:
         # A redirected POST may become a GET, whose success says nothing.
         return self._session.send(prepared, timeout=timeout, allow_redirects=False, **self._environment)
+
+
+def _as_configured(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    return prepared
 
 
 def _read(response: requests.Response, seconds: float) -> bytes:

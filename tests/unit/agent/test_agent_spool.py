@@ -26,10 +26,12 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.export.delivery import Delivery
+from gradwatch.export.exporters import otlp_exporter
 from gradwatch.export.otlp import OtlpEncoder
 from gradwatch.export.spool import Drained, Lane, Spool, drain, places
 from gradwatch.export.spool_records import Request, pack, unpack
 from gradwatch.export.transport import REPLY_SECONDS, Away, Outcome, Taken, Transport
+from gradwatch.settings import Settings
 from gradwatch.telemetry import Event, MetricPoints, Point
 from tests.otlp_sink import OtlpSink, otlp_sink
 
@@ -792,6 +794,30 @@ def test_a_request_goes_nowhere_but_where_it_was_sent(sink: OtlpSink) -> None:
         assert outcome == Away("HTTP 307", None)
         assert not other.requests
         transport.close()
+
+
+def test_what_netrc_says_does_not_replace_the_configured_header(
+    sink: OtlpSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password other\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    transport = Transport(sink.endpoint, {"Authorization": "Bearer mine"})
+    transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False))
+    transport.close()
+    assert sink.authorizations == {"Bearer mine"}
+
+
+def test_a_warning_does_not_print_the_password_in_an_endpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.resolve({"endpoint": "http://user:s3cret@127.0.0.1:1", "directory": tmp_path}, {}, "a")
+    exporter = otlp_exporter(settings, lambda: None)
+    exporter.send_events({}, [event("a")])
+    exporter.deliver(1.0)
+    exporter.close()
+    assert "cannot deliver" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [400, 404, 413])
