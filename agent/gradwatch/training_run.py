@@ -203,7 +203,7 @@ class Run:
         if value.name == "loss":
             self._interval.logs[0].column(conventions.LOSS).append(value.time, value.value)
             return
-        self._interval.logged.append(value)
+        self._interval.add_logged(value)
         target = self.settings.target
         if target is not None and not self._target_reached and target.metric == value.name:
             self._check_target(value.value, self.observer.roster.last_step)
