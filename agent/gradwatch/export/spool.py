@@ -343,8 +343,9 @@ class Spool:
             if dead is not None:
                 for segment in dead.segments():
                     with contextlib.suppress(OSError):
+                        requests, damaged = unpack(segment.read_bytes())
                         segment.unlink()
-                        self._lost += 1
+                        self._lost += damaged + sum(request.items for request in requests)
                 dead.release()
 
     def _cannot(self, place: Path, error: OSError) -> None:
@@ -371,6 +372,7 @@ def drain(
     endpoint: str,
     headers: Mapping[str, str],
     seconds: float,
+    most_bytes: int = DEFAULT_BYTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> Drained:
     """Deliver what dead processes of this host left for a collector; what it does not take stays.
@@ -380,12 +382,13 @@ def drain(
         endpoint: Base URL of the collector.
         headers: Sent with each request.
         seconds: Bound on it all.
+        most_bytes: Bound on what is kept.
         clock: Monotonic seconds.
     """
     from gradwatch.export.transport import REPLY_SECONDS, Away, Transport
 
     deadline = clock() + seconds
-    spool = Spool(places(directory), endpoint)
+    spool = Spool(places(directory), endpoint, most_bytes)
     transport = Transport(endpoint, headers)
     delivered = lost = 0
     try:

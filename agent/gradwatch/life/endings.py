@@ -56,8 +56,8 @@ def ending_of(error: BaseException | None) -> Ending:
     if isinstance(error, SystemExit):
         return _exit_ending(error.code)
     name = _qualified_name(type(error))
-    # Redacted before it is cut to its length, since half a secret no longer looks like one; but not all of a long
-    # one, which takes time that the end of the process has not.
+    # Before it is cut to its length: half a secret no longer looks like one. But not all of a long one: that
+    # takes time which the end of the process has not.
     lines = text_of(error)[:_MOST_REDACTED].splitlines()
     message = redact_text(lines[0])[:_MESSAGE_LENGTH] if lines else None
     if isinstance(error, KeyboardInterrupt):

@@ -142,7 +142,11 @@ class Supervision:
             settings = self._launch.settings
             left = deadline - time.monotonic()
             if settings.spool_max_bytes and left > 0:
-                drain(settings.directory, settings.endpoint, settings.headers, left)
+                drained = drain(
+                    settings.directory, settings.endpoint, settings.headers, left, settings.spool_max_bytes
+                )
+                if drained.lost:
+                    self._say(f"{drained.lost} items of undelivered telemetry were lost")
 
     @shielded(None)
     def _close(self, deadline: float) -> None:

@@ -235,7 +235,7 @@ def test_of_several_dead_spools_the_oldest_comes_first_and_goes_first(tmp_path: 
 def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_path: Path) -> None:
     for i in (0, 1, 4, 3, 2):
         other = Spool([tmp_path / "spool"], f"http://other-{i}")
-        other.append(request(i, size=1000))
+        other.append(request(i, size=1000, items=10))
         (folder,) = {path.parent for path in tmp_path.rglob("*.segment") if path.stat().st_mtime > 1000}
         other.close()
         for path in (*folder.iterdir(), folder):
@@ -245,7 +245,7 @@ def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_p
     assert spool.adopted.head() is None
     left = sorted(unpack(file.read_bytes())[0][0] for file in (tmp_path / "spool").rglob("*.segment"))
     assert [number(one) for one in left] == [2, 3, 4]
-    assert spool.take_lost() == 2
+    assert spool.take_lost() == 20
     spool.close()
 
 
@@ -437,6 +437,21 @@ def test_draining_keeps_what_is_not_taken(sink: OtlpSink, tmp_path: Path) -> Non
     sink.status = 200
     assert drain(tmp_path, sink.endpoint, {}, 10.0) == Drained(1, 0, 0)
     assert sink.names() == ["a"]
+
+
+def test_draining_keeps_to_the_bound_it_is_given_and_counts_what_is_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tempfile.tempdir", str(tmp_path)
+    )  # what others left on this host is not for this bound
+    spool = Spool([tmp_path / "spool"], ENDPOINT)
+    for i in range(4):
+        spool.append(request(i, size=1000, items=10))
+        spool.normal.stop_writing()  # the next in a segment of its own
+    spool.close()
+    assert drain(tmp_path, ENDPOINT, {}, 0.0, most_bytes=10_000).lost == 0
+    assert drain(tmp_path, ENDPOINT, {}, 0.0, most_bytes=2500).lost == 20
 
 
 def test_draining_begins_with_endings_counts_what_is_refused_and_keeps_to_its_time(
