@@ -257,8 +257,11 @@ class Spool:
             return True
         return False
 
-    def adopt(self) -> None:
-        """Take over what dead processes left for the same endpoint; bound what they left for others."""
+    def adopt(self, out_of_time: Callable[[], bool] = lambda: False) -> bool:
+        """Take over what dead processes left for the same endpoint; bound what they left for others.
+
+        False: ``out_of_time`` said so between two folders, and there are more of them.
+        """
         foreign: list[tuple[int, int, Path]] = []
         for place in self._places:
             for path in _folders_by_age(place):
@@ -275,8 +278,12 @@ class Spool:
                     self._cannot(place, error)
                 finally:
                     dead.release()
+                if out_of_time():
+                    self._make_room()
+                    return False
         self._make_room()
         self._bound_foreign(foreign)
+        return True
 
     def take_lost(self) -> int:
         """Items that were dropped or found damaged since the last call."""
@@ -392,7 +399,7 @@ def drain(
     transport = Transport(endpoint, headers)
     delivered = lost = 0
     try:
-        spool.adopt()
+        spool.adopt(lambda: clock() >= deadline)
         for lane, request in _heads(spool):
             left = deadline - clock()
             outcome = Away("out of time") if left <= 0 else transport.send(request, min(left, REPLY_SECONDS))

@@ -232,6 +232,20 @@ def test_of_several_dead_spools_the_oldest_comes_first_and_goes_first(tmp_path: 
     spool.close()
 
 
+def test_adoption_stops_when_it_is_out_of_time_and_goes_on_the_next_time(tmp_path: Path) -> None:
+    for i in range(3):
+        dead = Spool([tmp_path], ENDPOINT)
+        dead.append(request(i))
+        dead.close()
+    spool = Spool([tmp_path], ENDPOINT)
+    found = []
+    while not spool.adopt(lambda: True):
+        found.append(len(spool.adopted.segments))
+        assert len(found) <= 3
+    assert found == [1, 2, 3]
+    spool.close()
+
+
 def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_path: Path) -> None:
     for i in (0, 1, 4, 3, 2):
         other = Spool([tmp_path / "spool"], f"http://other-{i}")
