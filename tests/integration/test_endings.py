@@ -146,7 +146,8 @@ class Row:
     ``attempts``: status, reason, and whether it says ``will_retry``, of each, where there is more to say than
     the run's own. ``evidence``: words in the last attempt's. ``cause``: the rank that is the cause, where the
     collector has to know it.
-    ``findings``: those that it had on the way.
+    ``findings``: those that it had on the way. ``doubted``: seconds in which a rank may yet be heard
+    that is not its supervisor's own child.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Row:
     last_step: int | None = None
     history: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    doubted: float = 0.0
 
     @property
     def run_id(self) -> str:
@@ -254,7 +256,7 @@ ROWS: Final = (
     Row(
         "supervised rank is killed",
         (Start(ranks=RANK_WAITS, run=(), happens=one_of_two_killed, code=1),),
-        "failed", "exit 1", evidence=("exit code 1",), cause=1,
+        "failed", "exit 1", evidence=("exit code 1",), cause=1, doubted=10.0,
     ),
     Row(
         "restarted by torchrun", (Start(ranks="raise ValueError('at first')", environ={"RESTARTS": "1"}),),
@@ -402,7 +404,7 @@ ROWS: Final = (
     Row("clock ahead", (Start("time.sleep(7)", environ={"CLOCK_AHEAD": f"{HOUR}"}),), "succeeded"),
     Row(
         "clock behind",
-        (Start("time.sleep(7); os._exit(1)", run=(), environ={"CLOCK_AHEAD": f"-{HOUR}"}, code=1),),
+        (Start("time.sleep(12); os._exit(1)", run=(), environ={"CLOCK_AHEAD": f"-{HOUR}"}, code=1),),
         "failed", "exit 1", cause=0,
     ),
 )  # fmt: skip
@@ -524,7 +526,7 @@ def seen(running: Collector, row: Row, lived: Lived) -> dict[str, Any]:
         "evidence": words if words == row.evidence else evidence,
         "findings": {found["rule"] for found in shown["findings"] if found["rule"] in ABOUT_ENDINGS},
         "left": lived.left,
-        "moments": moments(shown, lived) if row.starts else "true",
+        "moments": moments(shown, lived, row.doubted) if row.starts else "true",
         **({"last_step": shown["last_step"]} if row.last_step is not None else {}),
         **({"history": tuple(e["status"] for e in reversed(shown["history"]))} if row.history else {}),
     }
@@ -536,12 +538,12 @@ def cause_of(row: Row, attempt: Any) -> int | None:
     return row.cause if supervised and attempt["cause_rank"] is None else attempt["cause_rank"]
 
 
-def moments(shown: Any, lived: Lived) -> str:
+def moments(shown: Any, lived: Lived, doubted: float) -> str:
     """Whether start and end are when they were, and a loss was noticed in time."""
     started, ended = unix(shown["started_at"]), unix(shown["ended_at"])
     noticed = unix(shown["history"][0]["recorded_at"])
     silent = shown["reason"] == "heartbeat_timeout"
-    late = LOST_AFTER + DETECTED_WITHIN if silent else DETECTED_WITHIN
+    late = (LOST_AFTER if silent else doubted) + DETECTED_WITHIN
     # An answer may be on its way while its process is killed.
     if lived.began <= started <= ended <= lived.ended + 1 and noticed - lived.ended <= late:
         return "true"
