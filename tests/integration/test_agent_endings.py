@@ -228,9 +228,9 @@ def test_an_ending(
     assert event.get(names.REASON) == reason
     if reason == "RuntimeError":
         assert event[names.EXCEPTION_TYPE] == "RuntimeError"
+        assert event[names.EXCEPTION_MESSAGE] == "boom"
     if "Terminated" in after:
         assert event[names.EXCEPTION_MESSAGE] == "asked to end"
-        assert event[names.EXCEPTION_MESSAGE] == "boom"
         assert "RuntimeError: boom" in errors
 
 
