@@ -229,9 +229,10 @@ def test_an_ending(
     if reason == "RuntimeError":
         assert event[names.EXCEPTION_TYPE] == "RuntimeError"
         assert event[names.EXCEPTION_MESSAGE] == "boom"
+        assert "RuntimeError: boom" in errors
     if "Terminated" in after:
         assert event[names.EXCEPTION_MESSAGE] == "asked to end"
-        assert "RuntimeError: boom" in errors
+        assert "Terminated: asked to end" in errors
 
 
 def test_a_wrong_word_at_a_prompt_ends_nothing(sink: OtlpSink) -> None:
