@@ -33,6 +33,7 @@ from gradwatch.export.spool_records import Request, pack, unpack
 from gradwatch.export.transport import REPLY_SECONDS, Away, Outcome, Taken, Transport
 from gradwatch.settings import Settings
 from gradwatch.telemetry import Event, MetricPoints, Point
+from tests.faulty_servers import Behaviour, faulty_server, trickling_body, trickling_head
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 ENDPOINT = "http://collector:4318"
@@ -813,6 +814,18 @@ def test_an_answer_that_makes_no_sense_is_a_yes(sink: OtlpSink, case: str) -> No
     transport = Transport(sink.endpoint, {})
     assert transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False)) == Taken()
     transport.close()
+
+
+@pytest.mark.parametrize("trickling", [trickling_head, trickling_body])
+def test_an_answer_that_trickles_in_holds_nobody_longer_than_the_time_out(
+    trickling: Callable[[int], Behaviour],
+) -> None:
+    with faulty_server(trickling(25)) as endpoint:
+        transport = Transport(endpoint, {})
+        sent = OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False)
+        assert isinstance(transport.send(sent, 0.5), Away)  # five seconds in all
+        assert transport.send(sent, 60.0) == Taken()
+        transport.close()
 
 
 def test_a_request_goes_nowhere_but_where_it_was_sent(sink: OtlpSink) -> None:
