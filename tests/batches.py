@@ -31,6 +31,8 @@ def source(
 ) -> Source:
     """A process of job ``digits``; keywords such as ``tier`` become resource attributes ``training.tier``."""
     resource = {c.SERVICE_NAME: "digits", **{f"training.{name}": value for name, value in attributes.items()}}
+    if attempt is not None:
+        resource[c.RUN_ATTEMPT] = attempt
     return Source(run_id, attempt, rank, instance, resource)
 
 

@@ -47,6 +47,31 @@ def wrong_body(connection: socket.socket, _stopped: threading.Event) -> None:
     connection.sendall(head + b"Content-Length: 4\r\n\r\n\xff\xff\xff\xff")
 
 
+def trickling(start: bytes, letters: int, end: bytes = b"") -> Behaviour:
+    """Answer five letters a second."""
+
+    def trickle(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(start)
+        for _ in range(letters):
+            if stopped.wait(0.2):
+                return
+            connection.sendall(b"x")
+        connection.sendall(end)
+
+    return trickle
+
+
+def trickling_head(letters: int) -> Behaviour:
+    """Answer that all is well, with a header that goes on and on."""
+    return trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Long: ", letters, b"\r\n\r\n")
+
+
+def trickling_body(letters: int) -> Behaviour:
+    """Answer that all is well, with a body that goes on and on."""
+    return trickling(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % letters, letters)
+
+
 def answering(status: int, *headers: str) -> Behaviour:
     """Answer each request with this status and no body."""
 
@@ -136,6 +161,8 @@ RECEIVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
             "accepts and never answers": silent,
             "resets in the middle": resetting_in_the_middle,
             "answers garbage": garbage,
+            "trickles its head": trickling_head(1000),
+            "trickles its body": trickling_body(1000),
             "answers half": half_an_answer,
             "answers 200 and no protobuf": wrong_body,
             "answers 400": answering(400),

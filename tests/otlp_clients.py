@@ -126,10 +126,8 @@ class _Http(Client):
     def _decode(message: Any, body: bytes) -> Any: ...
 
 
-class ProtobufClient(_Http):
-    """OTLP/HTTP, binary."""
-
-    content_type = "application/x-protobuf"
+class _Binary(Client):
+    """Speaks protobuf's binary form, over whatever."""
 
     def encode(self, request: Any) -> bytes:
         encoded: bytes = request.SerializeToString()
@@ -140,6 +138,12 @@ class ProtobufClient(_Http):
 
     def padded(self, size: int) -> bytes:
         return _padded(size)
+
+
+class ProtobufClient(_Binary, _Http):
+    """OTLP/HTTP, binary."""
+
+    content_type = "application/x-protobuf"
 
     @staticmethod
     def _decode(message: Any, body: bytes) -> Any:
@@ -173,7 +177,7 @@ class JsonClient(_Http):
         return json_format.Parse(body, message())
 
 
-class GrpcClient(Client):
+class GrpcClient(_Binary):
     """OTLP/gRPC."""
 
     def __enter__(self) -> Client:
@@ -182,16 +186,6 @@ class GrpcClient(Client):
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
-
-    def encode(self, request: Any) -> bytes:
-        encoded: bytes = request.SerializeToString()
-        return encoded
-
-    def with_unknown_fields(self, request: Any) -> bytes:
-        return _with_unknown_fields(request)
-
-    def padded(self, size: int) -> bytes:
-        return _padded(size)
 
     def post(self, kind: type, body: bytes, *, compress: bool = False, token: str | None = None) -> Answer:
         path, response, rejected = _RESPONSES[kind]

@@ -39,6 +39,7 @@ class OtlpSink:
     events: list[ReceivedEvent] = field(default_factory=list)
     metrics: list[Any] = field(default_factory=list)
     encodings: set[str] = field(default_factory=set)
+    authorizations: set[str | None] = field(default_factory=set)
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for_event(self, name: str, timeout: float = 20.0) -> ReceivedEvent:
@@ -81,6 +82,7 @@ def otlp_sink() -> Iterator[OtlpSink]:
             with sink.arrived:
                 status = 400 if sink.refuses(body) else sink.status
                 sink.encodings.add(encoding)
+                sink.authorizations.add(self.headers["Authorization"])
                 sink.requests.append((self.path, raw))
                 if status == 200:
                     self._keep(body)

@@ -33,8 +33,10 @@ PYTHON_VERSION: Final = "process.runtime.version"
 CONFIG_HASH: Final = "training.config.hash"
 HOST_NAME: Final = "host.name"
 PROCESS_PID: Final = "process.pid"
+PARENT_PID: Final = "process.parent_pid"
 PROCESS_COMMAND: Final = "process.command"
 SUPERVISOR: Final = "training.supervisor"
+SUPERVISOR_INSTANCE: Final = "gradwatch.supervisor.instance"
 
 RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     SERVICE_NAME: "The job. Becomes the Prometheus label `training_job`.",
@@ -57,8 +59,10 @@ RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     CONFIG_HASH: "Hash of the hyper-parameters, when told.",
     HOST_NAME: "Host.",
     PROCESS_PID: "Process id.",
+    PARENT_PID: "Process id of the parent.",
     PROCESS_COMMAND: "The script or module that is running, without its arguments.",
     SUPERVISOR: "True for `gradwatch run`, which sees an attempt's processes from outside; it is no rank.",
+    SUPERVISOR_INSTANCE: "`service.instance.id` of the `gradwatch run` that the process was started under.",
 }
 
 TIER_PRODUCTION: Final = "production"

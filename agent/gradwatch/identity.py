@@ -21,6 +21,7 @@ from gradwatch import conventions
 from gradwatch.safety import shielded
 from gradwatch.settings import Settings
 from gradwatch.supervisor.launch import attempt_of
+from gradwatch.supervisor.progress import INSTANCE_VARIABLE
 from gradwatch.telemetry import AttributeValue
 
 # Ranks that watch at all do so within moments of each other; a rank 0 that does not must not hold up others.
@@ -40,11 +41,16 @@ class Identity:
     instance: str
 
     @classmethod
-    def resolve(cls, settings: Settings, environ: Mapping[str, str] = os.environ) -> Identity:
-        """Ask the caller, then the launcher, then the process group; else choose."""
+    def resolve(
+        cls, settings: Settings, environ: Mapping[str, str] = os.environ, *, separate: bool = False
+    ) -> Identity:
+        """Ask the caller, then the launcher, then the process group; else choose.
+
+        The launcher is not asked for the run of a ``with gradwatch.run():``, which is ``separate``.
+        """
         global _runs_begun
         rank, world_size = _rank(settings, environ), _world_size(environ)
-        launcher = environ.get("TORCHELASTIC_RUN_ID")
+        launcher = None if separate else environ.get("TORCHELASTIC_RUN_ID")
         run_id = settings.run_id or (launcher if launcher not in {None, "", "none"} else None)
         _runs_begun += 1
         return cls(
@@ -120,6 +126,8 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
         conventions.CONFIG_HASH: _config_hash(settings.config) if settings.config is not None else None,
         conventions.HOST_NAME: socket.gethostname(),
         conventions.PROCESS_PID: os.getpid(),
+        conventions.PARENT_PID: os.getppid(),
+        conventions.SUPERVISOR_INSTANCE: os.environ.get(INSTANCE_VARIABLE),
         conventions.PROCESS_COMMAND: sys.argv[0] if sys.argv else None,
     }
     return {name: value for name, value in known.items() if value is not None and value != ""}

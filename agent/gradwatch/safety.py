@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Final, ParamSpec, TypeVar
-
-log: Final = logging.getLogger("gradwatch")
+from typing import Any, Final, ParamSpec, TypeVar
 
 _LOG_EVERY_SECONDS: Final = 60.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F")
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose handlers, which are the user's, may raise: training hears nothing of that."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        kwargs.setdefault("stacklevel", 2)  # the caller, not this method
+        with contextlib.suppress(Exception):
+            super().log(level, msg, *args, **kwargs)
+
+
+log: Final = _Log(logging.getLogger("gradwatch"), {})
 
 
 class Throttle:

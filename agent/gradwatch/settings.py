@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from gradwatch.checkpoints import manifest as manifests
 from gradwatch.checkpoints.manifest import ManifestError
 from gradwatch.export.spool import DEFAULT_BYTES
 from gradwatch.local_files import default_directory
+from gradwatch.redaction import redact_text
 from gradwatch.target import Target
 
 T = TypeVar("T")
+# What HTTP takes, and the client too.
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_VALUE: Final = re.compile(r"(?:[!-~\xa1-\xff][\t -~\xa0-\xff]*)?")
 
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:4318"
 NvtxMode = Literal["step", "layers"]
@@ -128,7 +133,7 @@ class Settings:
                     try:
                         return convert(raw)
                     except (ValueError, TypeError) as error:
-                        raise SettingsError(f"gradwatch: {source}={raw!r}: {error}") from None
+                        raise SettingsError(f"gradwatch: {redact_text(f'{source}={raw!r}')}: {error}") from None
             return default
 
         return cls(
@@ -150,7 +155,7 @@ class Settings:
             export_interval=setting("export_interval", _positive, 5.0),
             heartbeat_interval=setting("heartbeat_interval", _positive, 5.0),
             endpoint=setting("endpoint", _url, DEFAULT_ENDPOINT),
-            headers=_pairs("OTEL_EXPORTER_OTLP_HEADERS", environ),
+            headers=_headers("OTEL_EXPORTER_OTLP_HEADERS", environ),
             resource=resource,
             directory=setting("directory", _directory, default_directory(environ)),
             spool_max_bytes=setting("spool_max_bytes", _integer(0), DEFAULT_BYTES),
@@ -293,4 +298,17 @@ def _pairs(variable: str, environ: Mapping[str, str]) -> dict[str, str]:
         key, separator, value = item.partition("=")
         if separator and key.strip():
             pairs[unquote(key.strip())] = unquote(value.strip())
+    return pairs
+
+
+def _headers(variable: str, environ: Mapping[str, str]) -> dict[str, str]:
+    pairs = _pairs(variable, environ)
+    for name, value in pairs.items():
+        # Never the value, and not what may be one: it is a secret more often than not.
+        if not _HEADER_NAME.fullmatch(name):
+            raise SettingsError(f"gradwatch: {variable}: expected name=value,...; a name is none of a header")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise SettingsError(
+                f"gradwatch: {variable}: the value of {name} has a character that no header may have"
+            )
     return pairs

@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +25,7 @@ from gradwatch.export.exporters import otlp_exporter
 from gradwatch.export.interval import Interval
 from gradwatch.identity import Identity, resource_attributes
 from gradwatch.life.black_box import BlackBox, StallWatch, Trigger
-from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, ending_of
+from gradwatch.life.endings import CANCELLED, FAILED, Ending, EndingWatch, after_sigterm, ending_of
 from gradwatch.life.flight_recorder import FlightRecorder, FlightStep
 from gradwatch.life.oom import AllocatorWatch, OutOfMemory
 from gradwatch.life.preemption import sigterm_reason
@@ -38,6 +40,7 @@ from gradwatch.redaction import redact
 from gradwatch.safety import log, shielded
 from gradwatch.settings import Settings
 from gradwatch.supervisor import progress
+from gradwatch.supervisor.progress import Told
 from gradwatch.telemetry import (
     Attributes,
     AttributeValue,
@@ -56,7 +59,9 @@ if TYPE_CHECKING:
     from gradwatch.reproduction.capture import Capture
     from gradwatch.watching import Watch
 
+# From SIGTERM to death, all told, and what of that is kept for the black box.
 _SIGTERM_SECONDS: Final = 0.15
+_BLACK_BOX_SECONDS: Final = 0.03
 # How long a black box waits for what else is said of its step, and how often it is asked whether that is over.
 _SETTLED_SECONDS: Final = 0.05
 _ASK_SECONDS: Final = 0.02
@@ -71,7 +76,9 @@ class Run:
         clock = Clock()
         self.settings = settings
         self.watches: list[Watch] = []
-        self.identity = Identity.resolve(settings)
+        # The launcher's id, attempt and ear are those of the process's own run.
+        self._is_separate = block() is not None
+        self.identity = Identity.resolve(settings, separate=self._is_separate)
         self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
         self._clock = clock.branch()
         self._lock = threading.Lock()
@@ -80,7 +87,8 @@ class Run:
         self._missing: set[str] = set()
         self._target_reached = False
         self._ended = False
-        self._sigterm_came = False
+        # When a SIGTERM came that the program handles, by the monotonic clock.
+        self._sigterm_at: float | None = None
         pace = Pacer()
         self._pace = pace
         self._recorder = FlightRecorder(settings.flight_steps)
@@ -131,7 +139,7 @@ class Run:
                 settings.replay,
             )
             self.observer.compile_watch.tell(self._capture.compiles)
-        self._endings = EndingWatch(self.end)
+        self._endings = EndingWatch(self._end_uncaught)
         self._sigterm = SigtermWatch(self._note_sigterm, self.die_of_sigterm)
 
     def begin(self) -> None:
@@ -196,7 +204,7 @@ class Run:
         if value.name == "loss":
             self._interval.logs[0].column(conventions.LOSS).append(value.time, value.value)
             return
-        self._interval.logged.append(value)
+        self._interval.add_logged(value)
         target = self.settings.target
         if target is not None and not self._target_reached and target.metric == value.name:
             self._check_target(value.value, self.observer.roster.last_step)
@@ -313,8 +321,18 @@ class Run:
                 self._emit(conventions.STALLED, {conventions.STEP: last, conventions.STACKS: stacks()})
                 self._box.write("stalled", last)
 
-    def _tell_progress(self) -> None:
-        progress.tell(self.identity.attempt, self.identity.instance, self.observer.roster.last_step)
+    def _tell_progress(self, ending: Ending | None = None) -> None:
+        attempt = self.identity.attempt
+        if self._is_separate or attempt is None:
+            return
+        told = Told(
+            self.identity.run_id,
+            attempt,
+            self.observer.roster.last_step,
+            self._recorder.median_duration() if ending is None else None,
+            ending.reason if ending is not None and ending.status == FAILED else None,
+        )
+        progress.tell(told, self.identity.instance)
 
     def end(self, ending: Ending) -> None:
         """Report the ending; only the first one counts."""
@@ -325,16 +343,10 @@ class Run:
             if self._ended:
                 return
             self._ended = True
-        self._tell_progress()
-        # An exception of the program's own is the truth, whatever came before it.
-        if self._sigterm_came and (ending.exception_type is None or ending.status == CANCELLED):
-            ending = Ending(
-                CANCELLED,
-                self._sigterm_reason(),
-                ending.exit_code,
-                ending.exception_type,
-                ending.exception_message,
-            )
+        if self._sigterm_at is not None:
+            waited = time.monotonic() - self._sigterm_at
+            ending = after_sigterm(ending, self._sigterm_reason(), waited)
+        self._tell_progress(ending)
         self._box.write_if_due()
         if ending.status == FAILED:
             self.observer.tell_unfinished()
@@ -354,6 +366,10 @@ class Run:
             },
         )
 
+    def _end_uncaught(self, ending: Ending) -> None:
+        self._sigterm.settle()  # it may be of the handler of a SIGTERM that was not noted yet
+        self.end(ending)
+
     def _at_exit(self) -> None:
         self.close(self._endings.at_exit())
 
@@ -366,18 +382,20 @@ class Run:
         return sigterm_reason(self.settings.preemptible, self._sigterm.seen)
 
     def _note_sigterm(self) -> None:
-        self._sigterm_came = True
+        self._sigterm_at = time.monotonic()
         self._ask_black_box("SIGTERM", None)
 
-    def die_of_sigterm(self) -> None:
-        """Say so, in no time: the process is about to go."""
+    def die_of_sigterm(self, deadline: float | None = None) -> None:
+        """Say so by the deadline (monotonic clock, default: very soon): the process is about to go."""
+        if deadline is None:
+            deadline = time.monotonic() + _SIGTERM_SECONDS
         if _current is not None and _current is not self:  # a run within this one: it has only taken note
-            _current.die_of_sigterm()
+            _current.die_of_sigterm(deadline)
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
-        self._thread.send_last_words(_SIGTERM_SECONDS)
+        self._thread.send_last_words(max(0.0, deadline - _BLACK_BOX_SECONDS - time.monotonic()))
         # The ending is out: only now what takes longer.
         self._box.write("SIGTERM", self.observer.roster.last_step)
-        self._thread.send_last_words(_SIGTERM_SECONDS)
+        self._thread.send_last_words(max(0.0, deadline - time.monotonic()))
 
     def _ran_out_of_memory(self, what: OutOfMemory) -> None:
         self._out_of_memory += 1
@@ -451,6 +469,19 @@ _current: Run | None = None
 _outer: Final[list[Run]] = []
 
 
+class Block:
+    """A ``with gradwatch.run():``. One that is refused has no run, and what is inside is not watched."""
+
+    def __init__(self, *, refused: bool) -> None:
+        self.refused = refused
+
+
+# Those that are open, innermost last, and the one that this thread or task is in.
+_open_blocks: Final[list[Block]] = []
+_blocks_lock: Final = threading.Lock()
+_block: Final[ContextVar[Block | None]] = ContextVar("gradwatch_block", default=None)
+
+
 def current() -> Run | None:
     """The run that ``watch()`` calls share, if one is open."""
     return _current
@@ -482,12 +513,43 @@ def close_run(run: Run, ending: Ending) -> None:
     run.close(ending)
 
 
+def block() -> Block | None:
+    """The innermost ``with gradwatch.run():`` around the caller, if there is one."""
+    return _block.get()
+
+
 @contextlib.contextmanager
-def separate_run() -> Iterator[None]:
+def separate_run() -> Iterator[Block]:
     """The ``watch()`` calls of the block begin a run of their own, which ends as the block does.
 
-    A run that was open takes nothing from inside the block for its own, and goes on after it.
+    A run that was open takes nothing from inside the block for its own, and goes on after it. A block beside
+    one of another thread or task is refused: torch's hooks are the process's, and cannot tell whose step it is.
     """
+    around = _block.get()
+    with _blocks_lock:
+        innermost = _open_blocks[-1] if _open_blocks else None
+        mine = Block(refused=innermost is not around or (around is not None and around.refused))
+        if not mine.refused:
+            _open_blocks.append(mine)
+    _block.set(mine)
+    try:
+        if mine.refused:
+            log.error(
+                "gradwatch.run: another thread or task is inside a run of its own, so this one is not watched: "
+                "give each trial a process, or run one after the other"
+            )
+            yield mine
+        else:
+            with _apart():
+                yield mine
+    finally:
+        _block.set(around)
+        with _blocks_lock, contextlib.suppress(ValueError):  # refused, or this is a forked child
+            _open_blocks.remove(mine)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
     global _current
     outer, _current = _current, None
     if outer is not None:
@@ -532,6 +594,8 @@ def _after_fork_in_child() -> None:
     global _current
     runs, _current = [*_outer, *([] if _current is None else [_current])], None
     _outer.clear()
+    _open_blocks.clear()
+    _block.set(None)
     for run in reversed(runs):
         run.abandon_in_child()
     _after_fork_in_parent()

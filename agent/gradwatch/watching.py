@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from gradwatch.target import Target
     from gradwatch.telemetry import Exporter
-    from gradwatch.training_run import Run
+    from gradwatch.training_run import Block, Run
 
 
 class Watch:
@@ -316,10 +317,10 @@ def watch(
         name: value for name, value in locals().items() if name not in {"model", "optimizer", "exporter"}
     }
     given = {name: value for name, value in keywords.items() if value is not None}
-    settings = Settings.resolve({**_inherited, **given})
+    settings = _settings(given)
     models, optimizers = _models(model, model_name), _optimizers(optimizer)
     inert = Watch(None, optimizers, models.values())
-    if settings.disabled or _in_data_loader_worker():
+    if settings.disabled or _in_data_loader_worker() or _is_refused():
         return inert
     return _attach(settings, models, optimizers, exporter) or inert
 
@@ -333,7 +334,9 @@ def run(**settings: Any) -> Iterator[None]:
     """A run of its own in this process, such as a trial of a sweep: `watch` calls inside belong to it.
 
     It ends with the block and as the block does: failed by an exception, cancelled by Ctrl-C, else succeeded. A
-    run that was open before goes on afterwards; nothing inside is its own.
+    run that was open before goes on afterwards; nothing inside is its own. It has an id of its own, unless
+    ``run_id`` is given: that of the environment or launcher is the process's. Beside a block of another thread
+    or task it is not watched, and says so.
 
     Args:
         settings: Keywords of `watch`, for the calls inside that do not give their own.
@@ -345,12 +348,38 @@ def run(**settings: Any) -> Iterator[None]:
     Settings.resolve(settings)
     from gradwatch.training_run import separate_run
 
-    before, _inherited = _inherited, settings
-    try:
-        with separate_run():
+    with separate_run() as block:
+        if block.refused:
             yield
-    finally:
-        _inherited = before
+            return
+        before, _inherited = _inherited, settings
+        try:
+            yield
+        finally:
+            _inherited = before
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    """What is given, then what the `run()` around gives, then the environment.
+
+    The environment names the run of the process, which one inside a `run()` is not.
+    """
+    keywords = {**_inherited, **given}
+    settings = Settings.resolve(keywords)
+    if _block() is None or keywords.get("run_id") is not None:
+        return settings
+    return replace(settings, run_id=None, attempt=keywords.get("attempt"))
+
+
+def _is_refused() -> bool:
+    block = _block()
+    return block is not None and block.refused
+
+
+def _block() -> Block | None:
+    """The `run()` around the caller; nobody can be inside one before the runs are imported."""
+    runs = sys.modules.get("gradwatch.training_run")
+    return None if runs is None else cast("Block | None", runs.block())
 
 
 @shielded(None)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, and_, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
+from gradwatch_collector.clocks import Clock
 from gradwatch_collector.records import EventRecord, ProcessKey
 
 SAVED: Final = "saved"
@@ -84,15 +85,36 @@ def record_of(connection: Connection, run_id: str) -> Record:
         select(checkpoint.state, func.count()).where(checkpoint.run_id == run_id).group_by(checkpoint.state)
     )
     counts = {row.state: int(row[1]) for row in counted}
-    last = connection.execute(
-        select(checkpoint.time, checkpoint.step)
-        .where(checkpoint.run_id == run_id, checkpoint.state == SAVED)
-        .order_by(checkpoint.time.desc())
-        .limit(1)
-    ).one_or_none()
+    good = _last_good(connection, run_id)
+    at, last = good if good is not None else (None, None)
     return Record(
         saved=counts.get(SAVED, 0),
         failed=counts.get(FAILED, 0),
-        last_good_at=None if last is None else last.time,
-        last_good_step=None if last is None else last.step,
+        last_good_at=at,
+        last_good_step=None if last is None else last["step"],
     )
+
+
+def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | None:
+    """The last that was saved, and when, by our clock: each process has its own, and one may be behind."""
+    checkpoint, process = schema.checkpoint.c, schema.process.c
+    who = (checkpoint.run_id, checkpoint.attempt, checkpoint.rank, checkpoint.instance)
+    turn = func.row_number().over(
+        partition_by=who, order_by=(checkpoint.time.desc(), checkpoint.sequence.desc())
+    )
+    saved = (
+        select(*who, checkpoint.time, checkpoint.step, turn.label("turn"))
+        .where(checkpoint.run_id == run_id, checkpoint.state == SAVED)
+        .subquery()
+    )
+    query = (
+        select(saved.c.time, saved.c.step, process.clock)
+        .join(schema.process, and_(*(process[column.name] == saved.c[column.name] for column in who)))
+        .where(saved.c.turn == 1)
+    )
+    # One that is ahead was corrected when it was received.
+    dated = [
+        (row["time"] - min(Clock(**row["clock"]).offset, 0), row)
+        for row in connection.execute(query).mappings()
+    ]
+    return max(dated, key=lambda each: each[0], default=None)

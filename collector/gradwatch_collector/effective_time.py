@@ -1,8 +1,8 @@
 """Effective training time (M11): of a run's wall-clock time over all attempts, what went into steps that count.
 
-A step counts less what it waited for data, and only once: where a later attempt went on from an earlier step,
-what the earlier attempt did after that step is lost. Start-up, evaluation, saving, and the time between
-attempts are in no step.
+A step counts less what it waited for data, and only once: where a later attempt, or a later process in the
+same one, went on from an earlier step, what had been done after that step is lost. Start-up, evaluation,
+saving, and the time between attempts are in no step.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
+from gradwatch_collector import schema
 from gradwatch_collector.reading import read_rollups, read_series
 from gradwatch_collector.records import Times
 from gradwatch_collector.runs import RunRow
@@ -25,7 +26,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class EffectiveTime:
-    """Seconds. ``lost``: in steps that a later attempt did again."""
+    """Seconds. ``lost``: in steps that were done again later."""
 
     productive: float
     waiting: float
@@ -47,18 +48,32 @@ def effective_time(connection: Connection, run: RunRow) -> EffectiveTime | None:
     )
     if not steps:
         return None
-    productive = waiting = lost = 0.0
-    resumed_at = np.inf  # the earliest step that a later attempt began with
-    for attempt, told in sorted(steps.items(), reverse=True):
-        again = told.values >= resumed_at
-        resumed_at = min(resumed_at, float(told.values.min()))
-        spent = _at(told.times, durations.get(attempt))
-        waited = np.minimum(_at(told.times, waits.get(attempt)), spent)
-        lost += float(spent[again].sum())
-        waiting += float(waited[~again].sum())
-        productive += float((spent - waited)[~again].sum())
+    began = _starts(connection, run.run_id)
+    in_order = sorted(steps, key=lambda attempt: (began.get(attempt, 0), attempt))
+    spent = np.concatenate([_at(steps[each].times, durations.get(each)) for each in in_order])
+    waited = np.concatenate([_at(steps[each].times, waits.get(each)) for each in in_order])
+    waited = np.minimum(waited, spent)
+    again = _done_again(np.concatenate([steps[each].values for each in in_order]))
     until = run.last_seen_at if run.ended_at is None else run.ended_at
-    return EffectiveTime(productive, waiting, lost, max(0, until - run.started_at) / _NANOS)
+    return EffectiveTime(
+        productive=float((spent - waited)[~again].sum()),
+        waiting=float(waited[~again].sum()),
+        lost=float(spent[again].sum()),
+        # Steps come one after the other: where clocks are not known it took at least as long as they did.
+        wall=max((until - run.started_at) / _NANOS, float(spent.sum())),
+    )
+
+
+def _starts(connection: Connection, run_id: str) -> dict[int, int]:
+    attempt = schema.attempt.c
+    rows = connection.execute(select(attempt.attempt, attempt.started_at).where(attempt.run_id == run_id))
+    return {row.attempt: row.started_at for row in rows}
+
+
+def _done_again(steps: Doubles) -> npt.NDArray[np.bool_]:
+    """Which of these steps, in the order they were done, is followed by one that is not after it."""
+    earliest_later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+    return steps >= earliest_later
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gradwatch_collector.findings import DETECTORS, Scene, reconcile
 from gradwatch_collector.lease import Lease, LeaseLostError
 from gradwatch_collector.live import LiveRuns
+from gradwatch_collector.presence import Presence
 from gradwatch_collector.silence import mark_silent
 from gradwatch_collector.snapshot import Snapshot, look, recent_runs
 from gradwatch_slo.objective import Objective
@@ -54,8 +55,9 @@ class Evaluator:
         self._lost_after = int(lost_after * _NANOS)
         self._interval = interval
         self._now = now
-        self._up_since = now()
-        self._heard_at = self._up_since
+        started_at = now()
+        self._presence = Presence(started_at, started_at)
+        self._failed = False
         self.snapshot = Snapshot(evaluated_at=0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
@@ -88,24 +90,29 @@ class Evaluator:
     def tick(self) -> Snapshot:
         """Judge, if that is ours to do; then look, and publish what was found."""
         now = self._now()
-        if now - self._heard_at >= self._lost_after // 2:
-            # The database was away, or this process was suspended: nobody could be heard meanwhile.
-            self._up_since = now
-        if self._lease.acquire():
-            try:
-                self._judge(now)
-            except LeaseLostError:
-                logger.warning("another collector evaluates now: this one was suspended, or is too slow")
-        self._heard_at = now
+        presence = self._presence.tick(now, self._lost_after, failed=self._failed)
+        self._failed = True
+        try:
+            judges = self._lease.acquire()
+            if judges:
+                self._mark_silent(now, presence.up_since)
+            self._presence, self._failed = presence, False
+            if judges:
+                self._find(now)
+        except LeaseLostError:
+            logger.warning("another collector evaluates now: this one was suspended, or is too slow")
         with self._engine.connect() as connection:
             self.snapshot = look(connection, self.snapshot, self._objectives, now)
         self._live.forget({run.run_id: run.last_seen_at - 2 * self._lost_after for run in self.snapshot.runs})
         return self.snapshot
 
-    def _judge(self, now: int) -> None:
-        # Each in a short transaction of its own that begins by finding the lease ours.
+    # Each in a short transaction of its own that begins by finding the lease ours.
+
+    def _mark_silent(self, now: int, up_since: int) -> None:
         with self._lease.transaction() as connection:
-            mark_silent(connection, now, self._lost_after, self._up_since)
+            mark_silent(connection, now, self._lost_after, up_since)
+
+    def _find(self, now: int) -> None:
         with self._lease.transaction() as connection:
             scene = Scene(connection, now, recent_runs(connection, now))
             reconcile(connection, [found for detect in DETECTORS for found in detect(scene)], now)

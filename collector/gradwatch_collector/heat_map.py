@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from gradwatch_collector.reading import SetSeries, read_sets
 from gradwatch_collector.records import Attributes, Times
 from gradwatch_collector.segments import Segment
+from gradwatch_collector.series import attribute_set
 
 Cells = npt.NDArray[np.float64]
 
@@ -64,13 +65,13 @@ def heat_map(
 
 
 def _rows(sets: list[SetSeries]) -> tuple[tuple[Attributes, ...], list[npt.NDArray[np.intp]]]:
-    found: dict[str, int] = {}
+    found: dict[bytes, int] = {}
     attributes: list[Attributes] = []
     places = []
     for each in sets:
         place = []
         for point in each.points:
-            key = repr(sorted(point.items()))
+            key = attribute_set([point]).digest
             if key not in found:
                 found[key] = len(attributes)
                 attributes.append(point)

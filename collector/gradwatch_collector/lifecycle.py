@@ -2,13 +2,18 @@
 
 The rules are the run-status contract: an attempt failed if any rank failed and the first to fail is the
 cause, whatever its peers report after being terminated; it is lost only if all its ranks fell silent; a run
-stands as its latest attempt does, except that a run whose attempt will be retried goes on.
+stands as the attempt does that began last, except that a run whose attempt will be retried goes on.
 
 A supervisor is no rank, but sees from outside how its command ended:
 
+- A rank speaks of the supervisor it was started under. Where it does not, that is the only one on its host.
 - A rank that did not tell its ending, running or lost, has the one its supervisor saw; while the supervisor
   lives and has not seen any, the rank is running, however silent.
-- A rank that told its ending keeps it. Only when every rank said ``succeeded`` and the command failed all the
+- What a supervisor saw end is its own child. A rank further down may have outlived that, or died before and
+  been hidden by a shell: exit code 0 says nothing about it, and no failure does that it has survived. Until it
+  had time to say so, it is not known.
+- A rank that told its ending keeps it. While every rank said ``succeeded`` and a supervisor lives, its command
+  goes on, and so does the attempt. Only when every rank said ``succeeded`` and the command failed all the
   same (``os._exit`` in an exit handler, a segmentation fault at shutdown) did the attempt fail.
 - Of an attempt in which no rank ever spoke there is only the supervisor's word.
 
@@ -26,6 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from gradwatch_collector.clocks import TOLERANCE
 from gradwatch_collector.peer_errors import told_of_a_peer
 from gradwatch_slo.runs import Status
 
@@ -34,6 +40,8 @@ _OPEN: Final = (Status.RUNNING, Status.LOST)
 # A supervisor says within seconds whether it tries again; torchrun, which does not say, starts again in less.
 DECISION_NANOS: Final = 30 * 1_000_000_000
 HEARTBEAT_NANOS: Final = 5 * 1_000_000_000
+# Who has outlived its supervisor's child has sent a heartbeat by then.
+SURVIVAL_NANOS: Final = 2 * HEARTBEAT_NANOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,9 @@ class ProcessState:
     """One process of an attempt: a rank, or a supervisor (whose ``rank`` means nothing).
 
     Moments in Unix nanoseconds; ``ended_at`` is None while it runs. ``told_at``: when its ending was received,
-    None where it told none. ``clock_known``: ``ended_at`` is by our clock.
+    None where it told none. ``clock_known``: ``ended_at`` is by our clock. ``active_at``: the newest moment
+    that it told of, by our clock. ``supervisor``: the instance of the one that it was started under.
+    ``may_live``: its ending is only concluded from that of the command it belongs to.
     """
 
     rank: int
@@ -52,17 +62,23 @@ class ProcessState:
     last_seen_at: int
     told_at: int | None = None
     clock_known: bool = True
+    active_at: int | None = None
     host: str | None = None
+    instance: str = ""
+    supervisor: str | None = None
+    pid: int | None = None
+    parent_pid: int | None = None
     will_retry: bool = False
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    may_live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptState:
     """How an attempt stands, and which rank decided that.
 
-    ``cause_rank`` is None where no single rank did. ``undecided``: it is over, and a supervisor that lives has
-    not said yet whether it tries again.
+    ``cause_rank`` is None where no single rank did. ``undecided_until``: it is over by all that is known now,
+    and until then a supervisor that lives may say that it tries again, or a rank that it lives.
     """
 
     status: Status
@@ -73,7 +89,7 @@ class AttemptState:
     ended_at: int | None
     last_seen_at: int
     will_retry: bool = False
-    undecided: bool = False
+    undecided_until: int | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,7 +110,7 @@ def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] =
     members = [_seen_from_outside(rank, supervisors) for rank in _newest(ranks)]
     verdict = _verdict(members, supervisors)
     if verdict.status is Status.SUCCEEDED:
-        verdict = _overruled(members, supervisors) or verdict
+        verdict = _overruled(members, supervisors) or _going_on(supervisors) or verdict
     everyone = [*ranks, *supervisors]
     cause = verdict.cause
     ended_at: int | None = None
@@ -103,7 +119,7 @@ def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] =
     elif verdict.status is not Status.RUNNING:
         ended_at = max(_end(process) for process in members or supervisors)
     said = [each for each in supervisors if each.status not in _OPEN]
-    alive = any(each.status is Status.RUNNING for each in supervisors)
+    patience = _patience(cause, supervisors)
     over = verdict.status not in (Status.RUNNING, Status.SUCCEEDED)
     return AttemptState(
         status=verdict.status,
@@ -114,7 +130,7 @@ def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] =
         ended_at=ended_at,
         last_seen_at=max(process.last_seen_at for process in everyone),
         will_retry=over and any(each.will_retry for each in (*said, *((cause,) if cause else ()))),
-        undecided=over and alive,
+        undecided_until=ended_at + patience if over and ended_at is not None and patience else None,
         evidence={} if cause is None else cause.evidence,
     )
 
@@ -122,13 +138,21 @@ def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] =
 def stands(latest: AttemptState, now: int) -> Status:
     """Return how a run stands whose latest attempt is this. ``now`` in Unix nanoseconds.
 
-    It goes on while the attempt will be retried, and for a while where that is not decided.
+    It goes on while the attempt will be retried, and for a while where its end is not decided.
     """
-    if latest.will_retry:
-        return Status.RUNNING
-    if latest.undecided and latest.ended_at is not None and now - latest.ended_at <= DECISION_NANOS:
+    undecided = latest.undecided_until is not None and now <= latest.undecided_until
+    if latest.will_retry or undecided:
         return Status.RUNNING
     return latest.status
+
+
+def latest_of(started_at: Mapping[int, int], *, numbered: bool) -> int:
+    """Return the attempt that began last, of those by number.
+
+    Numbers that the senders knew are in that order, whatever their clocks say. What the collector numbered is
+    in the order in which it heard of them, and a disk may tell of an older one later: then the starts decide.
+    """
+    return max(started_at, key=lambda number: (0 if numbered else started_at[number], number))
 
 
 def spoken_for(attempts: Iterable[int], supervised: Mapping[int, bool]) -> dict[int, int]:
@@ -154,10 +178,10 @@ def _newest(ranks: Iterable[ProcessState]) -> list[ProcessState]:
 
 
 def _supervisor_of(rank: ProcessState, supervisors: Sequence[ProcessState]) -> ProcessState | None:
-    if len(supervisors) == 1:
-        return supervisors[0]
+    if rank.supervisor is not None:
+        return next((each for each in supervisors if each.instance == rank.supervisor), None)
     here = [each for each in supervisors if each.host == rank.host]
-    return max(here, key=lambda each: each.started_at, default=None)
+    return here[0] if len(here) == 1 else None
 
 
 def _seen_from_outside(rank: ProcessState, supervisors: Sequence[ProcessState]) -> ProcessState:
@@ -167,6 +191,9 @@ def _seen_from_outside(rank: ProcessState, supervisors: Sequence[ProcessState]) 
         return rank
     if seen.status is Status.RUNNING:
         return replace(rank, status=Status.RUNNING, reason=None, ended_at=None)
+    is_child = _is_child(rank, seen)
+    if _outlived(rank, seen) or (seen.status is Status.SUCCEEDED and not is_child):
+        return rank
     return replace(
         rank,
         status=seen.status,
@@ -174,7 +201,28 @@ def _seen_from_outside(rank: ProcessState, supervisors: Sequence[ProcessState]) 
         ended_at=max(rank.started_at, _end(seen)),
         evidence=seen.evidence,
         will_retry=seen.will_retry,
+        may_live=rank.status is Status.RUNNING and not is_child,
     )
+
+
+def _is_child(rank: ProcessState, supervisor: ProcessState) -> bool:
+    return rank.parent_pid is not None and rank.parent_pid == supervisor.pid
+
+
+def _outlived(rank: ProcessState, supervisor: ProcessState) -> bool:
+    """Return whether the rank went on after the supervisor's child had ended."""
+    return (
+        not _is_child(rank, supervisor)
+        and rank.active_at is not None
+        and rank.active_at > _end(supervisor) + TOLERANCE
+    )
+
+
+def _patience(cause: ProcessState | None, supervisors: Sequence[ProcessState]) -> int:
+    """Return how long after its end an attempt may still turn out to go on."""
+    if any(each.status is Status.RUNNING for each in supervisors):
+        return DECISION_NANOS
+    return SURVIVAL_NANOS if cause is not None and cause.may_live else 0
 
 
 def _verdict(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState]) -> _Verdict:
@@ -219,10 +267,25 @@ def _word(supervisors: Sequence[ProcessState]) -> _Verdict:
 
 
 def _overruled(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState]) -> _Verdict | None:
-    failed = [each for each in supervisors if each.status is Status.FAILED]
+    def below(supervisor: ProcessState) -> list[ProcessState]:
+        return [rank for rank in ranks if _supervisor_of(rank, supervisors) is supervisor]
+
+    failed = [
+        each
+        for each in supervisors
+        if each.status is Status.FAILED and not any(_outlived(rank, each) for rank in below(each))
+    ]
     if not failed:
         return None
-    return _Verdict(Status.FAILED, _first(failed), ranks[0].rank if len(ranks) == 1 else None)
+    cause = _first(failed)
+    theirs = below(cause)
+    return _Verdict(Status.FAILED, cause, theirs[0].rank if len(theirs) == 1 else None)
+
+
+def _going_on(supervisors: Sequence[ProcessState]) -> _Verdict | None:
+    """Return that the attempt goes on if a command does whose ranks have all succeeded."""
+    alive = any(each.status is Status.RUNNING for each in supervisors)
+    return _Verdict(Status.RUNNING) if alive else None
 
 
 def _first(processes: Sequence[ProcessState]) -> ProcessState:

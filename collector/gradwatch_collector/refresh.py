@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, select, text
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
 from gradwatch_collector.clocks import Clock
-from gradwatch_collector.lifecycle import AttemptState, ProcessState, roll_up, spoken_for, stands
+from gradwatch_collector.lifecycle import AttemptState, ProcessState, latest_of, roll_up, spoken_for, stands
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import described
 from gradwatch_collector.upsert import upsert
@@ -31,6 +31,11 @@ class _Attempt:
     def rows(self) -> Sequence[RowMapping]:
         return self.ranks or self.supervisors
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its processes knew which attempt they were in, and did not leave the counting to us."""
+        return all(row["resource"].get(c.RUN_ATTEMPT) is not None for row in self.rows)
+
     def state(self) -> AttemptState:
         return roll_up([_state(row) for row in self.ranks], [_state(row) for row in self.supervisors])
 
@@ -42,7 +47,8 @@ def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     states = {number: attempt.state() for number, attempt in attempts.items()}
     for number, state in states.items():
         _write_attempt(connection, run_id, number, state)
-    latest = max(states)
+    numbered = all(attempt.is_numbered for attempt in attempts.values())
+    latest = latest_of({number: state.started_at for number, state in states.items()}, numbered=numbered)
     started_at = min(state.started_at for state in states.values())
     _write_run(connection, run_id, latest, attempts[latest].rows, states[latest], started_at, now)
 
@@ -154,7 +160,7 @@ def _progress(rows: Sequence[RowMapping]) -> dict[str, Any]:
 
 
 def _state(row: RowMapping) -> ProcessState:
-    clock = Clock(**row["clock"])
+    clock, resource = Clock(**row["clock"]), row["resource"]
     return ProcessState(
         rank=row["rank"],
         status=Status(row["status"]),
@@ -164,7 +170,12 @@ def _state(row: RowMapping) -> ProcessState:
         last_seen_at=row["last_seen_at"],
         told_at=clock.told_at,
         clock_known=clock.sure,
-        host=telling.text(row["resource"].get(c.HOST_NAME)),
+        active_at=None if clock.newest is None else clock.ours(clock.newest, row["last_seen_at"]),
+        host=telling.text(resource.get(c.HOST_NAME)),
+        instance=row["instance"],
+        supervisor=telling.text(resource.get(c.SUPERVISOR_INSTANCE)),
+        pid=telling.integer(resource.get(c.PROCESS_PID)),
+        parent_pid=telling.integer(resource.get(c.PARENT_PID)),
         will_retry=row["will_retry"],
         evidence=row["evidence"],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, update
@@ -93,15 +93,18 @@ class Registry:
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
             return
+        known = Clock(**row["clock"])
+        run_events = sorted((e for e in run_events if not _is_corrected(e, known)), key=attrgetter("time"))
         changes = _progress_changes(batch.frames, row) | _memory_changes(batch.frames)
         for event in run_events:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
-        known = Clock(**row["clock"])
+        oldest, newest = _stretch(batch, received_at)
         clock = _heard(known, run_events, received_at)
-        changes |= {"clock": asdict(clock), **_moments(known, clock, row, received_at)}
-        newest = clock.ours(_newest_moment(batch, received_at), received_at)
-        alive = received_at - newest <= self._lost_after
-        seen = received_at if alive else newest
+        clock = replace(clock, newest=newest if clock.newest is None else max(clock.newest, newest))
+        changes |= {"clock": asdict(clock), **_moments(known, clock, row, oldest, received_at)}
+        lived = clock.ours(newest, received_at)
+        alive = received_at - lived <= self._lost_after
+        seen = received_at if alive else lived
         changes["last_seen_at"] = max(row["last_seen_at"], seen) if row["is_run"] else seen
         if row["status"] == Status.LOST and "status" not in changes:
             # It was only silent: what arrives late corrects the inference.
@@ -110,8 +113,9 @@ class Registry:
         stands_otherwise = any(name in changes and changes[name] != row[name] for name in _STANDING_COLUMNS)
         if stands_otherwise or not row["is_run"]:
             refresh_run(connection, key.run_id, received_at)
-        else:
-            _touch_run(connection, key, changes, received_at)
+        elif _touch_run(connection, key, changes, received_at) and row["status"] == Status.RUNNING:
+            # It goes on, and the run was thought to be over.
+            refresh_run(connection, key.run_id, received_at)
         _note_target(connection, key.run_id, batch.events, clock, received_at)
 
 
@@ -123,17 +127,20 @@ def _attempt_by_order(connection: Connection, source: Source) -> int:
     return known or 1 + max((row.attempt for row in seen), default=0)
 
 
-def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> None:
-    # The common case, a heartbeat or an export of a run that stands as before: one statement.
+def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> bool:
+    """Note a heartbeat or an export of a run that stands as before; return whether it stands as over."""
+    # The common case: one statement.
     progress = {name: changes[name] for name in _PROGRESS_COLUMNS if name in changes}
     run, seen = schema.run.c, changes["last_seen_at"]
     # A supervisor speaks for the attempts that its command begins by itself, too.
     same_attempt = true() if key.rank == NO_RANK else run.attempt == key.attempt
-    connection.execute(
+    status = connection.scalar(
         update(schema.run)
         .where(run.run_id == key.run_id, same_attempt, run.last_seen_at <= received_at)
         .values(last_seen_at=case((run.last_seen_at < seen, seen), else_=run.last_seen_at), **progress)
+        .returning(run.status)
     )
+    return status not in (None, Status.RUNNING)
 
 
 def _note_target(
@@ -150,6 +157,11 @@ def _note_target(
             )
 
 
+def _is_corrected(event: EventRecord, known: Clock) -> bool:
+    """Return whether it is an ending that is sent again after the sender's later word."""
+    return event.name == c.RUN_ENDED.name and known.ended is not None and event.time < known.ended
+
+
 def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) -> Clock:
     """Return what is known of the sender's clock after its events, and the moments that it told."""
     if run_events:
@@ -164,24 +176,30 @@ def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) ->
     return clock
 
 
-def _moments(known: Clock, clock: Clock, row: RowMapping, received_at: int) -> dict[str, int]:
-    """Return start and end by our clock, if they are told or the sender's clock has become known since."""
+def _moments(known: Clock, clock: Clock, row: RowMapping, oldest: int, received_at: int) -> dict[str, int]:
+    """Return start and end by our clock, if they are told or more may be known of the sender's clock.
+
+    ``oldest``: the oldest moment that is told of now.
+    """
     changes: dict[str, int] = {}
     started_at: int = row["started_at"]
-    if clock.started is not None and not (known.sure and clock.started == known.started):
+    if clock.started is None:
+        # An ending goes ahead of everything else that was kept, its own start included.
+        started_at = changes["started_at"] = min(started_at, clock.ours(oldest, received_at))
+    elif not (known.settled and clock.started == known.started):
         started_at = changes["started_at"] = clock.ours(clock.started, received_at)
-    if clock.ended is not None and not (known.sure and clock.ended == known.ended):
+    if clock.ended is not None and not (known.settled and clock.ended == known.ended):
         assert clock.told_at is not None
         changes["ended_at"] = max(clock.ours(clock.ended, clock.told_at), started_at)
     return changes
 
 
-def _newest_moment(batch: Batch, received_at: int) -> int:
-    """Return the newest moment in a batch, by its sender's clock."""
-    ends = [int(frame.times[-1]) for frame in batch.frames]
-    ends += [event.time for event in batch.events]
-    ends += [span.end for span in batch.spans]
-    return max(ends, default=received_at)
+def _stretch(batch: Batch, received_at: int) -> tuple[int, int]:
+    """Return the oldest and the newest moment in a batch, by its sender's clock."""
+    moments = [int(time) for frame in batch.frames for time in (frame.times[0], frame.times[-1])]
+    moments += [event.time for event in batch.events]
+    moments += [time for span in batch.spans for time in (span.start, span.end)]
+    return min(moments, default=received_at), max(moments, default=received_at)
 
 
 def _event_changes(event: EventRecord, last_step: int | None) -> dict[str, Any]:

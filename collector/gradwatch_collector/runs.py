@@ -15,7 +15,8 @@ from gradwatch_collector.records import Attributes
 from gradwatch_collector.telling import number, text
 from gradwatch_slo.runs import RunFacts, Status
 
-# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks.
+# What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks. So
+# is what ended before and became known only now, from a disk or by a clock that is behind.
 _RECENT = 3600 * 1_000_000_000
 _LONGEST_DEADLINE = 1e9  # seconds: 30 years
 _LONGEST_LABEL = 256  # what becomes a Prometheus label
@@ -142,8 +143,10 @@ def load_runs(
 
 
 def recent(now: int) -> ColumnElement[bool]:
-    """Return the condition, over ``schema.run``, of runs that are live or ended within the last hour."""
-    return (schema.run.c.status == Status.RUNNING) | (schema.run.c.ended_at >= now - _RECENT)
+    """Return the condition, over ``schema.run``, of runs that are live or of an ending of the last hour."""
+    run, history, since = schema.run.c, schema.run_history.c, now - _RECENT
+    told = select(history.run_id).where(history.recorded_at >= since)
+    return (run.status == Status.RUNNING) | (run.ended_at >= since) | run.run_id.in_(told)
 
 
 def load_headroom(connection: Connection, now: int) -> dict[str, float]:

@@ -135,6 +135,7 @@ run_history = Table(
     Column("reason", Text),
     Column("evidence", Json, nullable=False),
     Index(None, "run_id", "history_id"),
+    Index(None, "recorded_at"),
 )
 
 event = Table(

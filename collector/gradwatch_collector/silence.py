@@ -8,12 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, Select, false, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from gradwatch_collector import schema
 from gradwatch_collector.database import batched
-from gradwatch_collector.lifecycle import DECISION_NANOS, REASON_HEARTBEAT_TIMEOUT
+from gradwatch_collector.lifecycle import REASON_HEARTBEAT_TIMEOUT, SURVIVAL_NANOS
 from gradwatch_collector.outages import PATIENCE, quiet_after, silent_together
+from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.refresh import refresh_run
 from gradwatch_slo.runs import Status
 
@@ -36,7 +49,7 @@ def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int
     """
     _note_outage(connection, now, lost_after, up_since)
     lost = _mark_lost(connection, now, lost_after, up_since)
-    waiting = _give_up_waiting(connection, now - lost_after, up_since)
+    waiting = _give_up_waiting(connection, now, lost_after, up_since)
     runs = sorted({*lost, *waiting, *_undecided(connection, now)})
     for run_id in runs:
         refresh_run(connection, run_id, now)
@@ -119,11 +132,24 @@ def _latest(status: Status) -> Select[str, int]:
     )
 
 
-def _give_up_waiting(connection: Connection, silent_before: int, up_since: int) -> Iterable[str]:
-    """End the wait for attempts that were promised by somebody who has fallen silent."""
-    if up_since >= silent_before:
-        return []
-    waiting = _latest(Status.RUNNING).where(_attempt.will_retry, _run.last_seen_at < silent_before)
+def _silent(since: int, up_since: int) -> ColumnElement[bool]:
+    return false() if up_since >= since else _run.last_seen_at < since
+
+
+def _give_up_waiting(connection: Connection, now: int, lost_after: int, up_since: int) -> Iterable[str]:
+    """End the wait for attempts that were promised by somebody who has fallen silent.
+
+    A supervisor lives until the next attempt. A worker of a launcher is gone with the attempt, and the next one
+    is heard of only when it watches: it is given as long as a run that fell silent in an outage.
+    """
+    is_supervised = exists().where(_process.run_id == _run.run_id, _process.rank == NO_RANK)
+    waiting = _latest(Status.RUNNING).where(
+        _attempt.will_retry,
+        or_(
+            and_(is_supervised, _silent(now - lost_after, up_since)),
+            _silent(now - PATIENCE * lost_after, up_since),
+        ),
+    )
     runs = list(connection.scalars(waiting))
     for run_id in runs:
         promised = _process.run_id == run_id, _process.will_retry
@@ -139,8 +165,8 @@ def _give_up_waiting(connection: Connection, silent_before: int, up_since: int) 
 
 
 def _undecided(connection: Connection, now: int) -> Iterable[str]:
-    """Return the runs whose supervisor lives and should have said by now whether it tries again."""
+    """Return the runs that are thought to be over, and have had time to show that they are not."""
     over = _attempt.status.not_in((Status.RUNNING, Status.SUCCEEDED)) & _attempt.will_retry.is_(False)
     return connection.scalars(
-        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - DECISION_NANOS)
+        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - SURVIVAL_NANOS)
     ).all()

@@ -58,7 +58,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the last tick knew. ``runs``: live, or ended within the last hour, the sickest first.
+    """What the last tick knew. ``runs``: live, or of an ending of the last hour, the sickest first.
 
     ``evaluated_at``: when whichever collector judges last did, so that all tell if none does.
 
@@ -125,7 +125,7 @@ def evaluate_objectives(
 
 
 def recent_runs(connection: Connection, now: int) -> list[RunRow]:
-    """Read the runs that are live, or ended within the last hour, the sickest first."""
+    """Read the runs that are live, or of an ending of the last hour, the sickest first."""
     return sorted(load_runs(connection, recent(now)), key=lambda r: (_HEALTH[r.status], -r.started_at))
 
 

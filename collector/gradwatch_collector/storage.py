@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Connection, Table
@@ -16,7 +16,7 @@ from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.upsert import insert
 
-_Row = TypeVar("_Row")
+_Row = tuple[int, Segment]  # by series id
 _COLUMNS: Final = ("series_id", "time", *PAYLOAD_COLUMNS)
 _ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
 _MAX_ROWS: Final = 64
@@ -74,7 +74,7 @@ def _stretches(
                 yield ids[0], segment
 
 
-def _insert_frames(connection: Connection, rows: Sequence[tuple[int, Segment]]) -> int:
+def _insert_frames(connection: Connection, rows: Sequence[_Row]) -> int:
     """Insert what is not there yet; return how many rows that were."""
     inserted = 0
     for some in _in_powers_of_two(rows):

@@ -60,10 +60,12 @@ def sink() -> Iterator[OtlpSink]:
         yield running
 
 
-def start(endpoint: str, after: str = "", before: str = "", **environ: str) -> subprocess.Popen[str]:
+def start(
+    endpoint: str, after: str = "", before: str = "", flags: tuple[str, ...] = (), **environ: str
+) -> subprocess.Popen[str]:
     code = LOOP.format(before=textwrap.dedent(before), after=textwrap.dedent(after))
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, *flags, "-c", code],
         env={
             "PATH": "/usr/bin:/bin",
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -101,14 +103,59 @@ def ended(sink: OtlpSink) -> dict[str, Any]:
         pytest.param("early_exit(7)", 7, "failed", "exit 7", id="an exit bound before watch"),
         pytest.param(
             """
-            signal.signal(signal.SIGTERM, lambda *_: None)
+            class Terminated(Exception):
+                pass
+            def handler(*_):
+                raise Terminated("asked to end")
+            signal.signal(signal.SIGTERM, handler)
             os.kill(os.getpid(), signal.SIGTERM)
-            train(2)
-            raise ValueError("after all")
             """,
-            1, "failed", "ValueError", id="an exception after a SIGTERM that was survived",
+            1, "cancelled", "SIGTERM", id="an exception in answer to SIGTERM",
         ),
         pytest.param("raise RuntimeError('boom')", 1, "failed", "RuntimeError", id="exception"),
+        pytest.param(
+            "sys.excepthook = lambda *_: print('my own report')\nraise ValueError('boom')",
+            1, "failed", "ValueError", id="an exception under a hook of somebody else's",
+        ),
+        pytest.param(
+            "sys.excepthook = lambda *_: None\nraise KeyboardInterrupt",
+            -2, "cancelled", "interrupted", id="KeyboardInterrupt under a hook of somebody else's",
+        ),
+        pytest.param(
+            """
+            def handled():
+                try:
+                    raise ValueError("handled")
+                except ValueError as error:
+                    sys.last_value = error
+            handled()
+            """,
+            0, "succeeded", None, id="an exception that a debugger was shown",
+        ),
+        pytest.param("helper.leave()", 3, "failed", "exit 3", id="an exit bound in a module"),
+        pytest.param(
+            """
+            def parse():
+                try:
+                    sys.exit(2)
+                except SystemExit:
+                    raise ValueError("bad words") from None
+            try:
+                parse()
+            except ValueError:
+                pass
+            """,
+            0, "succeeded", None, id="an exit made into an exception that was caught",
+        ),
+        pytest.param(
+            """
+            class Odd(Exception):
+                def __str__(self):
+                    raise LookupError("no text")
+            raise Odd
+            """,
+            1, "failed", "__main__.Odd", id="an exception whose text raises",
+        ),
         pytest.param("raise KeyboardInterrupt", -2, "cancelled", "interrupted", id="KeyboardInterrupt"),
         pytest.param(
             "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -2, "cancelled", "interrupted", id="SIGINT"
@@ -170,8 +217,11 @@ def ended(sink: OtlpSink) -> dict[str, Any]:
         pytest.param("watch.close(); sys.exit(3)", 3, "succeeded", None, id="closed before"),
     ],
 )  # fmt: skip
-def test_an_ending(sink: OtlpSink, after: str, code: int, status: str, reason: str | None) -> None:
-    returncode, errors = finish(start(sink.endpoint, after))
+def test_an_ending(
+    sink: OtlpSink, tmp_path: Path, after: str, code: int, status: str, reason: str | None
+) -> None:
+    (tmp_path / "helper.py").write_text("from sys import exit\ndef leave(): exit(3)\n")
+    returncode, errors = finish(start(sink.endpoint, after, "import helper", PYTHONPATH=str(tmp_path)))
     assert returncode == code, errors
     event = ended(sink)
     assert event[names.STATUS] == status
@@ -180,6 +230,17 @@ def test_an_ending(sink: OtlpSink, after: str, code: int, status: str, reason: s
         assert event[names.EXCEPTION_TYPE] == "RuntimeError"
         assert event[names.EXCEPTION_MESSAGE] == "boom"
         assert "RuntimeError: boom" in errors
+    if "Terminated" in after:
+        assert event[names.EXCEPTION_MESSAGE] == "asked to end"
+        assert "Terminated: asked to end" in errors
+
+
+def test_a_wrong_word_at_a_prompt_ends_nothing(sink: OtlpSink) -> None:
+    process = start(sink.endpoint, "print('ready', flush=True)", flags=("-q", "-i"))
+    _, errors = process.communicate("no_such_name\ntrain(3)\nwatch.close()\n", timeout=60)
+    assert "NameError" in errors
+    event = ended(sink)
+    assert (event[names.STATUS], event[names.STEP]) == ("succeeded", 7)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +402,23 @@ def test_an_exception_handled_before_watch_is_not_the_ending_of_a_retry(sink: Ot
     returncode, errors = finish(start(sink.endpoint, retry))
     assert returncode == 0, errors
     assert [e.attributes[names.STATUS] for e in sink.find(names.RUN_ENDED.name)] == ["succeeded", "succeeded"]
+
+
+def test_a_handler_that_calls_the_one_before_it_decides_whether_the_process_lives(sink: OtlpSink) -> None:
+    chain = """
+    before = signal.getsignal(signal.SIGTERM)
+    def mine(number, frame):
+        if callable(before):
+            before(number, frame)
+    signal.signal(signal.SIGTERM, mine)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1.0)
+    train(3)
+    print("saved")
+    """
+    process = start(sink.endpoint, chain)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "saved\n"), errors
 
 
 def test_an_ignored_sigterm_stays_ignored(sink: OtlpSink) -> None:

@@ -122,6 +122,21 @@ def test_a_clock_that_is_ahead_saved_nothing_after_it_was_received(database: Eng
     assert show(database)["checkpoint_record"]["last_good_age_seconds"] == 0
 
 
+def test_a_clock_that_is_behind_makes_no_checkpoint_older(database: Engine) -> None:
+    """Its events arrive an hour late for as long as it is heard; a rank whose clock is right saved before."""
+    right = batch(source(rank=1, instance="right"), STARTED, saved(1, 1, 10))
+    receive(database, right, 1)
+    behind = 3600
+    receive(database, batch(source(), event(c.RUN_STARTED, -behind)), 0)
+    for seconds in (5, 10, 15):
+        told = [event(c.RUN_HEARTBEAT, seconds - behind, seconds)]
+        if seconds == 10:
+            told.append(saved(10 - behind, 11, 100))
+        receive(database, batch(source(), *told), seconds)
+    record = show(database)["checkpoint_record"]
+    assert (record["last_good_step"], record["last_good_age_seconds"]) == (100, 5)
+
+
 def test_what_a_foreign_sender_leaves_out_or_gets_wrong_is_null(database: Engine) -> None:
     odd = event(c.CHECKPOINT_SAVED, 5, 1, STEP="seven", CHECKPOINT_SIZE=1e300, CHECKPOINT_DURATION="NaN")
     receive(database, batch(source(), STARTED, odd), 6)
@@ -151,6 +166,33 @@ def test_effective_time_leaves_out_waiting_lost_steps_and_what_is_in_no_step(dat
     assert spent["lost_seconds"] == 2
     assert spent["wall_seconds"] == 20
     assert spent["ratio"] == pytest.approx(3.625 / 20)
+
+
+def test_work_that_a_second_process_of_one_attempt_repeats_counts_once(database: Engine) -> None:
+    """torchrun started again by hand: both times it counts no restart."""
+    for instance, began in (("one", 0), ("two", 10)):
+        frames = steps(0, [began + 2, began + 3, began + 4], [0, 1, 1], [0, 0, 0])
+        told = source(attempt=1, instance=instance)
+        receive(database, batch(told, event(c.RUN_STARTED, began), frames=frames), began + 5)
+    spent = show(database)["effective_time"]
+    assert (spent["productive_seconds"], spent["lost_seconds"], spent["wall_seconds"]) == (2, 2, 15)
+
+
+def test_an_older_attempt_that_is_heard_of_later_is_the_one_whose_steps_are_lost(database: Engine) -> None:
+    for instance, began, waits in (("new", 10, 0), ("old", 0, 0.5)):
+        frames = steps(0, [began + 2, began + 3, began + 4], [0, 1, 1], [0, waits, waits])
+        told = batch(source(instance=instance), event(c.RUN_STARTED, began), frames=frames)
+        receive(database, told, 15)
+    spent = show(database)["effective_time"]
+    assert (spent["productive_seconds"], spent["waiting_seconds"], spent["lost_seconds"]) == (2, 0, 2)
+
+
+def test_effective_time_is_never_more_than_all_of_it(database: Engine) -> None:
+    """A clock that is ahead, and a collector that came late: when it started is not known yet."""
+    receive(database, batch(source(), event(c.RUN_STARTED, 3600)), 0.5)
+    frames = steps(0, [3602, 3603, 3604], [0, 1, 1], [0, 0, 0])
+    receive(database, batch(source(), frames=frames), 0.6)
+    assert show(database)["effective_time"]["ratio"] == 1
 
 
 def test_an_attempt_that_begins_again_at_zero_makes_all_before_it_lost(database: Engine) -> None:

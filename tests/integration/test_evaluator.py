@@ -39,10 +39,10 @@ HOUR = 3600
 class Service:
     """A registry, an evaluator and /metrics over one database, with a clock that only moves when told."""
 
-    def __init__(self, database: Engine) -> None:
+    def __init__(self, database: Engine, lost_after: float = 30) -> None:
         self.seconds = 0.0
         self.database = database
-        self.registry = Registry()
+        self.registry = Registry(lost_after)
         self.live = LiveRuns()
         lease = Lease(database)
         self.evaluator = Evaluator(
@@ -50,7 +50,7 @@ class Service:
             self.live,
             default_objectives().objectives,
             lease=lease,
-            lost_after=30,
+            lost_after=lost_after,
             now=lambda: at(self.seconds),
         )
         upkeep = Upkeep(database, lease, DatabaseClock(), EMBEDDED)
@@ -157,6 +157,30 @@ def test_a_failed_run_is_shown_for_an_hour_and_its_finding_is_active(service: Se
         service.samples(c.FINDINGS_OPENED)[labels(c.FINDINGS_OPENED, rule="run_failed", tier="production")]
         == 1.0
     )
+
+
+@pytest.mark.parametrize("status", ["failed", "lost"])
+def test_an_ending_that_becomes_known_hours_late_is_found(service: Service, status: str) -> None:
+    """The collector was away for two hours; or the sender's clock is two hours behind."""
+    service.tick(2 * HOUR)
+    service.receive(start("a", tier="production"))
+    if status == "failed":
+        service.receive(end("a", 2, "failed", tier="production"))
+    service.tick(2 * HOUR + 11)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.status, found.rule, found.severity) == (status, f"run_{status}", "page")
+    service.tick(3 * HOUR + 12)
+    assert service.evaluator.snapshot.findings == []
+
+
+@pytest.mark.parametrize(("lost_after", "every"), [(1, 1.01), (2, 1.01), (30, 16)])
+def test_a_run_is_lost_however_long_a_tick_takes(database: Engine, lost_after: int, every: float) -> None:
+    service = Service(database, lost_after)
+    service.receive(start("a"))
+    for tick in range(1, 6):
+        service.seconds = tick * every
+        service.evaluator.tick()
+    assert [found.rule for _, found in service.evaluator.snapshot.findings] == ["run_lost"]
 
 
 def test_a_nan_in_a_run_that_came_and_went_between_two_ticks_is_found(service: Service) -> None:
@@ -475,4 +499,8 @@ def test_the_success_rate_counts_endings_and_follows_their_corrections(service: 
     service.tick(140)
     assert success_rate(service) == (2, 1)
     service.tick(151)
-    assert success_rate(service) == (2, 3)  # running is lost, and nobody retried
+    assert success_rate(service) == (2, 2)  # running is lost
+    service.tick(270)
+    service.tick(390)
+    service.tick(421)
+    assert success_rate(service) == (2, 3)  # nobody retried

@@ -70,6 +70,26 @@ def test_the_same_batches_again_change_nothing(story: Story) -> None:
     assert (story.run(), story.history()) == before
 
 
+def test_an_ending_that_is_sent_again_after_its_correction_changes_nothing(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    first = batch(source(), event(c.RUN_ENDED, 12, 5, STATUS="failed", REASON="exit 1", WILL_RETRY=True))
+    story.receive(first, 12)
+    story.receive(batch(source(), event(c.RUN_ENDED, 40, 6, STATUS="cancelled", REASON="SIGTERM")), 40)
+    story.receive(first, 41)
+    assert (story.run()["status"], story.run()["reason"], story.run()["ended_at"]) == (
+        "cancelled",
+        "SIGTERM",
+        at(40),
+    )
+    assert [entry[1] for entry in story.history()] == ["running", "cancelled"]
+
+
+def test_the_later_of_two_endings_in_a_batch_stands(story: Story) -> None:
+    endings = [event(c.RUN_ENDED, at, at, STATUS=status) for at, status in ((40, "cancelled"), (12, "failed"))]
+    story.receive(batch(source(), STARTED, *endings), 41)
+    assert (story.run()["status"], story.run()["ended_at"]) == ("cancelled", at(40))
+
+
 def test_steps_and_loss_follow_the_newest_point(story: Story) -> None:
     story.receive(batch(source(), STARTED), 1)
     frames = [scalar(c.STEP_INDEX, [1, 2, 3], [0, 1, 2]), scalar(c.LOSS, [1, 2, 3], [3.0, 2.0, 1.0])]
@@ -165,7 +185,7 @@ def test_the_first_rank_to_fail_is_the_cause(story: Story) -> None:
 
 
 def test_a_sender_whose_clock_is_ahead_did_nothing_after_it_was_received(story: Story) -> None:
-    story.receive(batch(source(), event(c.RUN_STARTED, 3600)), 1)
+    story.receive(batch(source(), event(c.RUN_STARTED, 3601)), 1)
     story.receive(batch(source(), event(c.TARGET_REACHED, 3660, 1), ended(3700, "succeeded")), 100)
     run = story.run()
     assert (run["started_at"], run["target_reached_at"], run["ended_at"]) == (at(1), at(60), at(100))

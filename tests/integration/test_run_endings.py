@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -27,8 +28,16 @@ def rank(number: int = 0, attempt: int = 1, run_id: str = "run") -> Source:
     return source(run_id, rank=number, attempt=attempt, instance=f"a{attempt}r{number}")
 
 
-def watcher(attempt: int = 1, run_id: str = "run") -> Source:
-    return source(run_id, rank=NO_RANK, attempt=attempt, instance=f"supervisor{attempt}", supervisor=True)
+def child(parent: int = 42, supervisor: str = "supervisor1", number: int = 0) -> Source:
+    """A rank that says whose it is."""
+    sender = rank(number)
+    told = {c.PARENT_PID: parent, c.SUPERVISOR_INSTANCE: supervisor}
+    return replace(sender, resource={**sender.resource, **told})
+
+
+def watcher(attempt: int = 1, run_id: str = "run", instance: str = "supervisor{}") -> Source:
+    sender = source(run_id, rank=NO_RANK, attempt=attempt, instance=instance.format(attempt), supervisor=True)
+    return replace(sender, resource={**sender.resource, c.PROCESS_PID: 42})
 
 
 def started(seconds: float) -> EventRecord:
@@ -76,7 +85,7 @@ def test_a_supervisor_is_no_rank_and_no_attempt(story: Story) -> None:
 
 
 def test_a_killed_rank_has_the_reason_and_the_evidence_that_its_supervisor_saw(story: Story) -> None:
-    for sender in (watcher(), rank()):
+    for sender in (watcher(), child()):
         story.receive(batch(sender, started(0)), 0)
     story.receive(batch(watcher(), killed(9)), 9)
     shown = show(story)
@@ -137,6 +146,84 @@ def test_any_order_of_arrival_gives_the_same_end(story: Story) -> None:
     assert (status, reason, cause) == ("failed", "ValueError", 2)
 
 
+@pytest.mark.parametrize("later", [0, 1])
+def test_of_two_supervisors_on_a_host_each_tells_of_its_own_rank(story: Story, later: int) -> None:
+    """torchrun --no-python gradwatch run: rank 1 is killed, and torchrun ends rank 0."""
+    supervisors = [watcher(instance=f"s{number}") for number in (0, 1)]
+    for number, sender in enumerate(supervisors):
+        story.receive(batch(sender, started(0.5 * (number == later))), 0.5)
+    ranks = [child(supervisor=f"s{number}", number=number) for number in (0, 1)]
+    for sender in ranks:
+        story.receive(batch(sender, started(1)), 1)
+    story.receive(batch(supervisors[1], killed(20)), 20)
+    story.receive(batch(ranks[0], ended(21, "cancelled", "SIGTERM")), 21)
+    story.receive(batch(supervisors[0], ended(21.5, "cancelled", "SIGTERM")), 21.5)
+    run = story.run()
+    assert (run["status"], run["reason"]) == ("failed", "SIGKILL")
+    assert story.rows(schema.attempt)[0]["cause_rank"] == 1
+
+
+def test_training_that_outlives_its_shell_runs_until_it_is_silent(story: Story) -> None:
+    """sh -c "train & sleep 6": the shell returns 0."""
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), ended(6, "succeeded")), 6)
+    for seconds in range(7, 60, 5):
+        story.receive(batch(child(43), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+        assert story.run()["status"] == "running"
+    story.wait(90)
+    assert (story.run()["status"], story.run()["ended_at"]) == ("lost", at(57))
+
+
+def test_training_killed_below_a_shell_that_returns_0_did_not_succeed(story: Story) -> None:
+    """sh -c "train | tee log", and the trainer gets SIGKILL."""
+    live(story, watcher(), 0, 5)
+    live(story, child(43), 1, 6)
+    story.receive(batch(watcher(), ended(7, "succeeded")), 7)
+    story.wait(40)
+    assert (story.run()["status"], story.run()["reason"]) == ("lost", "heartbeat_timeout")
+
+
+def test_training_goes_on_when_the_shell_above_it_dies(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), killed(9)), 9)
+    for seconds in range(10, 60, 5):
+        story.receive(batch(child(43), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+    story.receive(batch(child(43), ended(61, "succeeded")), 61)
+    assert [entry[1] for entry in story.history()] == ["running", "succeeded"]
+
+
+def test_training_that_was_taken_for_dead_and_is_heard_again_runs(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1)), 1)
+    story.receive(batch(watcher(), killed(9)), 9)
+    story.wait(20)
+    assert story.run()["status"] == "failed"
+    story.receive(batch(child(43), beat(25)), 25)
+    assert [entry[1] for entry in story.history()] == ["running", "failed", "running"]
+
+
+def test_os_exit_0_of_the_command_itself_is_a_success(story: Story) -> None:
+    live(story, watcher(), 0, 5)
+    live(story, child(42), 1, 6)
+    story.receive(batch(watcher(), ended(7, "succeeded")), 7)
+    assert story.run()["status"] == "succeeded"
+
+
+def test_a_run_goes_on_with_its_command_though_its_training_has_succeeded(story: Story) -> None:
+    """sh -c "train; evaluate; exit 5"."""
+    live(story, watcher(), 0, 5)
+    story.receive(batch(child(43), started(1), ended(6, "succeeded")), 6)
+    for seconds in range(10, 100, 5):
+        story.receive(batch(watcher(), beat(seconds)), seconds)
+        story.wait(seconds + 1)
+    story.receive(batch(watcher(), ended(100, "failed", "exit 5")), 100)
+    assert story.history() == [(1, "running", None), (1, "failed", "exit 5")]
+
+
 # --- Attempts -----------------------------------------------------------------------------------------
 
 
@@ -173,6 +260,15 @@ def test_a_retry_that_never_comes_leaves_the_failure(story: Story) -> None:
     assert not show(story)["attempts"][0]["will_retry"]
 
 
+def test_a_retry_that_no_supervisor_promised_is_waited_for_longer(story: Story) -> None:
+    """A worker of torchrun says that torchrun starts it again; until it watches nobody speaks."""
+    story.receive(batch(rank(), started(0), ended(12, "failed", "ValueError", WILL_RETRY=True)), 12)
+    story.wait(312)
+    assert story.run()["status"] == "running"
+    story.wait(313)
+    assert (story.run()["status"], story.run()["ended_at"]) == ("failed", at(12))
+
+
 def test_a_supervisor_that_was_told_to_stop_takes_its_promise_back(story: Story) -> None:
     live(story, watcher(), 0, 10)
     story.receive(batch(watcher(), ended(12, "failed", "exit 1", WILL_RETRY=True)), 12)
@@ -201,6 +297,7 @@ def test_what_torchrun_starts_again_is_the_next_attempt_of_one_supervisor(story:
         story.receive(batch(rank(number, 2), started(15)), 15)
     assert (story.run()["status"], story.run()["attempt"]) == ("running", 2)
     story.receive(batch(watcher(), killed(20)), 20)
+    story.wait(31)  # the workers are not its own children: they would have been heard by now
     run = story.run()
     assert (run["status"], run["reason"], run["attempt"]) == ("failed", "SIGKILL", 2)
     assert [row["reason"] for row in story.rows(schema.attempt)] == ["ValueError", "SIGKILL"]
@@ -222,6 +319,42 @@ def test_a_supervisor_goes_on_in_the_attempt_that_its_command_began(story: Story
     assert first["supervisors"] == []
     story.wait(63)
     assert show(story)["attempts"][1]["status"] == "lost"  # it told nothing, and nobody saw it end
+
+
+@pytest.mark.parametrize("numbers", [(None, None), (1, 2)], ids=["counted by us", "numbered"])
+def test_an_older_attempt_that_is_heard_of_later_does_not_undo_the_newer_one(
+    story: Story, numbers: tuple[int | None, int | None]
+) -> None:
+    """Attempt 1 failed on a host while nobody listened; its disk is read after attempt 2 had succeeded."""
+    older, newer = (source(attempt=number, instance=f"host{number}") for number in numbers)
+    newer = replace(newer, instance="other host")
+    story.receive(batch(newer, started(1000), beat(1005)), 1005)
+    story.receive(batch(newer, ended(1100, "succeeded")), 1100)
+    # An ending goes ahead of everything else that was kept.
+    story.receive(batch(older, ended(20, "failed", "ValueError")), 1200)
+    assert story.run()["status"] == "succeeded"
+    story.receive(batch(older, started(0), beat(5)), 1200.1)
+    story.wait(1300)
+    run = story.run()
+    assert (run["status"], run["started_at"], run["ended_at"]) == ("succeeded", at(0), at(1100))
+    assert [entry[1:] for entry in story.history()] == [("running", None), ("succeeded", None)]
+    failed = next(row for row in story.rows(schema.attempt) if row["status"] == "failed")
+    assert (failed["started_at"], failed["ended_at"]) == (at(0), at(20))
+
+
+def test_a_killed_attempt_that_is_replayed_leaves_the_one_that_runs(story: Story) -> None:
+    newer, older = source(instance="new"), source(instance="old")
+    live(story, newer, 1000, 1010)
+    replay(story, older, 60, 1011)
+    live_again = batch(newer, beat(1025))
+    story.receive(live_again, 1025)
+    story.wait(1030)
+    assert (story.run()["status"], story.run()["attempt"], story.run()["last_seen_at"]) == (
+        "running",
+        1,
+        at(1025),
+    )
+    assert sorted(row["status"] for row in story.rows(schema.attempt)) == ["lost", "running"]
 
 
 # --- Clocks -------------------------------------------------------------------------------------------
@@ -260,6 +393,20 @@ def test_the_first_rank_to_fail_is_the_cause_though_its_peers_clock_is_wrong(sto
     assert (run["reason"], run["ended_at"]) == ("ValueError", at(21))
 
 
+def test_a_clock_ahead_is_known_though_nobody_listened_at_first(story: Story) -> None:
+    """An hour ahead; the collector comes after half an hour, and everything is replayed before it is live."""
+    ahead, late = HOUR, HOUR / 2
+    story.receive(batch(rank(), started(ahead)), late)
+    for number in range(1, 361):
+        story.receive(batch(rank(), beat(5 * number + ahead)), late + number / 100)
+    live_from = int(late) + 10
+    for seconds in range(live_from, live_from + 30, 5):
+        story.receive(batch(rank(), beat(seconds + ahead)), seconds)
+    story.receive(batch(rank(), ended(live_from + 31 + ahead, "succeeded")), live_from + 31)
+    run = story.run()
+    assert [round((run[name] - at(0)) / 1e9) for name in ("started_at", "ended_at")] == [0, live_from + 31]
+
+
 # --- What arrives late --------------------------------------------------------------------------------
 
 
@@ -294,6 +441,15 @@ def test_a_killed_run_that_is_replayed_was_lost_at_the_last_moment_of_its_data(s
     assert story.wait(HOUR + 11) == ["run"]
     run = story.run()
     assert (run["status"], run["ended_at"], run["last_seen_at"]) == ("lost", at(60), at(60))
+
+
+def test_a_replay_with_a_pause_does_not_bring_a_dead_run_to_life(story: Story) -> None:
+    story.receive(batch(rank(), started(0)), HOUR)
+    story.receive(batch(rank(), beat(5)), HOUR + 5.2)  # the collector asked to wait
+    story.receive(batch(rank(), beat(10)), HOUR + 5.3)
+    story.wait(HOUR + 16)
+    run = story.run()
+    assert (run["status"], run["started_at"], run["ended_at"]) == ("lost", at(0), at(10))
 
 
 def test_the_replay_of_a_lost_run_moves_its_end_and_does_not_revive_it(story: Story) -> None:

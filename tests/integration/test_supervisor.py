@@ -130,6 +130,42 @@ def test_without_a_collector_the_command_runs_all_the_same(supervise: Any) -> No
     assert "training goes on" in errors
 
 
+@pytest.mark.parametrize("place", ["a full disk", "a closed pipe", "a hung-up terminal"])
+def test_who_cannot_be_told_gets_the_exit_code_and_the_retries_all_the_same(
+    sink: OtlpSink, supervise: Any, place: str
+) -> None:
+    if place == "a full disk":
+        end, unwritable = os.pipe()
+        os.dup2(os.open("/dev/full", os.O_WRONLY), unwritable)
+    elif place == "a closed pipe":
+        end, unwritable = os.pipe()
+    else:
+        end, unwritable = pty.openpty()
+    os.close(end)
+    command = ("--retries", "2", "--backoff", "0.1", "--", "sh", "-c", "exit $((GRADWATCH_ATTEMPT + 3))")
+    process = supervise(*command, stderr=unwritable)
+    os.close(unwritable)
+    assert process.wait(120) == 6
+    reasons = [event.attributes[names.REASON] for event in told(sink)]
+    assert reasons == ["exit 4", "exit 5", "exit 6"]
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "class Old:\n    def find_module(self, *_): return None\nsys.meta_path.insert(0, Old())",
+        """class Around:
+    def __init__(self, finder): self.finder = finder
+    def find_spec(self, *a): return self.finder.find_spec(*a)
+sys.meta_path[:] = map(Around, sys.meta_path)""",
+    ],
+    ids=["without find_spec", "around everybody's"],
+)
+def test_import_hooks_of_others_are_none_of_ours(supervise: Any, hook: str) -> None:
+    process = supervise("--", "python", "-c", f"import sys\n{hook}\nimport torch.optim\nprint('fine')")
+    assert finish(process) == (0, "fine\n", "")
+
+
 COUNT_SIGNALS = """
 import signal, sys, time
 came = []
@@ -247,6 +283,37 @@ def test_the_same_failure_twice_is_not_tried_a_third_time(sink: OtlpSink, superv
     assert names.WILL_RETRY not in last.attributes
 
 
+DIFFERENT = """
+import gradwatch, os, torch
+model = torch.nn.Linear(2, 1)
+gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+attempt = int(os.environ["GRADWATCH_ATTEMPT"])
+if attempt < 3:
+    raise [ConnectionError, FileNotFoundError][attempt - 1]
+"""
+NAMED = """
+import gradwatch, os, signal, torch
+model = torch.nn.Linear(2, 1)
+gradwatch.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), run_id="by-the-script")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_another_exception_is_another_failure(supervise: Any) -> None:
+    process = supervise("--retries", "5", "--backoff", "0.1", "--", "python", "-c", DIFFERENT)
+    returncode, _, errors = finish(process)
+    assert (returncode, errors.count("begins in")) == (0, 2)
+
+
+def test_a_command_that_names_its_run_itself_is_one_run(sink: OtlpSink, supervise: Any) -> None:
+    process = supervise("--run-id", "told", "--", "python", "-c", NAMED)
+    assert finish(process)[0] == 137
+    ends = {event.resource[names.RUN_ID]: event.attributes for event in told(sink)}
+    assert ends["told"][names.STATUS] == "cancelled"
+    assert "by-the-script" in ends["told"][names.EVIDENCE]
+    assert (ends["by-the-script"][names.STATUS], ends["by-the-script"][names.REASON]) == ("failed", "SIGKILL")
+
+
 def test_who_is_stopped_while_waiting_says_that_there_is_no_other_attempt(
     sink: OtlpSink, supervise: Any
 ) -> None:
@@ -320,6 +387,8 @@ def test_without_a_change_of_the_code_it_is_as_if_the_script_watched(
         (outside,) = told(sink)
         same = (names.RUN_ID, names.RUN_ATTEMPT, names.SERVICE_NAME)
         assert [own.resource[name] for name in same] == [outside.resource[name] for name in same]
+        assert own.resource[names.SUPERVISOR_INSTANCE] == outside.resource[names.SERVICE_INSTANCE_ID]
+        assert own.resource[names.PARENT_PID] == outside.resource[names.PROCESS_PID]
         assert own.attributes[names.REASON] == "ValueError"
         assert outside.attributes[names.REASON] == "exit 1"
         assert outside.attributes[names.STEP] == 6
@@ -373,5 +442,7 @@ def test_the_ranks_of_torchrun_are_one_run_and_its_restarts_are_attempts(
     assert (last.resource[names.RUN_ATTEMPT], last.attributes[names.STATUS]) == (2, "succeeded")
     assert {e.resource[names.RUN_ID] for e in ranks} == {last.resource[names.RUN_ID]}
     assert {e.resource[names.SERVICE_NAME] for e in (*ranks, last)} == {"ranks"}
+    assert {e.resource[names.SUPERVISOR_INSTANCE] for e in ranks} == {last.resource[names.SERVICE_INSTANCE_ID]}
+    assert last.resource[names.PROCESS_PID] not in {e.resource[names.PARENT_PID] for e in ranks}
     assert last.attributes[names.STEP] == 4
     assert all(event.time > began for event in ranks)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from gradwatch.checkpoints import manifest as manifests
-from gradwatch.checkpoints.manifest import Fault, Manifest, ManifestError, Problem
-
-# Files with these endings are taken for checkpoints when a folder is searched.
-SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors"})
-# torch.distributed.checkpoint's own list of what a folder holds: a pickle.
-_DISTRIBUTED: Final = ".metadata"
+from gradwatch.checkpoints.manifest import Fault, Manifest, ManifestError, Problem, is_folder
+from gradwatch.checkpoints.names import DISTRIBUTED, SUFFIXES, is_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,54 +35,57 @@ class Verdict:
 def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in a folder that is what it was when it was written; None if there is none.
 
-    Looks at checkpoints with a manifest, also in folders within the folder: sizes first, then checksums, the
-    newest first. Nothing is loaded. A checkpoint that cannot be read does not count, and raises nothing.
+    Looks at checkpoints with a manifest, also in folders within the folder, as `verify` does. Of one run, the
+    newest is the one with the most steps of the last attempt, which no clock that was wrong can hide; of
+    several runs, the newest is the one saved last. Nothing is loaded. A checkpoint that cannot be read does not
+    count, and raises nothing.
     """
-    dated = []
+    runs: defaultdict[str | None, list[tuple[Manifest, Path]]] = defaultdict(list)
     for path in find(Path(directory)):
-        try:
+        with suppress(ManifestError):
             held = manifests.read(path)
-        except ManifestError:
-            continue
-        if manifests.problem_of(path, held, sizes_only=True) is None:
-            dated.append((held.saved_at, held.step or 0, path))
-    for _, _, path in sorted(dated, reverse=True):
-        try:
-            if manifests.verified(path)[1] is None:
-                return path
-        except ManifestError:  # replaced a moment ago
-            continue
-    return None
+            if manifests.problem_of(path, held, sizes_only=True) is None:
+                runs[held.run_id].append((held, path))
+    for each in runs.values():
+        each.sort(key=lambda dated: _progress(dated[0]), reverse=True)
+    # Each list is taken from in its own order; between their heads the time decides.
+    newest_first = heapq.merge(*runs.values(), key=lambda dated: dated[0].saved_at, reverse=True)
+    return next((path for _, path in newest_first if verify(path).state == "good"), None)
+
+
+def _progress(held: Manifest) -> tuple[int, int, datetime]:
+    unknown = -1
+    return (
+        unknown if held.attempt is None else held.attempt,
+        unknown if held.step is None else held.step,
+        held.saved_at,
+    )
 
 
 def verify(path: Path) -> Verdict:
     """Read every byte of a checkpoint. Nothing of it is executed."""
+    from gradwatch.checkpoints import formats  # which `import gradwatch` has no need of
+
     try:
         manifest, problem = manifests.verified(path)
     except ManifestError as error:
-        if manifests.manifest_path(path).exists():
+        if os.path.lexists(manifests.manifest_path(path)):
             return Verdict(path, None, Problem(Fault.UNLOADABLE, str(error)))
-        return Verdict(path, None, _problem_of_format(path, as_written=False))
-    return Verdict(path, manifest, problem or _problem_of_format(path, as_written=True))
+        return Verdict(path, None, formats.problem_of(path))
+    problem = problem or _added(path, manifest) or formats.problem_of(path, as_written=True)
+    return Verdict(path, manifest, problem)
 
 
-def _problem_of_format(path: Path, *, as_written: bool) -> Problem | None:
-    from gradwatch.checkpoints.formats import problem_of_file  # which training never needs
-
-    files = [path]
-    if path.is_dir():
-        files = [
-            file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES or file.name == _DISTRIBUTED
-        ]
-    problems = (problem_of_file(file, as_written=as_written) for file in files)
-    return next(filter(None, problems), None)
+def _added(path: Path, manifest: Manifest) -> Problem | None:
+    added = manifests.unlisted(path, manifest) - set(manifest.others)
+    return Problem(Fault.ALTERED, f"{min(added)} was not there when it was written") if added else None
 
 
 def find(path: Path) -> Iterator[Path]:
     """The checkpoints at or below a path, by name."""
     if path.name.endswith(manifests.SUFFIX) and path.name != manifests.NAME:
         yield path.with_name(path.name.removesuffix(manifests.SUFFIX))
-    elif not path.is_dir() or _is_checkpoint(path):
+    elif not is_folder(path) or _is_checkpoint(path):
         yield path
     else:
         yield from _below(path)
@@ -96,7 +98,7 @@ def _below(folder: Path) -> Iterator[Path]:
         return
     named = {entry.name for entry in entries}
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             if _is_checkpoint(entry):
                 yield entry
             elif not entry.name.startswith(".") and not entry.is_symlink():  # links may go round in circles
@@ -106,12 +108,12 @@ def _below(folder: Path) -> Iterator[Path]:
             # What is there is found by its own name; what is not is found by its manifest.
             if described and not (described in named and Path(described).suffix in SUFFIXES):
                 yield entry.with_name(described)
-        elif entry.suffix in SUFFIXES:
+        elif entry.suffix in SUFFIXES or is_index(entry):
             yield entry
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return any(os.path.lexists(folder / name) for name in (manifests.NAME, _DISTRIBUTED))
+    return any(os.path.lexists(folder / name) for name in (manifests.NAME, DISTRIBUTED))
 
 
 def find_all(paths: Iterable[Path]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Whether a file of weights can be loaded, found out without loading it: nothing that it holds is executed.
 
-Formats: torch's zip archives and its older plain streams, other pickles, safetensors. Pickles are read opcode
+Formats: torch's zip archives and its older plain streams, other pickles, safetensors, and the lists of what
+other files there must be: those of torch.distributed.checkpoint and of sharded models. Pickles are read opcode
 by opcode with ``pickletools``, which builds no objects.
 """
 
@@ -13,11 +14,13 @@ import pickletools
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from gradwatch.checkpoints.manifest import Fault, Problem
+from gradwatch.checkpoints.manifest import Fault, Problem, is_folder, open_file
+from gradwatch.checkpoints.names import DISTRIBUTED, is_index, is_weights
 
 # What files with these endings hold is known; a `.bin` may be anything.
 _OURS: Final = frozenset({".pt", ".pth", ".ckpt", ".safetensors"})
@@ -37,14 +40,27 @@ _STORAGE_BYTES: Final = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
     "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
     "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1,
+    "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1,
 }  # fmt: skip
 # What pickletools, zipfile and struct raise at bytes that are not what they should be.
 _BROKEN: Final = (
-    ValueError, LookupError, OverflowError, EOFError, struct.error, zipfile.BadZipFile, zlib.error,
+    ValueError, TypeError, LookupError, OverflowError, EOFError, struct.error, zipfile.BadZipFile, zlib.error,
     NotImplementedError, MemoryError, RecursionError, RuntimeError,
 )  # fmt: skip
 
 _LONGEST_REFERENCE: Final = 8
+# Right after saving, no more than about half a second goes into opcodes.
+_QUICK_PICKLE_BYTES: Final = 1 << 20
+# What makes more of a pickle than one number or text.
+_BUILDING: Final = frozenset({
+    "EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_SET", "FROZENSET", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD", "INST", "OBJ", "BINBYTES", "BINBYTES8",
+    "BYTEARRAY8", "PERSID", "BINPERSID", "GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4",
+})  # fmt: skip
+_REMEMBERING: Final = frozenset({"BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"})
+_RECALLING: Final = frozenset({"BINGET", "LONG_BINGET", "GET"})
+# Names that only an archive of torch.save's, or of torch.export's, has.
+_RECORDS: Final = frozenset({"data.pkl", "archive_format"})
 
 Storages = dict[str, int | None]
 
@@ -55,17 +71,33 @@ class _FaultError(Exception):
         self.problem = Problem(fault, evidence)
 
 
-def problem_of_file(path: Path, *, as_written: bool = False) -> Problem | None:
-    """Why a file cannot be loaded; None where nothing speaks against it.
+def problem_of(checkpoint: Path, *, as_written: bool = False, quick: bool = False) -> Problem | None:
+    """Why a file, or one in a folder, cannot be loaded; None where nothing speaks against it.
 
     ``as_written``: its checksum is right, so that an empty file or an unknown format is what was meant.
+    ``quick``: only headers and ends of files, and small pickles.
     """
+    files = [checkpoint]
+    if is_folder(checkpoint):
+        files = [file for file in sorted(checkpoint.rglob("*")) if is_weights(file) and not is_folder(file)]
+    problems = (problem_of_file(file, as_written=as_written, quick=quick) for file in files)
+    return next(filter(None, problems), None)
+
+
+def problem_of_file(path: Path, *, as_written: bool = False, quick: bool = False) -> Problem | None:
+    """The same of one file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(len(_LEGACY_START))
             file.seek(0)
-            known = _examine(file, start, size, path.suffix)
+            known = _examine(file, start, size, path.suffix, quick)
+            if not known and not as_written:
+                _refuse_unknown(path, size)
+            if not as_written and path.suffix in _OURS:
+                file.seek(0)
+                _refuse_empty(file, start)
+            _check_parts(file, path, quick)
     except _FaultError as error:
         return error.problem
     except FileNotFoundError:
@@ -75,34 +107,91 @@ def problem_of_file(path: Path, *, as_written: bool = False) -> Problem | None:
     except _BROKEN as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return Problem(Fault.UNLOADABLE, f"{path.name} is broken: {reason[:200]}")
-    if not known and not as_written:
-        if not size:
-            return Problem(Fault.TRUNCATED, f"{path.name} is empty")
-        if path.suffix in _OURS:
-            return Problem(Fault.UNLOADABLE, f"{path.name} is no zip archive, pickle or safetensors file")
     return None
 
 
-def _examine(file: IO[bytes], start: bytes, size: int, suffix: str) -> bool:
+def _examine(file: IO[bytes], start: bytes, size: int, suffix: str, quick: bool) -> bool:
     """Whether it is of a known format; raises what is wrong with it then."""
     if start.startswith(_ZIP):
-        _examine_zip(file)
+        _examine_zip(file, quick)
     elif start == _LEGACY_START:
         _examine_legacy(file, size)
     elif start.startswith(_PICKLE):
-        _walk(file)
-    elif start and (suffix == ".safetensors" or start[8:9] == b"{"):
+        if not quick or size <= _QUICK_PICKLE_BYTES:
+            _walk(file)
+    elif start and suffix in _OURS and (suffix == ".safetensors" or start[8:9] == b"{"):
         _examine_safetensors(file, size)
     else:
         return False
     return True
 
 
-def _examine_zip(file: IO[bytes]) -> None:
+def _refuse_unknown(path: Path, size: int) -> None:
+    if not size:
+        raise _FaultError(Fault.TRUNCATED, f"{path.name} is empty")
+    if path.suffix in _OURS:
+        raise _FaultError(Fault.UNLOADABLE, f"{path.name} is no zip archive, pickle or safetensors file")
+
+
+def _refuse_empty(file: IO[bytes], start: bytes) -> None:
+    """Refuse what is whole, but nothing that anything could be loaded from."""
+    if start.startswith(_ZIP):
+        with zipfile.ZipFile(file) as archive:
+            if not any(name.rpartition("/")[2] in _RECORDS for name in archive.namelist()):
+                raise _FaultError(Fault.UNLOADABLE, "the archive has no data.pkl")
+    elif start != _LEGACY_START and start.startswith(_PICKLE):
+        builds = any(name in _BUILDING for name, _ in _opcodes(file))
+        if not builds:
+            raise _FaultError(Fault.UNLOADABLE, "the pickle is of a single value")
+
+
+def _check_parts(file: IO[bytes], path: Path, quick: bool) -> None:
+    """Whether the files that a list names are there, and long enough."""
+    file.seek(0)
+    needed: dict[str, int] = {}
+    if path.name == DISTRIBUTED and not (quick and os.fstat(file.fileno()).st_size > _QUICK_PICKLE_BYTES):
+        needed = _distributed_parts(file)
+    elif is_index(path):
+        index = json.load(file)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict):
+            raise _FaultError(Fault.UNLOADABLE, f"{path.name} has no weight_map")
+        needed = dict.fromkeys(map(str, shards.values()), 0)
+    for name, bytes_ in needed.items():
+        try:
+            held = (path.parent / name).stat().st_size
+        except FileNotFoundError as error:
+            raise _FaultError(Fault.MISSING, f"{name} is not there, and {path.name} lists it") from error
+        if held < bytes_:
+            raise _FaultError(Fault.TRUNCATED, f"{name} has {held} of {bytes_} bytes")
+
+
+def _distributed_parts(file: IO[bytes]) -> dict[str, int]:
+    """The files of a distributed checkpoint, and how long each is at least.
+
+    Its ``_StorageInfo`` is pickled as a dictionary of ``relative_path``, ``offset`` and ``length``.
+    """
+    needed: dict[str, int] = {}
+    memory: dict[int, Any] = {}
+    seen: deque[Any] = deque([None], maxlen=6)
+    for name, value in _opcodes(file):
+        if name in _REMEMBERING:
+            memory[len(memory) if name == "MEMOIZE" else value] = seen[-1]
+            continue
+        seen.append(memory.get(value) if name in _RECALLING else value)
+        match tuple(seen):
+            case ("relative_path", str(part), "offset", int(offset), "length", int(length)):
+                needed[part] = max(needed.get(part, 0), offset + length)
+    return needed
+
+
+def _examine_zip(file: IO[bytes], quick: bool) -> None:
     if not zipfile.is_zipfile(file):
         # The directory of an archive is its end.
         raise _FaultError(Fault.TRUNCATED, "the end of the archive is not there")
     with zipfile.ZipFile(file) as archive:
+        if quick:
+            return
         bad = archive.testzip()
         if bad is not None:
             raise _FaultError(Fault.ALTERED, f"{bad} in the archive has another checksum than what was written")
@@ -145,17 +234,15 @@ def _walk(file: IO[bytes]) -> Storages:
     memory: dict[int, Any] = {}
     recent: list[Any] = [None]
     for name, value in _opcodes(file):
-        if name in {"BINPUT", "LONG_BINPUT", "PUT"}:
-            memory[value] = recent[-1]
-        elif name == "MEMOIZE":
-            memory[len(memory)] = recent[-1]
+        if name in _REMEMBERING:
+            memory[len(memory) if name == "MEMOIZE" else value] = recent[-1]
         elif name == "BINPERSID":
             storages |= _storage(recent)
         elif name == "MARK":
             recent = [None]
         elif name in {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}:
             recent.append(tuple(recent[:_LONGEST_REFERENCE]) if name == "TUPLE" else None)
-        elif name in {"BINGET", "LONG_BINGET", "GET"}:
+        elif name in _RECALLING:
             recent.append(memory.get(value))
         else:
             recent.append(value)
@@ -188,6 +275,8 @@ def _examine_safetensors(file: IO[bytes], size: int) -> None:
     if 8 + length > size:
         raise _FaultError(Fault.TRUNCATED, "its header is cut off")
     header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise _FaultError(Fault.UNLOADABLE, "its header does not name tensors")
     spans = sorted(_span(name, told) for name, told in header.items() if name != "__metadata__")
     end = 0
     for start, stop, name in spans:

@@ -8,14 +8,19 @@ one before: whichever of the two a crash leaves under the name, the manifest bes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+
+from gradwatch.checkpoints.names import is_weights
 
 FORMAT: Final = 1
 NAME: Final = "gradwatch.manifest.json"
@@ -62,6 +67,7 @@ class Manifest:
         saved_at: When it was complete, in UTC.
         step: Optimizer steps done, which is the index of the next one: where a resumed run goes on.
         previous: Of a single file, what its name held before.
+        others: Of a folder, files of weights that were in it already and are no part of the checkpoint.
     """
 
     files: tuple[FileRecord, ...]
@@ -72,6 +78,7 @@ class Manifest:
     rank: int | None = None
     torch: str | None = None
     previous: Manifest | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -116,6 +123,7 @@ class Manifest:
             rank=_optional(tree, "rank", int),
             torch=_optional(tree, "torch", str),
             previous=None if held is None else cls._of({**held, "previous": None}),
+            others=tuple(map(str, _optional(tree, "others", list) or ())),
         )
 
 
@@ -131,6 +139,10 @@ def _file(tree: dict[str, Any]) -> FileRecord:
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
         raise ValueError(f"{name!r} is outside of the checkpoint")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name!r} is no name of a file") from error
     if type(size) is not int or size < 0:
         raise ValueError(f"{name!r} has the size {size!r}")
     if not isinstance(sha256, str) or len(sha256) != 64 or not set(sha256) <= _DIGITS:
@@ -148,7 +160,25 @@ def _optional(tree: dict[str, Any], name: str, kind: type[Any]) -> Any:
 def manifest_path(checkpoint: Path) -> Path:
     """Where the manifest of a checkpoint is."""
     real = Path(os.path.realpath(checkpoint))  # `latest.pt` may be a link
-    return real / NAME if real.is_dir() else real.with_name(real.name + SUFFIX)
+    return real / NAME if is_folder(real) else real.with_name(real.name + SUFFIX)
+
+
+def is_folder(path: Path) -> bool:
+    """As ``Path.is_dir``, which raises where the folder above may not be entered."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file for reading; a pipe would wait for its writer for ever.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def describe(root: Path) -> tuple[FileRecord, ...]:
@@ -163,8 +193,24 @@ def describe(root: Path) -> tuple[FileRecord, ...]:
     return tuple(_record(file, name) for name, file in sorted(named.items()) if name != NAME)
 
 
+def unlisted(folder: Path, manifest: Manifest) -> set[str]:
+    """Files of weights beside those of a manifest, which a loader may take for its own."""
+    if not is_folder(folder):
+        return set()
+    listed = {file.name for file in manifest.files}
+    beside = {str(PurePosixPath(name).parent) for name in listed}
+    named = ((folder / place, place) for place in beside)
+    return {
+        name
+        for at, place in named
+        if is_folder(at)
+        for file in at.iterdir()
+        if is_weights(file) and file.is_file() and (name := str(PurePosixPath(place, file.name))) not in listed
+    }
+
+
 def _record(file: Path, name: str) -> FileRecord:
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         digest = hashlib.file_digest(opened, "sha256")
         return FileRecord(name, opened.tell(), digest.hexdigest())
 
@@ -200,7 +246,8 @@ def verified(checkpoint: Path) -> tuple[Manifest, Problem | None]:
 def _load(checkpoint: Path) -> Manifest:
     path = manifest_path(checkpoint)
     try:
-        manifest = Manifest.loads(path.read_bytes())
+        with open_file(path) as opened:
+            manifest = Manifest.loads(opened.read())
     except FileNotFoundError as error:
         raise ManifestError("there is no manifest") from error
     except OSError as error:
@@ -212,7 +259,7 @@ def _load(checkpoint: Path) -> Manifest:
 
 def problem_of(checkpoint: Path, manifest: Manifest, *, sizes_only: bool = False) -> Problem | None:
     """The first difference between a checkpoint and a manifest."""
-    folder = checkpoint.is_dir()
+    folder = is_folder(checkpoint)
     for file in manifest.files:
         # A single file may have been renamed together with its manifest.
         problem = _difference(checkpoint / file.name if folder else checkpoint, file, sizes_only)

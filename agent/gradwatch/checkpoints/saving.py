@@ -14,7 +14,14 @@ from typing import Any, Final
 
 from gradwatch import conventions
 from gradwatch.checkpoints.manifest import Manifest
-from gradwatch.checkpoints.writing import NothingWrittenError, Staging, shared_token, stage
+from gradwatch.checkpoints.writing import (
+    NothingWrittenError,
+    NotSignedError,
+    NotWholeError,
+    Staging,
+    shared_token,
+    stage,
+)
 from gradwatch.conventions import Event
 from gradwatch.safety import log
 from gradwatch.telemetry import AttributeValue
@@ -85,24 +92,27 @@ class _Save:
             OSError: It cannot be published.
         """
         staging = self._staging
-        if ranks > 1 and not staging.shared and next(staging.path.glob(_PARTS), None) is not None:
+        part = ranks > 1 and not staging.shared and next(staging.path.glob(_PARTS), None) is not None
+        if part:
             # One part a rank, and the same name for all: kept apart, no part takes another's place.
             staging.target = staging.target.with_name(f"{staging.target.name}.rank{rank}")
-            staging.publish(self._about)
-            self._complain(ValueError(f"a part of a checkpoint is in {staging.target}: use shared=True"))
-            return
         try:
-            manifest = staging.publish(self._about)
+            manifest = staging.publish(self._about, whole=not part)
         except NothingWrittenError as error:
             if rank == 0:  # the other ranks often leave it to the first
                 self._complain(error)
+        except (NotWholeError, NotSignedError) as error:
+            self._complain(error)
         except OSError as error:
             if staging.path != staging.target:
                 raise
             # The saver wrote to the place itself, and that worked: only the manifest is missing.
             self._complain(error)
         else:
-            self._tell(conventions.CHECKPOINT_SAVED, {conventions.CHECKPOINT_SIZE: manifest.size})
+            if part:
+                self._complain(ValueError(f"a part of a checkpoint is in {staging.target}: use shared=True"))
+            else:
+                self._tell(conventions.CHECKPOINT_SAVED, {conventions.CHECKPOINT_SIZE: manifest.size})
 
     def tell_failed(self, error: Exception) -> None:
         """Report why there is no new checkpoint."""

@@ -3,17 +3,21 @@
 Any saver writes into a staging folder beside the target; then everything is put on disk and moved to its place
 with one rename. The staging folder keeps the target's own name, because savers look at it. It is locked as long
 as its process lives, so that the next save can tell what a killed one left behind.
+
+What is not gradwatch's is never removed. A folder that holds other things than a checkpoint of ours stays that
+folder: files are moved into it one by one, and a crash in the middle leaves what does not verify.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
-import itertools
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,18 +25,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from gradwatch.checkpoints import formats
 from gradwatch.checkpoints import manifest as manifests
-from gradwatch.checkpoints.manifest import Manifest, ManifestError
+from gradwatch.checkpoints.manifest import Manifest, ManifestError, is_folder
+from gradwatch.safety import log
 
 _STAGING: Final = ".gradwatch-{}.partial"
 _ABANDONED_SECONDS: Final = 86_400
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
-_numbers: Final = itertools.count()
+# Publishing takes milliseconds, and two processes that save to one place rarely meet.
+_WAIT_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.01
+_LONGEST_NAME: Final = 240
 
 
 class NothingWrittenError(Exception):
-    """The block around a saver ended, and there is no new file or folder."""
+    """The block around a saver ended, and there is no new file, or none in a new folder."""
+
+
+class NotWholeError(Exception):
+    """What was written cannot be loaded: it was not put in place."""
+
+
+class NotSignedError(Exception):
+    """What was written is in place, but a manifest cannot be."""
 
 
 @dataclass(slots=True)
@@ -51,34 +68,55 @@ class Staging:
     _lock: int | None
     _before: tuple[int, int, int] | None
 
-    def publish(self, about: Manifest) -> Manifest:
+    def publish(self, about: Manifest, *, whole: bool = True) -> Manifest:
         """Put what was written on disk, then in its place, with a manifest of its files.
+
+        ``whole``: it can be loaded as it is, and is not one part of several.
 
         Raises:
             NothingWrittenError: There is nothing.
+            NotWholeError: It cannot be loaded; the checkpoint before is still there.
+            NotSignedError: It is in place without a manifest.
             OSError: It cannot be done; the checkpoint before is still there.
         """
         written = self.path
-        if written == self.target or not os.path.lexists(written):
+        if written == self.target or not _holds_anything(written):
             # The saver did not use the path it was given: no rename, but still a manifest.
-            if _fingerprint(self.target) == self._before:
+            if _fingerprint(self.target) == self._before or not _holds_anything(self.target):
                 raise NothingWrittenError(f"nothing was written to {self.path}")
             written = self.target
+        problem = formats.problem_of(written, as_written=True, quick=True) if whole else None
+        if problem is not None:
+            raise NotWholeError(f"what was written cannot be loaded: {problem.evidence}")
         manifest = replace(about, files=manifests.describe(written), saved_at=datetime.now(UTC))
         _sync_tree(written)
-        if written.is_dir():
-            _write(written / manifests.NAME, manifest)
-            _sync(written)
-            if written != self.target:
-                _exchange(written, self.target)
-                _beside(self.target).unlink(missing_ok=True)  # the name was a file's before
-        else:
-            self._publish_file(written, manifest)
-        _sync(self.target.parent)
+        with _alone_at(self.target):
+            _keep_mode(written, self.target)
+            if written.is_dir():
+                self._publish_folder(written, manifest)
+            else:
+                self._publish_file(written, manifest)
+            _sync(self.target.parent)
         return manifest
 
+    def _publish_folder(self, written: Path, manifest: Manifest) -> None:
+        _refuse_to_remove(self.target, folder=True)
+        if written != self.target and _holds_others(self.target):
+            log.warning("%s holds more than a checkpoint: not replaced, but its files are", self.target)
+            _move_into(written, self.target)
+            manifest = replace(manifest, others=tuple(sorted(manifests.unlisted(self.target, manifest))))
+            written = self.target
+        self._move_manifest(manifest, written / manifests.NAME)
+        if written != self.target:
+            _exchange(written, self.target)
+            _remove(_beside(self.target))  # the name was a file's before
+
     def _publish_file(self, written: Path, manifest: Manifest) -> None:
+        _refuse_to_remove(self.target, folder=False)
         beside = _beside(self.target)
+        if len(os.fsencode(beside.name)) > os.pathconf(self.target.parent, "PC_NAME_MAX"):
+            written.replace(self.target)
+            raise NotSignedError("its name is too long for a manifest beside it")
         before = None if written == self.target else _held(self.target)
         if before is not None:
             # Until the next rename the name holds what it held, and the manifest knows that one too.
@@ -96,7 +134,7 @@ class Staging:
 
     def _move_manifest(self, manifest: Manifest, to: Path) -> None:
         folder = to.parent if self.path == self.target else self.path.parent
-        temporary = folder / f".{os.getpid()}{manifests.SUFFIX}"
+        temporary = folder / f".{_unique()}{manifests.SUFFIX}"
         _write(temporary, manifest)
         temporary.replace(to)
         _sync(to.parent)
@@ -131,9 +169,10 @@ def stage(target: Path, *, token: str | None = None) -> Staging | None:
 
 def _locked_folder(parent: Path, token: str | None) -> tuple[Path, int]:
     while True:
-        name = f"{_machine()}-{os.getpid()}-{next(_numbers)}" if token is None else f"shared-{token}"
+        # Not the process's number: containers count theirs apart, and may share this folder.
+        name = f"{_machine()}-{_unique()}" if token is None else f"shared-{token}"
         folder = parent / _STAGING.format(name)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=token is not None)
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # another process swept it away before it was locked
@@ -150,6 +189,10 @@ def shared_token(target: Path, *parts: object) -> str:
     """What ranks that save the same thing come to without talking to each other."""
     restart = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "RESTART_COUNT")]
     return hashlib.sha256(repr((os.path.realpath(target), restart, parts)).encode()).hexdigest()[:16]
+
+
+def _unique() -> str:
+    return os.urandom(8).hex()
 
 
 def _beside(target: Path) -> Path:
@@ -175,9 +218,109 @@ def _write(path: Path, manifest: Manifest) -> None:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _alone_at(target: Path) -> Iterator[None]:
+    """Keep other processes of this machine from publishing to the same place; not for ever."""
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    folder = target.with_name(_STAGING.format(f"{_machine()}-turn-{digest}"))
+    lock, given_up = None, time.monotonic() + _WAIT_SECONDS
+    with contextlib.suppress(OSError):  # a folder that cannot be written to, a file system without locks
+        while (lock := _turn(folder)) is None and time.monotonic() < given_up:
+            time.sleep(_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            os.close(lock)
+
+
+def _turn(folder: Path) -> int | None:
+    """Lock a folder that is there for that alone; None while another process has it."""
+    folder.mkdir(exist_ok=True)
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # who had it is done
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), folder.stat()):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(lock)
+        folder.rmdir()
+        raise
+    os.close(lock)
+    return None
+
+
+def _holds_anything(path: Path) -> bool:
+    """Whether there is a file, or one in a folder: some ranks only make the folder that another fills."""
+    if path.is_dir():
+        return any(file.name != manifests.NAME for file in _files(path))
+    return os.path.lexists(path)
+
+
+def _holds_others(target: Path) -> bool:
+    """Whether a folder holds what no checkpoint of ours put there."""
+    if not target.is_dir():
+        return False
+    ours = {target / manifests.NAME, *_listed(target)}
+    return any(file not in ours for file in _files(target))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that is no folder; a link to one is none."""
+    return (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())
+
+
+def _refuse_to_remove(target: Path, *, folder: bool) -> None:
+    """A file takes the place of a folder, or a folder that of a file, only if that is a checkpoint of ours.
+
+    Raises:
+        OSError: As the saver would have, without gradwatch.
+    """
+    if folder and target.is_file() and not os.path.lexists(_beside(target)):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    if not folder and _holds_others(target):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+
+
+def _move_into(new: Path, folder: Path) -> None:
+    """Move each file to the same place in another folder, and remove what only the checkpoint before had."""
+    before = _listed(folder)
+    for file in list(_files(new)):
+        place = folder / file.relative_to(new)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+        before.discard(place)
+        _sync(place.parent)
+    for file in before:
+        file.unlink(missing_ok=True)
+
+
+def _listed(folder: Path) -> set[Path]:
+    """The files of a checkpoint of ours; none if it is not."""
+    try:
+        return {folder / file.name for file in manifests.read(folder).files}
+    except ManifestError:
+        return set()
+
+
+def _keep_mode(new: Path, old: Path) -> None:
+    """Who may read a checkpoint stays as it was, as where a saver writes over it."""
+    if old.is_dir() if new.is_dir() else old.is_file():
+        with contextlib.suppress(PermissionError):  # a file system without modes
+            new.chmod(stat.S_IMODE(old.stat().st_mode))
+
+
 def _exchange(new: Path, old: Path) -> None:
     """Put ``new`` in the place of ``old``; a folder with files in it cannot simply be renamed over."""
-    aside = old.with_name(f".{old.name}.previous")
+    short = os.fsdecode(os.fsencode(old.name)[:_LONGEST_NAME])
+    aside = old.with_name(f".{short}.previous")
     if os.path.lexists(old):
         if _rename_exchange(new, old):
             return
@@ -190,9 +333,9 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if is_folder(path):
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):  # False of a name that is too long to be one
         path.unlink(missing_ok=True)
 
 

@@ -110,7 +110,7 @@ class Delivery:
     def deliver(self, seconds: float, *, at_once: bool = False) -> float:
         """See ``gradwatch.telemetry.Exporter``."""
         deadline = self._clock() + seconds
-        self._adopt()
+        self._adopt(self._clock() + seconds / 2)  # the other half is for delivery
         pause = 0.0
         while pause <= 0 and (now := self._clock()) < deadline:
             pause = (self._asked if at_once else self._not_before) - now
@@ -187,11 +187,10 @@ class Delivery:
                 or (spool is not None and (spool.urgent.segments or spool.normal.segments))
             )
 
-    def _adopt(self) -> None:
+    def _adopt(self, deadline: float) -> None:
         with self._lock:
             if not self._adopted and self._spool is not None and not self._closed:
-                self._adopted = True
-                self._spool.adopt()
+                self._adopted = self._spool.adopt(lambda: self._clock() >= deadline)
 
     def _sources(self) -> Iterator[_Queue | Lane]:
         """In the order of delivery. What is on disk is older than what is in memory."""

@@ -18,6 +18,8 @@ _EVENTS_KEPT: Final = 10_000
 _TURN_SECONDS: Final = 1.0
 # At the end of the process, for a collection under way.
 _COLLECT_SECONDS: Final = 0.2
+# What the events get to be handed over, and so kept, where there is no time to send them.
+_HAND_OVER_SECONDS: Final = 0.02
 # Python threads share one lock: hold it for about this long, then let training have it.
 _SLICE_SECONDS: Final = 0.0003
 _REST_SECONDS: Final = 0.0005
@@ -125,7 +127,7 @@ class ExportThread:
             target=self._send_events, args=(timeout,), name="gradwatch-last-words", daemon=True
         )
         sender.start()
-        sender.join(timeout)
+        sender.join(max(timeout, _HAND_OVER_SECONDS))
         self.flush(max(0.0, deadline - time.monotonic()))
         self._exporter.keep()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gradwatch.export.spool import Spool, places
+from gradwatch.redaction import redact_text
 from gradwatch.settings import Settings
 from gradwatch.telemetry import Exporter
 
@@ -23,4 +24,4 @@ def otlp_exporter(settings: Settings, pace: Callable[[], None]) -> Exporter:
         spool = Spool(places(settings.directory), settings.endpoint, settings.spool_max_bytes)
     transport = Transport(settings.endpoint, settings.headers)
     encoder = OtlpEncoder(pace, compressed_signals(settings.endpoint))
-    return Delivery(encoder, transport, spool, settings.endpoint)
+    return Delivery(encoder, transport, spool, redact_text(settings.endpoint))

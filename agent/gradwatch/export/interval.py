@@ -63,6 +63,11 @@ class Interval:
             self.logs.append(log)
         return log
 
+    def add_logged(self, value: LoggedValue) -> None:
+        """Any thread: a value of the user's. Past a bound the oldest goes, and is counted."""
+        self._given_up += len(self.logged) == self.logged.maxlen
+        self.logged.append(value)
+
     def points(
         self,
         now: int,

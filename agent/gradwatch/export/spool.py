@@ -257,8 +257,11 @@ class Spool:
             return True
         return False
 
-    def adopt(self) -> None:
-        """Take over what dead processes left for the same endpoint; bound what they left for others."""
+    def adopt(self, out_of_time: Callable[[], bool] = lambda: False) -> bool:
+        """Take over what dead processes left for the same endpoint; bound what they left for others.
+
+        False: ``out_of_time`` said so between two folders, and there are more of them.
+        """
         foreign: list[tuple[int, int, Path]] = []
         for place in self._places:
             for path in _folders_by_age(place):
@@ -275,8 +278,12 @@ class Spool:
                     self._cannot(place, error)
                 finally:
                     dead.release()
+                if out_of_time():
+                    self._make_room()
+                    return False
         self._make_room()
         self._bound_foreign(foreign)
+        return True
 
     def take_lost(self) -> int:
         """Items that were dropped or found damaged since the last call."""
@@ -343,8 +350,9 @@ class Spool:
             if dead is not None:
                 for segment in dead.segments():
                     with contextlib.suppress(OSError):
+                        requests, damaged = unpack(segment.read_bytes())
                         segment.unlink()
-                        self._lost += 1
+                        self._lost += damaged + sum(request.items for request in requests)
                 dead.release()
 
     def _cannot(self, place: Path, error: OSError) -> None:
@@ -371,6 +379,7 @@ def drain(
     endpoint: str,
     headers: Mapping[str, str],
     seconds: float,
+    most_bytes: int = DEFAULT_BYTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> Drained:
     """Deliver what dead processes of this host left for a collector; what it does not take stays.
@@ -380,16 +389,17 @@ def drain(
         endpoint: Base URL of the collector.
         headers: Sent with each request.
         seconds: Bound on it all.
+        most_bytes: Bound on what is kept.
         clock: Monotonic seconds.
     """
     from gradwatch.export.transport import REPLY_SECONDS, Away, Transport
 
     deadline = clock() + seconds
-    spool = Spool(places(directory), endpoint)
+    spool = Spool(places(directory), endpoint, most_bytes)
     transport = Transport(endpoint, headers)
     delivered = lost = 0
     try:
-        spool.adopt()
+        spool.adopt(lambda: clock() >= deadline)
         for lane, request in _heads(spool):
             left = deadline - clock()
             outcome = Away("out of time") if left <= 0 else transport.send(request, min(left, REPLY_SECONDS))

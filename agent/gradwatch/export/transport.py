@@ -22,7 +22,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceResponse,
 )
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from requests.utils import get_auth_from_url
 
+from gradwatch.export import bounded_answers
 from gradwatch.export.spool_records import Request, Signal
 
 REPLY_SECONDS: Final = 5.0
@@ -71,7 +73,7 @@ class Transport:
         }
 
     def send(self, request: Request, seconds: float = REPLY_SECONDS) -> Outcome:
-        """Send a request; ``seconds`` bounds the waiting for a connection, and that for an answer."""
+        """Send a request; ``seconds`` bounds the waiting for a connection, and that for the whole answer."""
         outcome = self._send_whole(request, seconds)
         if isinstance(outcome, Taken) and 1 < request.items == outcome.rejected and request.signal == "logs":
             # Whichever it was that is not taken, the ending must not go with it.
@@ -93,7 +95,7 @@ class Transport:
         try:
             response = self._receivers[request.signal].post(request, seconds)
             with response:
-                reply = _read(response, seconds)
+                reply = _read(response)
         except (requests.RequestException, OSError) as error:
             return Away(_brief(error))
         status = response.status_code
@@ -125,6 +127,10 @@ class _Receiver:
     def __init__(self, endpoint: str, signal: Signal, headers: Mapping[str, str]) -> None:
         url = f"{endpoint}/v1/{signal}"
         self._session = requests.Session()
+        bounded_answers.mount(self._session)
+        credentials = get_auth_from_url(url)
+        # Without any, requests would put what ~/.netrc says in the place of the configured header.
+        self._session.auth = credentials if any(credentials) else _as_configured
         self._request = self._session.prepare_request(
             requests.Request("POST", url, {**headers, "Content-Type": "application/x-protobuf"})
         )
@@ -164,13 +170,16 @@ class _Receiver:
         return self._session.send(prepared, timeout=timeout, allow_redirects=False, **self._environment)
 
 
-def _read(response: requests.Response, seconds: float) -> bytes:
+def _as_configured(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    return prepared
+
+
+def _read(response: requests.Response) -> bytes:
     """What fits: an answer is a few bytes, and one that has no end must not keep us."""
     reply = b""
-    deadline = time.monotonic() + seconds
     for part in response.iter_content(4096):
         reply += part
-        if len(reply) > _MOST_REPLY_BYTES or time.monotonic() > deadline:
+        if len(reply) > _MOST_REPLY_BYTES:
             break
     return reply
 

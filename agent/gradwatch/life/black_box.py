@@ -141,7 +141,9 @@ class StallWatch:
     LEAST_SECONDS: Final = 60.0
     _MEDIANS: Final = 20
     _LONGEST_PAUSES: Final = 3  # evaluation and checkpoints pause a loop too, and do so again
+    # Before so many steps nobody knows their pace: they may be compiled, or wait for a data set.
     _LEAST_STEPS: Final = 10
+    EARLY_SECONDS: Final = 600.0
 
     def __init__(
         self,
@@ -173,13 +175,12 @@ class StallWatch:
             self._step, self._since = last_step, now
             return False
         limit = self._limit or self._own_limit(last_step)
-        return limit is not None and now - self._since > limit and not _interactive()
+        return now - self._since > limit and not _interactive()
 
-    def _own_limit(self, last_step: int | None) -> float | None:
-        if last_step is None or last_step - self._first_step < self._LEAST_STEPS:
-            return None
+    def _own_limit(self, last_step: int | None) -> float:
+        is_early = last_step is None or last_step - self._first_step < self._LEAST_STEPS
         return max(
-            self.LEAST_SECONDS,
+            self.EARLY_SECONDS if is_early else self.LEAST_SECONDS,
             self._MEDIANS * (self._median() or 0.0),
             self._LONGEST_PAUSES * self._longest,
         )

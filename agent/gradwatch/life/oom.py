@@ -41,7 +41,7 @@ class OutOfMemory:
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """What an exception says about memory that ran out; None when it is about something else."""
     for cause in _causes(error):
-        message = str(cause)
+        message = text_of(cause)
         on_cpu = _CPU.search(message)
         if on_cpu:
             return OutOfMemory(phase_of(_frames(cause.__traceback__)), "cpu", int(on_cpu[1]))
@@ -55,6 +55,14 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
                 round(float(asked[1]) * _UNITS[asked[2]]) if asked else None,
             )
     return None
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says; nothing where its own ``__str__`` raises."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the user's code
+        return ""
 
 
 def phase_of(frames: Iterable[FrameType]) -> Phase | None:

@@ -15,6 +15,9 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 PREEMPTED: Final = "preempted"
+# Schedulers kill what has not ended 30 s after they asked; torchrun too. What ends later than this has ended
+# for a reason of its own: it has taken the signal for a notice.
+PATIENCE_SECONDS: Final = 60.0
 _NOTICES: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 
 

@@ -119,6 +119,8 @@ class SigtermWatch:
             self._noted()
 
     def _placeholder(self, _signal: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGTERM) != self._placeholder:
+            return  # a handler of the user's calls the one before it: the default action, which nobody can call
         # The thread was slower than the end of the C call, or lost its descriptor to an event loop. Not on this
         # thread: it may have been interrupted with a lock in its hands that the ending needs.
         threading.Thread(target=self._die, name="gradwatch-sigterm-late", daemon=True).start()

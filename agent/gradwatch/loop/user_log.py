@@ -16,7 +16,7 @@ from gradwatch.loop.roster import Roster
 from gradwatch.loop.step_in_progress import StepInProgress
 from gradwatch.loop.step_sink import StepSink
 from gradwatch.loop.watched import WatchedOptimizer
-from gradwatch.safety import log
+from gradwatch.safety import Throttle, log
 from gradwatch.telemetry import LoggedValue, NonfiniteStep
 from gradwatch.tensors.device_ring import is_capturing
 
@@ -60,6 +60,7 @@ class UserLog:
         self._lock = threading.Lock()
         self._alert = alert
         self._doubt: _Doubt | None = None
+        self._odd: dict[str, Throttle] = {}
         # By name, whether the loop logs ahead of its backward pass. As its first log was, so are all.
         self._ahead: dict[str, bool] = {}
         # Backward passes begun when the loss of the step in progress was given.
@@ -70,7 +71,8 @@ class UserLog:
         for name, raw in values.items():
             number = _number(raw)
             if number is None:
-                log.warning("watch.log(%s=...): expected one number, got %s", name, type(raw).__name__)
+                if self._odd.setdefault(name, Throttle()).allows():
+                    log.warning("watch.log(%s=...): expected one number, got %s", name, type(raw).__name__)
             elif name == "loss":
                 self._log_loss(number)
             elif name == "lr" and isinstance(number, float):
@@ -175,15 +177,15 @@ class UserLog:
 
 
 def _number(raw: object) -> float | Tensor | None:
-    if isinstance(raw, torch.Tensor):
-        if raw.numel() != 1 or raw.is_complex():
-            return None
-        return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
     try:
+        if isinstance(raw, torch.Tensor):
+            if raw.numel() != 1 or raw.is_complex():
+                return None
+            return float(raw.item()) if raw.device.type == "cpu" else raw.detach() if raw.is_cuda else None
         # NumPy's complex numbers would give their real part for it.
         item = getattr(raw, "item", None)
         number: Any = item() if callable(item) else raw
         # Decimal, Fraction: anything with __float__.
         return None if isinstance(number, (str, bytes)) else float(number)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - the user's code; the other values of the call are none the worse for it
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Any
 
@@ -51,8 +53,20 @@ def run(command: tuple[str, ...], retries: int, backoff: float, **given: Any) ->
         launch = Launch.resolve(command, given)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    sys.exit(Supervision(launch, RetryPolicy(retries, backoff), _say).run())
+    code = Supervision(launch, RetryPolicy(retries, backoff), _say).run()
+    _forget_unwritten()
+    sys.exit(code)
 
 
 def _say(line: str) -> None:
-    click.echo(f"gradwatch: {line}", err=True)
+    # A full disk, a reader that is gone, a terminal that hung up: none of them is the command's failure.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"gradwatch: {line}\n".encode(errors="backslashreplace"))
+
+
+def _forget_unwritten() -> None:
+    """What a log message left in the buffer of stderr would fail once more, and make the exit code 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = None  # which is what Python does where there is none

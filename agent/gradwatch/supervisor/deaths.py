@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from gradwatch.life.endings import CANCELLED, FAILED, SUCCEEDED
-from gradwatch.life.preemption import sigterm_reason
+from gradwatch.life.preemption import PATIENCE_SECONDS, sigterm_reason
 from gradwatch.supervisor.child import Exit
-
-# Schedulers kill what has not ended 30 s after they asked; torchrun too. What ends later than this has ended
-# for a reason of its own: it may well have taken the signal for a notice.
-_PATIENCE_SECONDS: Final = 60.0
 
 _REASONS: Final[dict[int, str]] = {signal.SIGSEGV: "segfault", signal.SIGINT: "interrupted"}
 _CANCELLING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -67,7 +63,7 @@ def _killer(left: Exit) -> int | None:
 
 def _asked(left: Exit) -> signal.Signals | None:
     """The signal in answer to which it ended. Who returns 0 after a Ctrl-C has done its work all the same."""
-    is_answer = left.asked_before <= _PATIENCE_SECONDS and (left.code or left.asked == signal.SIGTERM)
+    is_answer = left.asked_before <= PATIENCE_SECONDS and (left.code or left.asked == signal.SIGTERM)
     return left.asked if is_answer else None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from gradwatch.settings import Settings, SettingsError
-from gradwatch.supervisor.progress import FOLDER_VARIABLE
+from gradwatch.supervisor.progress import FOLDER_VARIABLE, INSTANCE_VARIABLE
 
 ATTACH_FOLDER: Final = Path(__file__).with_name("attach")
 # How launchers tell a process how many there are of it.
@@ -66,8 +66,11 @@ class Launch:
         first = self.settings.attempt or 1 + (int(requeued) if requeued.isdigit() else 0)
         return first + self.restarts
 
-    def child_environ(self, attempt: int, folder: Path | None) -> dict[str, str]:
-        """The environment of an attempt; ``folder`` is where the child tells how far it came."""
+    def child_environ(self, attempt: int, folder: Path | None, instance: str | None = None) -> dict[str, str]:
+        """The environment of an attempt.
+
+        ``folder`` is where the child tells how far it came, ``instance`` who speaks for it from outside.
+        """
         told = {f"GRADWATCH_{name.upper()}": str(value) for name, value in self.given.items()}
         told |= {
             "GRADWATCH_JOB": self.settings.job,
@@ -76,6 +79,8 @@ class Launch:
         }
         if folder is not None:
             told[FOLDER_VARIABLE] = str(folder)
+        if instance is not None:
+            told[INSTANCE_VARIABLE] = instance
         if not self.settings.disabled:
             others = self.environ.get("PYTHONPATH")
             told["PYTHONPATH"] = os.pathsep.join([str(ATTACH_FOLDER), *([others] if others else [])])

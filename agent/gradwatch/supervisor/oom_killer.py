@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 _COUNTERS: Final = {"cgroup2": "memory.events", "cgroup": "memory.oom_control"}
 _MOST_LINES: Final = 10_000
+# A process that is killed for memory is gone within so many seconds, but for the largest.
+_DYING_SECONDS: Final = 5.0
 
 
 class OomKiller:
@@ -23,11 +27,19 @@ class OomKiller:
     Args:
         proc: Where procfs is.
         log: The kernel's log.
+        monotonic: The clock, in seconds.
     """
 
-    def __init__(self, proc: Path = Path("/proc"), log: Path = Path("/dev/kmsg")) -> None:
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        log: Path = Path("/dev/kmsg"),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._proc = proc
-        self._before: dict[Path, int] = {}
+        self._monotonic = monotonic
+        # Of each counter: when it was read, and what it was then; the first reading is older than the rest.
+        self._seen: dict[Path, deque[tuple[float, int]]] = {}
         self._log = -1
         with contextlib.suppress(OSError):
             self._log = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -35,18 +47,28 @@ class OomKiller:
 
     def look(self, pid: int) -> None:
         """Note the counters of the process's control groups: it may have moved to others since its start."""
+        now = self._monotonic()
         for file in _counter_files(self._proc, pid):
-            if file not in self._before:
-                count = _count(file)
-                if count is not None:
-                    self._before[file] = count
+            count = _count(file)
+            if count is not None:
+                seen = self._seen.setdefault(file, deque())
+                seen.append((now, count))
+                while len(seen) > 1 and seen[1][0] <= now - _DYING_SECONDS:
+                    seen.popleft()
 
     def evidence(self, pid: int) -> str | None:
-        """What there is to say for the OOM killer, in one line; None if nothing speaks for it."""
+        """What there is to say for the OOM killer, in one line; None if nothing speaks for it.
+
+        A count that went up long before the process died was for another one in its control group.
+        """
         for line in self._new_lines():
             if re.search(rf"\bKilled process {pid} \(", line):
                 return f"kernel log: {line.strip()}"[:200]
-        for file, before in self._before.items():
+        earliest = self._monotonic() - _DYING_SECONDS
+        for file, seen in self._seen.items():
+            # The last reading from before it can have begun to die.
+            old = [count for read, count in seen if read <= earliest]
+            before = old[-1] if old else seen[0][1]
             count = _count(file)
             if count is not None and count > before:
                 return f"{file}: oom_kill {before} -> {count}"

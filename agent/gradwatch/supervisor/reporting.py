@@ -14,6 +14,7 @@ from gradwatch import conventions
 from gradwatch.clock import Clock
 from gradwatch.export.exporter import ExportThread, Pacer
 from gradwatch.export.exporters import otlp_exporter
+from gradwatch.life.endings import CANCELLED
 from gradwatch.redaction import redact
 from gradwatch.supervisor.deaths import Death
 from gradwatch.supervisor.launch import Launch
@@ -21,13 +22,25 @@ from gradwatch.telemetry import Attributes, AttributeValue, Event, Exporter, Met
 
 
 class Reporter:
-    """Speaks for an attempt from outside of it; no rank, and with an instance of its own."""
+    """Speaks for an attempt of a run from outside of it; no rank.
 
-    def __init__(self, launch: Launch, attempt: int, exporter: Exporter | None = None) -> None:
+    ``instance``: its own, by which the processes below say who speaks for them; made up where none is given.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        attempt: int,
+        run_id: str | None = None,
+        instance: str | None = None,
+        exporter: Exporter | None = None,
+    ) -> None:
+        self.run_id = run_id or launch.run_id
         self._clock = Clock()
         self._sequence = itertools.count()
         self._lock = threading.Lock()
-        self._resource: Attributes = redact(_resource(launch, attempt))
+        self.instance = instance or str(uuid.uuid4())
+        self._resource: Attributes = redact(_resource(launch, attempt, self.run_id, self.instance))
         self._thread = ExportThread(
             exporter or otlp_exporter(launch.settings, Pacer()),
             lambda: self._resource,
@@ -44,6 +57,17 @@ class Reporter:
         """From now on speak of this attempt: a launcher below us began it."""
         if self._resource[conventions.RUN_ATTEMPT] != attempt:
             self._resource = {**self._resource, conventions.RUN_ATTEMPT: attempt}
+
+    def withdraw(self, run_id: str) -> None:
+        """Say that this was never a run of its own: what trains is the run of that id."""
+        self._emit(
+            conventions.RUN_ENDED,
+            {
+                conventions.STATUS: CANCELLED,
+                conventions.REASON: "renamed",
+                conventions.EVIDENCE: f"now {run_id}",
+            },
+        )
 
     def end(self, death: Death, last_step: int | None = None, *, will_retry: bool = False) -> None:
         """Say how it ended. A later word corrects an earlier one."""
@@ -76,16 +100,16 @@ class Reporter:
         return [MetricPoints(conventions.AGENT_DROPPED, [Point(now, dropped, {}, now)])]
 
 
-def _resource(launch: Launch, attempt: int) -> dict[str, AttributeValue]:
+def _resource(launch: Launch, attempt: int, run_id: str, instance: str) -> dict[str, AttributeValue]:
     settings = launch.settings
     # What nobody said here may be said by the script, and a default must not contradict it.
     tier_is_given = launch.given.get("tier") or launch.environ.get("GRADWATCH_TIER")
     known: dict[str, AttributeValue | None] = {
         **settings.resource,
         conventions.SERVICE_NAME: settings.job,
-        conventions.SERVICE_INSTANCE_ID: str(uuid.uuid4()),
+        conventions.SERVICE_INSTANCE_ID: instance,
         conventions.SUPERVISOR: True,
-        conventions.RUN_ID: launch.run_id,
+        conventions.RUN_ID: run_id,
         conventions.RUN_ATTEMPT: attempt,
         conventions.MODEL: settings.model,
         conventions.DATASET: settings.dataset,

@@ -5,10 +5,9 @@ Whatever fails in here, the command runs, and its exit code is the one returned.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -45,16 +44,18 @@ class Supervision:
         self._signals = Signals()
         self._folder: Path | None = None
         self._reporter: Reporter | None = None
+        # What the command calls its run, where that is not what we told it.
+        self._run_id: str | None = None
 
     def run(self) -> int:
         """Run it to its last end, and return its exit code, 128 + n for signal n."""
         attempt = self._launch.first_attempt
-        with _folder() as self._folder:
+        with progress.private_folder() as self._folder:
             while True:
                 self._begin(attempt)
                 death = self._attempt(attempt)
                 came = self._progress(attempt)
-                decision = self._policy.after(death, came.last_step)
+                decision = self._policy.after(death, came)
                 if isinstance(decision, GiveUp):
                     self._end(death, came)
                     if decision.why:
@@ -74,8 +75,10 @@ class Supervision:
     def _attempt(self, attempt: int) -> Death:
         """Run the command once."""
         launch, killer = self._launch, OomKiller()
+        instance = None if self._reporter is None else self._reporter.instance
         try:
-            child = Child(launch.command, launch.child_environ(attempt, self._folder), self._signals)
+            environ = launch.child_environ(attempt, self._folder, instance)
+            child = Child(launch.command, environ, self._signals)
         except OSError as error:
             program = launch.command[0]
             self._say(f"{program}: {error.strerror}")
@@ -85,8 +88,7 @@ class Supervision:
         @shielded(None)
         def look() -> None:
             killer.look(child.pid)
-            if self._reporter is not None:
-                self._reporter.follow(self._progress(attempt).attempt)
+            self._follow(self._progress(attempt))
 
         @shielded(None)
         def find_evidence() -> str | None:
@@ -105,7 +107,25 @@ class Supervision:
     @shielded(None)
     def _begin(self, attempt: int) -> None:
         if not self._launch.settings.disabled:
-            self._reporter = Reporter(self._launch, attempt)
+            self._reporter = Reporter(self._launch, attempt, self._run_id)
+
+    def _follow(self, came: Progress) -> None:
+        """Speak of the run and attempt that the processes below say they are."""
+        reporter = self._reporter
+        if reporter is None:
+            return
+        run_id = reporter.run_id
+        if came.run_ids:
+            # Of several, none is all of it.
+            run_id = next(iter(came.run_ids)) if len(came.run_ids) == 1 else self._launch.run_id
+        if run_id != reporter.run_id:
+            if reporter.run_id == self._launch.run_id:
+                reporter.withdraw(run_id)
+            # The command's signals must not wait for a collector.
+            threading.Thread(target=reporter.close, args=(self._launch.settings.exit_timeout,)).start()
+            self._run_id = run_id
+            reporter = self._reporter = Reporter(self._launch, came.attempt, run_id, reporter.instance)
+        reporter.follow(came.attempt)
 
     def _progress(self, attempt: int) -> Progress:
         return _read(self._folder, attempt) or Progress(attempt)
@@ -114,15 +134,19 @@ class Supervision:
     def _end(self, death: Death, came: Progress, *, will_retry: bool = False) -> None:
         """Say how it ended, and deliver what the dead left, all within the time that an exit may take."""
         deadline = self._deadline()
+        self._follow(came)
         if self._reporter is not None:
-            self._reporter.follow(came.attempt)
             self._reporter.end(death, came.last_step, will_retry=will_retry)
             if not will_retry:
                 self._close(deadline)
             settings = self._launch.settings
             left = deadline - time.monotonic()
             if settings.spool_max_bytes and left > 0:
-                drain(settings.directory, settings.endpoint, settings.headers, left)
+                drained = drain(
+                    settings.directory, settings.endpoint, settings.headers, left, settings.spool_max_bytes
+                )
+                if drained.lost:
+                    self._say(f"{drained.lost} items of undelivered telemetry were lost")
 
     @shielded(None)
     def _close(self, deadline: float) -> None:
@@ -134,14 +158,3 @@ class Supervision:
 @shielded(None)
 def _read(folder: Path | None, attempt: int) -> Progress | None:
     return None if folder is None else progress.read(folder, attempt)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path | None]:
-    """A private folder for the children's progress; None where none can be made."""
-    with contextlib.ExitStack() as stack:
-        made = None
-        with contextlib.suppress(OSError):
-            temporary = tempfile.TemporaryDirectory(prefix="gradwatch-run-", ignore_cleanup_errors=True)
-            made = Path(stack.enter_context(temporary))
-        yield made

@@ -45,7 +45,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What detectors look at: runs that are live or ended within the last hour, and their numbers."""
+    """What detectors look at: runs that are live or whose ending is of the last hour, and their numbers."""
 
     connection: Connection
     now: int

@@ -27,7 +27,7 @@ _TIME: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["time_unix_nano"].numbe
 _DOUBLE: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["as_double"].number
 _INT: Final = NumberDataPoint.DESCRIPTOR.fields_by_name["as_int"].number
 _NO_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_FIXED64, _DELIMITED = 1, 2
 _ALTERNATIVES: Final = 8
 # What a point without a time or a value reads; it is left out afterwards.
 _PADDING: Final = bytes(8)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
+import pickle
 import resource
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -331,6 +335,201 @@ def test_a_disk_that_has_no_room_for_the_manifest_leaves_the_checkpoint_before(
     assert "No space left" in str(told.attributes[names.EXCEPTION_MESSAGE])
 
 
+def test_a_folder_that_holds_other_things_keeps_them(
+    watching: Watching, exporter: InMemoryExporter, tmp_path: Path
+) -> None:
+    path = tmp_path / "experiment"
+    (path / "logs").mkdir(parents=True)
+    (path / "train.py").write_text("code")
+    (path / "logs" / "events").write_text("log")
+    torch.save(state(0.0), path / "older.pt")
+    other = path.stat().st_ino
+    with watching(*make()) as watch:
+        for files in (("a.bin", "old.bin"), ("a.bin", "b.bin")):
+            with watch.checkpoint(path) as folder:
+                folder.mkdir()
+                for name in files:
+                    (folder / name).write_text(f"{files}")
+            (path / "logs" / "events").write_text(f"log of {files}")  # and it need not stay as it was
+    assert path.stat().st_ino == other  # whoever works in it still does
+    assert set(facts(path)) == {"train.py", "logs/events", "older.pt", "a.bin", "b.bin"}
+    assert set(described(path)) == {"a.bin", "b.bin"}
+    assert (path / "a.bin").read_text() == "('a.bin', 'b.bin')"
+    assert verify(path).state == "good"
+    assert left_in(tmp_path) == []
+    assert len(exporter.find_events(names.CHECKPOINT_SAVED.name)) == 2
+
+
+def test_what_somebody_put_beside_a_checkpoint_is_kept_when_it_is_replaced(
+    watching: Watching, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    with watching(*make()) as watch:
+        for number in range(3):
+            with watch.checkpoint(path) as folder:
+                folder.mkdir()
+                torch.save(state(number), folder / "model.pt")
+            (path / "evaluation.json").write_text("{}")
+    assert sorted(facts(path)) == ["evaluation.json", "model.pt"]
+    assert torch.load(path / "model.pt")["value"] == 2
+    assert verify(path).state == "good"
+
+
+@pytest.mark.parametrize("kind", ["file over a folder", "folder over a file"])
+def test_what_is_not_a_checkpoint_is_not_replaced_by_another_kind_of_thing(
+    watching: Watching, exporter: InMemoryExporter, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "experiment"
+    kept = path
+    if kind == "file over a folder":
+        path.mkdir()
+        kept = path / "train.py"
+    kept.write_text("code")
+    with (
+        watching(*make()) as watch,
+        pytest.raises(OSError, match="experiment"),
+        watch.checkpoint(path) as place,
+    ):
+        if kind == "folder over a file":
+            place.mkdir()
+        torch.save(state(1.0), place / "model.pt" if kind == "folder over a file" else place)
+    assert kept.read_text() == "code"
+    assert left_in(tmp_path) == []
+    assert len(exporter.find_events(names.CHECKPOINT_FAILED.name)) == 1
+
+
+def test_a_rank_that_only_makes_the_folder_does_not_take_the_place_of_what_the_first_saved(
+    watching: Watching, exporter: InMemoryExporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with watching(*make()) as watch:
+        for rank in (0, 1):
+            monkeypatch.setenv("RANK", str(rank))
+            with watch.checkpoint(tmp_path / "last") as folder:
+                (folder / "parts").mkdir(parents=True)
+                if rank == 0:
+                    torch.save(state(1.0), folder / "model.pt")
+        assert torch.load(tmp_path / "last" / "model.pt")["value"] == 1.0
+        assert len(exporter.find_events(names.CHECKPOINT_SAVED.name)) == 1
+        assert exporter.find_events(names.CHECKPOINT_FAILED.name) == []
+        monkeypatch.setenv("RANK", "0")  # whose saver should have saved something
+        with watch.checkpoint(tmp_path / "last") as folder:
+            folder.mkdir()
+    assert len(exporter.find_events(names.CHECKPOINT_FAILED.name)) == 1
+    assert verify(tmp_path / "last").state == "good"
+
+
+def archive() -> bytes:
+    torch.save(state(2.0), stream := io.BytesIO())
+    return stream.getvalue()
+
+
+def safetensors() -> bytes:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+def plain_pickle() -> bytes:
+    return pickle.dumps(list(range(1000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.pt", archive), ("a.safetensors", safetensors), ("a.ckpt", plain_pickle)]
+)
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_half_a_file_whose_error_was_caught_is_told_and_not_published(
+    watching: Watching, exporter: InMemoryExporter, tmp_path: Path, kind: str, name: str, content: Any
+) -> None:
+    path = tmp_path / (name if kind == "file" else "model")
+    with watching(*make()) as watch:
+        for whole in (True, False):
+            with watch.checkpoint(path) as place:
+                inner = place
+                if kind == "folder":
+                    place.mkdir()
+                    inner = place / name
+                inner.write_bytes(content() if whole else content()[:-3])
+    assert (path if kind == "file" else path / name).read_bytes() == content()
+    assert verify(path).state == "good"
+    assert left_in(tmp_path) == []
+    assert len(exporter.find_events(names.CHECKPOINT_SAVED.name)) == 1
+    (told,) = exporter.find_events(names.CHECKPOINT_FAILED.name)
+    assert "cannot be loaded" in str(told.attributes[names.EXCEPTION_MESSAGE])
+
+
+def test_processes_with_the_same_number_do_not_write_into_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers of one machine, each of which has its own process 7."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    reading, writing = os.pipe()
+    child = os.fork()
+    ours = checkpoint_writing.stage(tmp_path / "last.pt")
+    assert ours is not None
+    if not child:
+        os.write(writing, os.fsencode(ours.path))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 4096) != os.fsencode(ours.path)
+    ours.discard()
+
+
+def test_two_that_save_to_one_place_at_once_leave_the_whole_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stops between its manifest and its file, until the second is done or waits."""
+    _write(tmp_path, "file", b"before", 0)
+    halfway, done = threading.Event(), threading.Event()
+    move = checkpoint_writing.Staging._move_manifest
+
+    def slow(staging: Any, about: manifest.Manifest, to: Path) -> None:
+        move(staging, about, to)
+        if about.step == 1:
+            halfway.set()
+            done.wait(0.5)
+
+    monkeypatch.setattr(checkpoint_writing.Staging, "_move_manifest", slow)
+    first = threading.Thread(target=_write, args=(tmp_path, "file", b"the first", 1))
+    first.start()
+    assert halfway.wait(30)
+    _write(tmp_path, "file", b"second", 2)
+    done.set()
+    first.join()
+    held, problem = manifest.verified(tmp_path / "last")
+    assert problem is None
+    assert (held.step, (tmp_path / "last").read_bytes()) == (2, b"second")
+
+
+def test_who_may_read_a_checkpoint_stays_as_it_was(watching: Watching, tmp_path: Path) -> None:
+    with watching(*make()) as watch:
+        for kind, mode in (("file", 0o600), ("folder", 0o750)):
+            for again in (False, True):
+                with watch.checkpoint(tmp_path / kind) as place:
+                    if kind == "folder":
+                        place.mkdir()
+                    torch.save(state(1.0), place / "model.pt" if kind == "folder" else place)
+                if not again:
+                    (tmp_path / kind).chmod(mode)
+            assert stat.S_IMODE((tmp_path / kind).stat().st_mode) == mode
+
+
+def test_a_name_that_leaves_no_room_for_a_manifests_is_saved_without_one(
+    watching: Watching, exporter: InMemoryExporter, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / ("x" * 250 + ".pt"), tmp_path / ("y" * 255)
+    with watching(*make()) as watch:
+        for value in (1.0, 2.0):
+            watch.save_checkpoint(state(value), file)
+            with watch.checkpoint(folder) as place:
+                place.mkdir()
+                torch.save(state(value), place / "model.pt")
+    assert torch.load(file)["value"] == torch.load(folder / "model.pt")["value"] == 2.0
+    assert (verify(file).state, verify(folder).state) == ("unsigned", "good")
+    assert left_in(tmp_path) == []
+    told = exporter.find_events(names.CHECKPOINT_FAILED.name)
+    assert ["too long" in str(each.attributes[names.EXCEPTION_MESSAGE]) for each in told] == [True, True]
+
+
 KILLED_SAVER = """
 import os, sys, torch, gradwatch
 kind, folder = sys.argv[1:]
@@ -473,6 +672,27 @@ def test_a_crash_at_every_single_operation_leaves_a_checkpoint_that_verifies(
     assert len(held) > 15
     assert held == sorted(held)
     assert (held[0], held[-1]) == (1, 2)
+
+
+def test_a_crash_at_every_single_operation_keeps_what_else_is_in_the_folder_and_calls_no_mixture_good(
+    tmp_path: Path,
+) -> None:
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        (folder / "last").mkdir(parents=True)
+        (folder / "last" / "train.py").write_text("code")
+        _write_first(folder, "folder")
+        crashed = _save_and_crash(folder, "folder", moment)
+        assert (folder / "last" / "train.py").read_text() == "code"
+        verdict = verify(folder / "last")
+        if verdict.state == "good":
+            assert verdict.manifest is not None
+            content = {1: b"first", 2: b"the second one"}[verdict.manifest.step or 0]
+            assert [(folder / "last" / name).read_bytes() for name in ("a", "b")] == [content] * 2, moment
+        if not crashed:
+            break
+    assert verdict.state == "good"
+    assert moment > 15
 
 
 def test_what_a_living_process_is_writing_is_not_swept_away(tmp_path: Path) -> None:

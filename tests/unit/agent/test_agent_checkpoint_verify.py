@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -9,14 +10,16 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -198,6 +201,115 @@ def test_no_content_whatever_raises(
         problem_of_file(path)
 
 
+def test_what_is_whole_but_holds_nothing_to_load_is_unloadable(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
+        archive.writestr("readme.txt", "no weights")
+    (tmp_path / "number.pt").write_bytes(pickle.dumps(1, protocol=2))
+    for path in tmp_path.iterdir():
+        with pytest.raises(Exception):  # noqa: B017 - torch has many
+            torch.load(path, weights_only=False)
+        problem = problem_of_file(path)
+        assert problem is not None, path.name
+        assert problem.fault == "unloadable"
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_weights_that_were_cut_off_are_found_in_the_older_format_too(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pt"
+    quantized = torch.quantize_per_tensor(torch.randn(5000), 0.1, 0, torch.qint8)
+    torch.save({"weights": quantized}, path, _use_new_zipfile_serialization=False)
+    assert problem_of_file(path) is None
+    path.write_bytes(path.read_bytes()[:-2000])
+    problem = problem_of_file(path)
+    assert problem is not None
+    assert problem.fault == "truncated"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_is_bad_where_a_file_that_it_lists_is_short_or_gone(tmp_path: Path) -> None:
+    path = tmp_path / "distributed"
+    dcp.save({"first": torch.randn(1000), "length": torch.randn(10)}, checkpoint_id=path, no_dist=True)
+    assert verify(path).state == "unsigned"
+    (part,) = path.glob("*.distcp")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1])
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.fault, problem.evidence) == (
+        "truncated",
+        f"{part.name} has {len(whole) - 1} of {len(whole)} bytes",
+    )
+    part.unlink()
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.fault == "missing"
+
+
+def test_a_sharded_model_is_bad_where_a_shard_is_missing(tmp_path: Path) -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    for shard in shards:
+        safetensors(tmp_path / shard)
+    assert {verify(path).state for path in find_all([tmp_path])} == {"unsigned"}
+    (tmp_path / shards[1]).unlink()
+    problems = {path: problem for path in find_all([tmp_path]) if (problem := verify(path).problem) is not None}
+    assert [(path, problem.fault) for path, problem in problems.items()] == [(index, "missing")]
+
+
+def test_one_hostile_file_does_not_keep_the_others_from_being_verified(watch: Any, tmp_path: Path) -> None:
+    watch.save_checkpoint(tensors(), tmp_path / "good.pt")
+    (tmp_path / "list.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]")
+    (tmp_path / "null.safetensors.index.json").write_text("null")
+    os.mkfifo(tmp_path / "pipe.pt")
+    folder(watch, tmp_path / "named", 1)
+    inner = tmp_path / "named" / manifest.NAME
+    inner.write_text(inner.read_text().replace('"name": "model.pt"', '"name": "\\ud800"'))
+    folder(watch, tmp_path / "signed", 1)
+    (tmp_path / "signed" / manifest.NAME).unlink()
+    os.mkfifo(tmp_path / "signed" / manifest.NAME)
+    result = CliRunner().invoke(main, ["checkpoint", "verify", str(tmp_path), "--format", "json"])
+    assert result.exit_code == 1
+    states = {Path(each["path"]).name: each["state"] for each in json.loads(result.stdout)["checkpoints"]}
+    assert states.pop("good.pt") == "good"
+    assert states == dict.fromkeys(
+        ["list.safetensors", "null.safetensors.index.json", "pipe.pt", "named", "signed"], "bad"
+    )
+    assert latest_checkpoint(tmp_path) == tmp_path / "good.pt"
+
+
+def folder(watch: Any, path: Path, step: int) -> None:
+    with watch.checkpoint(path, step=step) as place:
+        place.mkdir()
+        torch.save(tensors(), place / "model.pt")
+        (place / "empty").touch()
+
+
+def test_an_empty_file_that_became_a_pipe_is_not_waited_for(watch: Any, tmp_path: Path) -> None:
+    for step in (1, 2):
+        folder(watch, tmp_path / f"step{step}", step)
+    (tmp_path / "step2" / "empty").unlink()
+    os.mkfifo(tmp_path / "step2" / "empty")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step1"
+
+
+def test_a_folder_that_may_not_be_entered_is_passed_over(watch: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        watch.save_checkpoint(tensors(), top / "good.pt")
+        watch.save_checkpoint(tensors(), top / "private" / "deep" / "model.pt")
+        top.chmod(0o755)
+        (top / "private").chmod(0o644)
+        child = os.fork()
+        if not child:
+            if not os.geteuid():  # who may do anything
+                os.setgid(65534)
+                os.setuid(65534)
+            os._exit(0 if latest_checkpoint(top) == top / "good.pt" else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        (top / "private").chmod(0o755)
+
+
 class Bomb:
     def __init__(self, witness: str) -> None:
         self.witness = witness
@@ -297,6 +409,59 @@ def test_the_newest_that_verifies_is_the_latest(watch: Any, tmp_path: Path) -> N
     assert latest_checkpoint(tmp_path) == tmp_path / "step2" / "model.pt"
     truncate(tmp_path / "step2" / "model.pt")
     assert latest_checkpoint(str(tmp_path)) == tmp_path / "step1" / "model.pt"
+
+
+def signed(path: Path, **changes: Any) -> Path:
+    """The same checkpoint with a manifest that says otherwise, and of whatever is there now."""
+    held = dataclasses.replace(manifest.read(path), files=manifest.describe(path), **changes)
+    manifest.manifest_path(path).write_text(held.dumps())
+    return path
+
+
+def test_a_clock_that_was_ahead_once_does_not_hide_what_the_run_saved_later(watch: Any, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        watch.save_checkpoint(tensors(), tmp_path / f"{step}.pt", step=step)
+    signed(tmp_path / "2.pt", saved_at=datetime.now(UTC) + timedelta(days=400))
+    assert latest_checkpoint(tmp_path) == tmp_path / "3.pt"
+
+
+@pytest.mark.parametrize("who", [{"run_id": "before"}, {"attempt": 1}], ids=["another run", "attempt before"])
+def test_more_steps_of_what_came_before_are_not_newer(watch: Any, tmp_path: Path, who: dict[str, Any]) -> None:
+    watch.save_checkpoint(tensors(), tmp_path / "long.pt", step=1000)
+    watch.save_checkpoint(tensors(), tmp_path / "short.pt", step=10)
+    signed(tmp_path / "short.pt", attempt=2)
+    signed(tmp_path / "long.pt", **who)
+    assert latest_checkpoint(tmp_path) == tmp_path / "short.pt"
+
+
+def test_the_latest_is_never_one_that_verify_calls_bad(watch: Any, tmp_path: Path) -> None:
+    for step in (1, 2):
+        watch.save_checkpoint(tensors(), tmp_path / f"{step}.pt", step=step)
+    truncate(tmp_path / "2.pt")
+    signed(tmp_path / "2.pt")  # cut off before it was signed: its checksum is right
+    assert verify(tmp_path / "2.pt").state == "bad"
+    assert latest_checkpoint(tmp_path) == tmp_path / "1.pt"
+
+
+def test_weights_that_were_added_to_a_checkpoint_make_it_bad_and_notes_do_not(
+    watch: Any, tmp_path: Path
+) -> None:
+    folder(watch, tmp_path / "model", 1)
+    (tmp_path / "model" / "notes.txt").write_text("the best so far")
+    assert verify(tmp_path / "model").state == "good"
+    safetensors(tmp_path / "model" / "model.safetensors")
+    problem = verify(tmp_path / "model").problem
+    assert problem is not None
+    assert (problem.fault, problem.evidence) == (
+        "altered",
+        "model.safetensors was not there when it was written",
+    )
+
+
+def test_a_file_of_a_format_of_its_own_is_good_whatever_its_bytes(watch: Any, tmp_path: Path) -> None:
+    with watch.checkpoint(tmp_path / "own.bin") as file:
+        file.write_bytes(b"8 bytes:{and so on")
+    assert verify(tmp_path / "own.bin").state == "good"
 
 
 def test_a_checkpoint_can_be_moved_with_its_manifest(watch: Any, tmp_path: Path) -> None:

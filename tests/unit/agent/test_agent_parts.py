@@ -107,6 +107,28 @@ def test_a_bad_setting_is_one_clear_line(
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "authorization=Bearer%20s3cret-%E2%82%AC",
+        "authorization=Bearer%20s3cret%0A",
+        "s3cret token=x",
+        "a=%20s3cret",
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_said_at_the_start_without_its_value(headers: str) -> None:
+    with pytest.raises(SettingsError, match="OTEL_EXPORTER_OTLP_HEADERS") as caught:
+        Settings.resolve({}, {"OTEL_EXPORTER_OTLP_HEADERS": headers}, "script")
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_in_an_endpoint_is_not_printed() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.resolve({"endpoint": "ftp://user:s3cret@collector"}, {}, "script")
+    assert "s3cret" not in str(caught.value)
+
+
 # --- Target ----------------------------------------------------------------------------------------------
 
 

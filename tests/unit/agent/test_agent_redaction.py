@@ -140,6 +140,13 @@ def test_a_secret_that_is_cut_off_by_the_length_limit_leaves_no_half_behind() ->
         assert "ghp_" not in message
 
 
+def test_of_a_long_message_only_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    monkeypatch.setattr("gradwatch.life.endings.redact_text", lambda text: looked_at.append(text) or text)
+    ending_of(ValueError("token_" * 100_000))
+    assert [len(text) <= 2000 for text in looked_at] == [True]
+
+
 def test_nothing_that_is_exported_holds_a_secret(
     watching: Any, exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

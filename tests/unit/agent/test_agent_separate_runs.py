@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -89,3 +90,52 @@ def test_a_block_in_which_nobody_watches_is_no_run() -> None:
 def test_a_setting_that_cannot_be_used_is_said_at_once() -> None:
     with pytest.raises(gradwatch.SettingsError, match="tier"), gradwatch.run(tier="gold"):
         raise AssertionError
+
+
+def test_the_run_id_of_the_environment_is_not_that_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADWATCH_RUN_ID", "of-the-process")
+    monkeypatch.setenv("GRADWATCH_ATTEMPT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of-the-launcher")
+    with gradwatch.watch(nn.Linear(3, 2), exporter=InMemoryExporter()) as watch:
+        assert watch.run_id == "of-the-process"
+    exporters = []
+    for settings in ({}, {}, {"run_id": "mine"}):
+        with gradwatch.run(job="sweep", **settings):
+            exporters.append(trial(1))
+    ids = [exporter.resource[names.RUN_ID] for exporter in exporters]
+    assert len({*ids, "of-the-process", "of-the-launcher"}) == 5
+    assert ids[2] == "mine"
+    assert [exporter.resource.get(names.RUN_ATTEMPT) for exporter in exporters] == [None, None, 2]
+
+
+def test_a_block_beside_another_threads_is_not_watched_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    beside = []
+
+    def other() -> None:
+        with gradwatch.run(run_id="beside"):
+            beside.append(trial(3))
+            raise ValueError("only this trial is bad")
+
+    def told(arguments: Any) -> None:
+        assert arguments.exc_type is ValueError
+
+    before, threading.excepthook = threading.excepthook, told
+    try:
+        with gradwatch.run(run_id="first"):
+            first = trial(2)
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            current = runs.current()
+            assert current is not None
+            assert current.identity.run_id == "first"
+            assert gradwatch.watch().run_id == "first"
+    finally:
+        threading.excepthook = before
+    assert ending(first) == ("succeeded", None)
+    assert beside[0].events == []
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "not watched" in caplog.text
+    with gradwatch.run(run_id="after"):
+        after = trial(1)
+    assert ending(after) == ("succeeded", None)

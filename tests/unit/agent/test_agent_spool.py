@@ -26,11 +26,14 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.export.delivery import Delivery
+from gradwatch.export.exporters import otlp_exporter
 from gradwatch.export.otlp import OtlpEncoder
 from gradwatch.export.spool import Drained, Lane, Spool, drain, places
 from gradwatch.export.spool_records import Request, pack, unpack
 from gradwatch.export.transport import REPLY_SECONDS, Away, Outcome, Taken, Transport
+from gradwatch.settings import Settings
 from gradwatch.telemetry import Event, MetricPoints, Point
+from tests.faulty_servers import Behaviour, faulty_server, trickling_body, trickling_head
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 ENDPOINT = "http://collector:4318"
@@ -230,10 +233,24 @@ def test_of_several_dead_spools_the_oldest_comes_first_and_goes_first(tmp_path: 
     spool.close()
 
 
+def test_adoption_stops_when_it_is_out_of_time_and_goes_on_the_next_time(tmp_path: Path) -> None:
+    for i in range(3):
+        dead = Spool([tmp_path], ENDPOINT)
+        dead.append(request(i))
+        dead.close()
+    spool = Spool([tmp_path], ENDPOINT)
+    found = []
+    while not spool.adopt(lambda: True):
+        found.append(len(spool.adopted.segments))
+        assert len(found) <= 3
+    assert found == [1, 2, 3]
+    spool.close()
+
+
 def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_path: Path) -> None:
     for i in (0, 1, 4, 3, 2):
         other = Spool([tmp_path / "spool"], f"http://other-{i}")
-        other.append(request(i, size=1000))
+        other.append(request(i, size=1000, items=10))
         (folder,) = {path.parent for path in tmp_path.rglob("*.segment") if path.stat().st_mtime > 1000}
         other.close()
         for path in (*folder.iterdir(), folder):
@@ -243,7 +260,7 @@ def test_what_was_meant_for_another_collector_is_left_alone_within_a_bound(tmp_p
     assert spool.adopted.head() is None
     left = sorted(unpack(file.read_bytes())[0][0] for file in (tmp_path / "spool").rglob("*.segment"))
     assert [number(one) for one in left] == [2, 3, 4]
-    assert spool.take_lost() == 2
+    assert spool.take_lost() == 20
     spool.close()
 
 
@@ -435,6 +452,21 @@ def test_draining_keeps_what_is_not_taken(sink: OtlpSink, tmp_path: Path) -> Non
     sink.status = 200
     assert drain(tmp_path, sink.endpoint, {}, 10.0) == Drained(1, 0, 0)
     assert sink.names() == ["a"]
+
+
+def test_draining_keeps_to_the_bound_it_is_given_and_counts_what_is_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tempfile.tempdir", str(tmp_path)
+    )  # what others left on this host is not for this bound
+    spool = Spool([tmp_path / "spool"], ENDPOINT)
+    for i in range(4):
+        spool.append(request(i, size=1000, items=10))
+        spool.normal.stop_writing()  # the next in a segment of its own
+    spool.close()
+    assert drain(tmp_path, ENDPOINT, {}, 0.0, most_bytes=10_000).lost == 0
+    assert drain(tmp_path, ENDPOINT, {}, 0.0, most_bytes=2500).lost == 20
 
 
 def test_draining_begins_with_endings_counts_what_is_refused_and_keeps_to_its_time(
@@ -784,6 +816,18 @@ def test_an_answer_that_makes_no_sense_is_a_yes(sink: OtlpSink, case: str) -> No
     transport.close()
 
 
+@pytest.mark.parametrize("trickling", [trickling_head, trickling_body])
+def test_an_answer_that_trickles_in_holds_nobody_longer_than_the_time_out(
+    trickling: Callable[[int], Behaviour],
+) -> None:
+    with faulty_server(trickling(25)) as endpoint:
+        transport = Transport(endpoint, {})
+        sent = OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False)
+        assert isinstance(transport.send(sent, 0.5), Away)  # five seconds in all
+        assert transport.send(sent, 60.0) == Taken()
+        transport.close()
+
+
 def test_a_request_goes_nowhere_but_where_it_was_sent(sink: OtlpSink) -> None:
     with otlp_sink() as other:
         sink.status, sink.headers = 307, {"Location": f"{other.endpoint}/v1/logs"}
@@ -792,6 +836,30 @@ def test_a_request_goes_nowhere_but_where_it_was_sent(sink: OtlpSink) -> None:
         assert outcome == Away("HTTP 307", None)
         assert not other.requests
         transport.close()
+
+
+def test_what_netrc_says_does_not_replace_the_configured_header(
+    sink: OtlpSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password other\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    transport = Transport(sink.endpoint, {"Authorization": "Bearer mine"})
+    transport.send(OtlpEncoder(lambda: None).events({}, [event("a")], urgent=False))
+    transport.close()
+    assert sink.authorizations == {"Bearer mine"}
+
+
+def test_a_warning_does_not_print_the_password_in_an_endpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.resolve({"endpoint": "http://user:s3cret@127.0.0.1:1", "directory": tmp_path}, {}, "a")
+    exporter = otlp_exporter(settings, lambda: None)
+    exporter.send_events({}, [event("a")])
+    exporter.deliver(1.0)
+    exporter.close()
+    assert "cannot deliver" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [400, 404, 413])

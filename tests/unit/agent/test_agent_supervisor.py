@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gradwatch.life.endings import Ending, after_sigterm, ending_of
 from gradwatch.life.preemption import sigterm_reason
 from gradwatch.settings import Settings, SettingsError
 from gradwatch.supervisor import progress
@@ -17,7 +18,7 @@ from gradwatch.supervisor.child import Exit
 from gradwatch.supervisor.deaths import Death, death_of
 from gradwatch.supervisor.launch import ATTACH_FOLDER, Launch, attempt_of, job_of, will_be_restarted
 from gradwatch.supervisor.oom_killer import OomKiller
-from gradwatch.supervisor.progress import Progress
+from gradwatch.supervisor.progress import Progress, Told
 from gradwatch.supervisor.retrying import Again, GiveUp, RetryPolicy
 
 TERM, INT, HUP, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
@@ -77,6 +78,16 @@ def test_sigterm_is_preemption_only_if_somebody_says_so() -> None:
     assert death_of(Exit(-15, TERM), preemptible=True).reason == "preempted"
 
 
+@pytest.mark.parametrize("ending", [ending_of(None), ending_of(SystemExit(3)), ending_of(ValueError("late"))])
+def test_what_ends_within_a_minute_of_sigterm_is_the_answer_to_it_and_later_it_is_its_own(
+    ending: Ending,
+) -> None:
+    answer = after_sigterm(ending, "SIGTERM", 59.0)
+    assert (answer.status, answer.reason, answer.exit_code) == ("cancelled", "SIGTERM", ending.exit_code)
+    assert answer.exception_message == ending.exception_message
+    assert after_sigterm(ending, "SIGTERM", 61.0) == ending
+
+
 def failed(code: int = 1, reason: str | None = None) -> Death:
     return Death("failed", reason or f"exit {code}", code, "")
 
@@ -87,10 +98,10 @@ def policy(retries: int) -> RetryPolicy:
 
 def test_pauses_double_up_to_ten_minutes_and_are_jittered() -> None:
     patient = policy(9)
-    pauses = [patient.after(failed(), step) for step in range(9)]
+    pauses = [patient.after(failed(), Progress(1, step)) for step in range(9)]
     assert pauses == [Again(s) for s in (10, 20, 40, 80, 160, 320, 600, 600, 600)]
-    assert patient.after(failed(), 9) == GiveUp()
-    assert RetryPolicy(1, 10.0, chance=lambda: 0.0).after(failed(), 0) == Again(5.0)
+    assert patient.after(failed(), Progress(1, 9)) == GiveUp()
+    assert RetryPolicy(1, 10.0, chance=lambda: 0.0).after(failed(), Progress(1, 0)) == Again(5.0)
 
 
 @pytest.mark.parametrize(
@@ -105,18 +116,18 @@ def test_pauses_double_up_to_ten_minutes_and_are_jittered() -> None:
     ],
 )
 def test_not_worth_another_attempt(death: Death) -> None:
-    assert isinstance(policy(5).after(death, 3), GiveUp)
+    assert isinstance(policy(5).after(death, Progress(1, 3)), GiveUp)
 
 
 def test_nothing_is_tried_again_unless_asked() -> None:
-    assert policy(0).after(failed(), 3) == GiveUp()
+    assert policy(0).after(failed(), Progress(1, 3)) == GiveUp()
 
 
 @pytest.mark.parametrize("step", [None, 7])
 def test_the_same_failure_twice_in_a_row_is_the_last(step: int | None) -> None:
     patient = policy(5)
-    assert isinstance(patient.after(failed(), step), Again)
-    given_up = patient.after(failed(), step)
+    assert isinstance(patient.after(failed(), Progress(1, step)), Again)
+    given_up = patient.after(failed(), Progress(1, step))
     assert isinstance(given_up, GiveUp)
     assert "twice in the same way (exit 1" in given_up.why
 
@@ -124,7 +135,7 @@ def test_the_same_failure_twice_in_a_row_is_the_last(step: int | None) -> None:
 def test_another_step_reason_or_code_is_another_failure() -> None:
     patient = policy(9)
     failures = [(failed(), 7), (failed(), 8), (failed(3), 8), (failed(137, "oom_killed"), 8), (failed(), None)]
-    assert all(isinstance(patient.after(death, step), Again) for death, step in failures)
+    assert all(isinstance(patient.after(death, Progress(1, step)), Again) for death, step in failures)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +154,7 @@ def test_a_job_is_called_after_its_script(command: list[str], job: str) -> None:
 def test_a_child_is_told_who_it_is_and_where_the_hook_is() -> None:
     environ = {"PATH": "/bin", "PYTHONPATH": "/mine", "GRADWATCH_ATTEMPT": "3"}
     launch = Launch.resolve(["python", "train.py"], {"model_name": "net", "team": None}, environ)
-    told = launch.child_environ(launch.first_attempt, Path("/folder"))
+    told = launch.child_environ(launch.first_attempt, Path("/folder"), "instance")
     assert told == {
         "PATH": "/bin",
         "PYTHONPATH": f"{ATTACH_FOLDER}{os.pathsep}/mine",
@@ -152,6 +163,7 @@ def test_a_child_is_told_who_it_is_and_where_the_hook_is() -> None:
         "GRADWATCH_RUN_ID": launch.run_id,
         "GRADWATCH_ATTEMPT": "3",
         progress.FOLDER_VARIABLE: "/folder",
+        progress.INSTANCE_VARIABLE: "instance",
     }
 
 
@@ -224,19 +236,75 @@ def test_torchrun_starts_failed_workers_again_as_long_as_it_may(restarts: str, m
     assert will_be_restarted(environ) is again
 
 
-def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
-    def tell(*what: Any) -> None:
-        progress.tell(*what, environ={progress.FOLDER_VARIABLE: str(tmp_path)})
+def test_an_exception_of_another_kind_is_another_failure() -> None:
+    patient = policy(5)
+    assert isinstance(
+        patient.after(failed(), Progress(1, None, failures=frozenset({"ConnectionError"}))), Again
+    )
+    other = frozenset({"FileNotFoundError"})
+    assert isinstance(patient.after(failed(), Progress(2, None, failures=other)), Again)
+    given_up = patient.after(failed(), Progress(3, None, failures=other | {"a peer's"}))
+    assert isinstance(given_up, GiveUp)
+    assert "FileNotFoundError" in given_up.why
 
-    assert progress.read(tmp_path, 1) == Progress(1)
-    tell(1, "a", 900)
-    tell(2, "b", None)
-    assert progress.read(tmp_path, 1) == Progress(2)
-    tell(2, "b", 10)
-    tell(2, "c", 8)
-    assert progress.read(tmp_path, 1) == Progress(2, 10)
-    assert progress.read(tmp_path, 3) == Progress(3)
-    progress.tell(1, "d", 5, environ={progress.FOLDER_VARIABLE: "/nowhere"})  # the supervisor is gone
+
+def test_who_could_not_tell_its_last_step_failed_at_any_that_may_have_ended() -> None:
+    patient = policy(5)
+    assert isinstance(patient.after(failed(), Progress(1, 400, unseen=380)), Again)
+    assert isinstance(patient.after(failed(), Progress(2, 100, unseen=200)), Again)
+    assert isinstance(patient.after(failed(), Progress(3, 350, unseen=450)), Again)
+    assert isinstance(patient.after(failed(), Progress(4, 700, unseen=110)), GiveUp)
+
+
+def test_the_furthest_step_of_the_latest_attempt_counts(tmp_path: Path) -> None:
+    environ = {progress.FOLDER_VARIABLE: str(tmp_path)}
+
+    def tell(instance: str, *what: Any, **more: Any) -> None:
+        progress.tell(Told(*what, **more), instance, environ)
+
+    def read(attempt: int, age: float = 0.0) -> Progress:
+        times = [file.stat().st_mtime for file in tmp_path.iterdir()]
+        return progress.read(tmp_path, attempt, max(times, default=0.0) + age)
+
+    assert read(1) == Progress(1)
+    tell("a", "run", 1, 900, failure="ValueError")
+    tell("b", "run", 2)
+    assert read(1) == Progress(2, run_ids=frozenset({"run"}))
+    tell("b", "run", 2, 10, 0.5)
+    os.utime(tmp_path / "b", (1e9, 1e9))
+    tell("c", "run", 2, 8, failure="OSError")
+    os.utime(tmp_path / "c", (1e9, 1e9))
+    os.utime(tmp_path / "a", (1e9, 1e9))
+    assert read(1, 3.2) == Progress(2, 10, 6, frozenset({"OSError"}), frozenset({"run"}))
+    tell("d", "another", 2, 3)
+    assert read(1).run_ids == {"run", "another"}
+    assert read(3) == Progress(3)
+    (tmp_path / "e").write_text("half of")
+    assert read(3) == Progress(3)
+    progress.tell(Told("run", 1, 5), "f", {progress.FOLDER_VARIABLE: "/nowhere"})  # the supervisor is gone
+
+
+def test_what_a_killed_supervisor_left_goes_and_what_a_living_one_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, new = tmp_path / "gradwatch-run-left", tmp_path / "gradwatch-run-new"
+    link = tmp_path / "gradwatch-run-link"
+    for folder in (left, new, tmp_path / "elsewhere"):
+        folder.mkdir()
+        (folder / "a").touch()
+    link.symlink_to(tmp_path / "elsewhere")
+    os.utime(left, (1e9, 1e9))
+    os.utime(link, (1e9, 1e9), follow_symlinks=False)
+    with progress.private_folder() as living:
+        assert living is not None
+        os.utime(living, (1e9, 1e9))
+        with progress.private_folder() as mine:
+            assert mine is not None
+            folders = {file.name for file in tmp_path.iterdir()}
+    assert folders == {new.name, link.name, "elsewhere", living.name, mine.name}
+    assert {file.name for file in tmp_path.iterdir()} == {new.name, link.name, "elsewhere"}
+    assert (tmp_path / "elsewhere" / "a").exists()
 
 
 MOUNTS = {
@@ -265,6 +333,23 @@ def test_the_counter_of_the_childs_own_group_is_the_evidence(tmp_path: Path, ver
     counter.write_text(text.format(4))
     killer.look(42)  # a later look does not forget what was there before
     assert killer.evidence(42) == f"{counter}: oom_kill 3 -> 4"
+
+
+def test_a_count_for_another_process_is_no_evidence_of_a_later_death(tmp_path: Path) -> None:
+    (tmp_path / "42").mkdir()
+    (tmp_path / "42" / "cgroup").write_text(GROUPS["v2"])
+    (tmp_path / "42" / "mountinfo").write_text(MOUNTS["v2"].format(place=tmp_path))
+    (tmp_path / "job").mkdir()
+    counter = tmp_path / "job" / "memory.events"
+    now = 0.0
+    killer = OomKiller(tmp_path, tmp_path / "none", lambda: now)
+    for second in range(20):
+        now = float(second)
+        counter.write_text(f"oom_kill {0 if second < 10 else 1}\n")  # a helper's, in the tenth second
+        killer.look(42)
+        assert (killer.evidence(42) is not None) == (10 <= second < 15)
+    counter.write_text("oom_kill 2\n")
+    assert killer.evidence(42) == f"{counter}: oom_kill 1 -> 2"
 
 
 def test_without_control_groups_and_log_there_is_no_evidence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import gradwatch
 from gradwatch import conventions as names
+from gradwatch.loop.step_log import MOST_WAITING
 from gradwatch.testing import InMemoryExporter
 from tests.unit.agent.known_losses import BAD, both, exactly, network
 
@@ -112,3 +114,48 @@ def test_a_nan_that_is_logged_and_raised_for_is_told_at_the_step_that_did_not_co
     assert exporter.values(names.LOSS) == pytest.approx([0.0, 1.0, 2.0, 3.0], abs=1e-6)
     (event,) = exporter.find_events(names.NONFINITE_STEP.name)
     assert event.attributes[names.STEP] == BAD
+
+
+class Odd:
+    def __float__(self) -> float:
+        raise RuntimeError("not a number")
+
+
+def test_a_value_that_is_none_costs_nothing_but_itself_and_one_line_a_minute(
+    exporter: InMemoryExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = network()
+    with gradwatch.watch(model, optimizer, exporter=exporter) as watch:
+        for _ in range(5):
+            watch.log(odd=Odd(), text="0.5 maybe", fine=1.0)
+    assert exporter.values(names.LOGGED) == [1.0] * 5
+    assert [line for line in caplog.messages if "one number" in line] == [
+        "watch.log(odd=...): expected one number, got Odd",
+        "watch.log(text=...): expected one number, got str",
+    ]
+
+
+def test_a_logging_handler_that_raises_does_not_end_training(exporter: InMemoryExporter) -> None:
+    class Strict(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("no log server")
+
+    strict = Strict()
+    logging.getLogger().addHandler(strict)
+    try:
+        model, optimizer = network()
+        with gradwatch.watch(model, optimizer, exporter=exporter) as watch:
+            watch.log(text="words", fine=1.0)
+    finally:
+        logging.getLogger().removeHandler(strict)
+    assert exporter.values(names.LOGGED) == [1.0]
+
+
+def test_values_past_the_bound_of_an_interval_are_counted(exporter: InMemoryExporter) -> None:
+    model, optimizer = network()
+    with gradwatch.watch(model, optimizer, exporter=exporter, export_interval=600) as watch:
+        for value in range(MOST_WAITING + 7):
+            watch.log(many=value)
+    kept = exporter.values(names.LOGGED)
+    assert kept == list(range(MOST_WAITING + 7))[-len(kept) :]
+    assert len(kept) + sum(exporter.values(names.AGENT_DROPPED)) == MOST_WAITING + 7

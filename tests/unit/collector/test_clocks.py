@@ -37,17 +37,39 @@ def test_an_event_from_the_future_proves_a_clock_ahead_at_once() -> None:
     assert clock.ours(NOW + HOUR + SECOND, NOW + HEARTBEAT) == NOW + SECOND
 
 
-def test_an_old_event_proves_nothing_until_the_next_heartbeat_is_as_old() -> None:
-    clock = heard(Clock(), (NOW - HOUR, NOW))
+def test_an_old_event_proves_nothing_until_two_heartbeats_are_as_old() -> None:
+    clock = heard(Clock(), (NOW - HOUR, NOW), (NOW - HOUR + HEARTBEAT, NOW + HEARTBEAT))
     assert not clock.sure
-    clock = heard(clock, (NOW - HOUR + HEARTBEAT, NOW + HEARTBEAT))
+    clock = heard(clock, (NOW - HOUR + 2 * HEARTBEAT, NOW + 2 * HEARTBEAT))
     assert (clock.sure, clock.offset) == (True, -HOUR)
+
+
+def test_a_clock_ahead_that_is_replayed_is_ahead_by_more_until_it_is_steady() -> None:
+    clock = Clock()
+    for beat in range(360):  # 30 minutes of heartbeats of a clock an hour ahead, a hundredth of a second each
+        clock = clock.hear(NOW + HOUR + beat * HEARTBEAT, NOW + HOUR // 2 + beat * SECOND // 100)
+        assert not clock.settled
+    late = NOW + HOUR // 2
+    for beat in (1, 2, 3):
+        clock = clock.hear(late + HOUR + beat * HEARTBEAT, late + beat * HEARTBEAT)
+    assert (clock.settled, clock.offset) == (True, HOUR)
 
 
 def test_a_replay_does_not_make_a_clock_look_behind() -> None:
     clock = Clock()
     for beat in range(720):  # an hour of heartbeats, a tenth of a second each
         clock = clock.hear(NOW - 2 * HOUR + beat * HEARTBEAT, NOW + beat * SECOND // 10)
+        assert (clock.sure, clock.offset) == (False, 0)
+
+
+@pytest.mark.parametrize("pause", [5, 10, 60])
+def test_a_pause_in_a_replay_does_not_make_a_clock_look_behind(pause: int) -> None:
+    """The data go on by as much as the replay had to wait."""
+    clock, happened, received_at = Clock(), NOW - HOUR, NOW
+    for wait in (0, pause, 0, 0, pause, 0):
+        happened += (wait or 5) * SECOND
+        received_at += wait * SECOND + SECOND // 10
+        clock = clock.hear(happened, received_at)
         assert (clock.sure, clock.offset) == (False, 0)
 
 
@@ -61,8 +83,9 @@ def test_a_clock_that_was_known_stays_known_during_a_replay() -> None:
 def test_a_host_that_was_suspended_is_behind_from_then_on() -> None:
     clock = heard(Clock(), (NOW, NOW), (NOW + HEARTBEAT, NOW + HEARTBEAT))
     late = NOW + HOUR
-    clock = heard(clock, (NOW + 2 * HEARTBEAT, late), (NOW + 3 * HEARTBEAT, late + HEARTBEAT))
-    assert clock.ours(NOW + 3 * HEARTBEAT, late + HEARTBEAT) == late + HEARTBEAT
+    for beat in range(3):
+        clock = clock.hear(NOW + (2 + beat) * HEARTBEAT, late + beat * HEARTBEAT)
+    assert clock.ours(NOW + 4 * HEARTBEAT, late + 2 * HEARTBEAT) == late + 2 * HEARTBEAT
 
 
 @given(st.integers(-48, 48), st.lists(delays, min_size=3, max_size=20))

@@ -11,10 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as c
+from gradwatch_collector.clocks import TOLERANCE
 from gradwatch_collector.lifecycle import (
     DECISION_NANOS,
     HEARTBEAT_NANOS,
+    SURVIVAL_NANOS,
     ProcessState,
+    latest_of,
     roll_up,
     spoken_for,
     stands,
@@ -37,11 +40,13 @@ def process(
 def supervisor(
     status: Status, reason: str | None = None, ended_at: int | None = 25, **known: Any
 ) -> ProcessState:
+    known = {"pid": 42, "instance": "supervisor", **known}
     return process(-1, status, None if status is Status.RUNNING else ended_at, reason, **known)
 
 
 RUNNING = process(0, Status.RUNNING, None)
 SUCCEEDED = process(0, Status.SUCCEEDED)
+SILENT = process(0, Status.LOST, 15, "heartbeat_timeout")
 
 GLOO = {
     c.EXCEPTION_TYPE: "RuntimeError",
@@ -62,14 +67,20 @@ def told(draw: st.DrawFn) -> ProcessState:
         started_at=draw(st.integers(0, 5)),
         last_seen_at=draw(st.integers(5, 20)),
         clock_known=draw(st.booleans()),
+        active_at=draw(st.none() | st.integers(5, 5 * TOLERANCE)),
         host=draw(st.sampled_from(["a", "b"])),
+        instance=draw(st.sampled_from(["x", "y"])),
+        supervisor=draw(st.sampled_from([None, "x", "y"])),
+        pid=1,
+        parent_pid=draw(st.sampled_from([None, 1])),
         evidence=draw(st.sampled_from([{}, GLOO])),
     )
 
 
 processes = told()
 ranks = st.lists(processes, max_size=6, unique_by=lambda each: each.rank)
-supervisors = st.lists(processes, max_size=2, unique_by=lambda each: (each.host, each.started_at))
+# An instance is one process, wherever it is.
+supervisors = st.lists(processes, max_size=2, unique_by=lambda each: each.instance)
 
 
 def test_an_attempt_runs_while_a_rank_runs_and_none_failed() -> None:
@@ -137,15 +148,51 @@ def test_a_cancelled_rank_cancels_the_attempt() -> None:
         (Status.SUCCEEDED, None),
     ],
 )
-@pytest.mark.parametrize("silent", [RUNNING, process(0, Status.LOST, 15, "heartbeat_timeout")])
+@pytest.mark.parametrize("silent", [RUNNING, SILENT])
 def test_a_rank_that_told_nothing_ended_as_its_supervisor_saw(
     silent: ProcessState, status: Status, reason: str | None
 ) -> None:
     seen = supervisor(status, reason, evidence={c.EVIDENCE: "seen"})
-    state = roll_up([silent], [seen])
+    state = roll_up([replace(silent, parent_pid=42)], [seen])
+    assert stands(state, 26) is status
     assert (state.status, state.reason, state.ended_at, state.rank_count) == (status, reason, 25, 1)
     if status is Status.FAILED:
         assert (state.cause_rank, state.evidence) == (0, {c.EVIDENCE: "seen"})
+
+
+@pytest.mark.parametrize(
+    "below", [{}, {"parent_pid": 43}, {"parent_pid": 43, "supervisor": "supervisor"}], ids=str
+)
+def test_exit_code_0_of_a_shell_says_nothing_of_a_rank_below_it(below: dict[str, Any]) -> None:
+    shell = supervisor(Status.SUCCEEDED)
+    assert roll_up([replace(RUNNING, **below)], [shell]).status is Status.RUNNING
+    assert roll_up([replace(SILENT, **below)], [shell]).status is Status.LOST
+
+
+def test_a_rank_that_outlives_the_shell_above_it_goes_on() -> None:
+    shell = supervisor(Status.FAILED, "SIGKILL")
+    below = replace(RUNNING, parent_pid=43, active_at=24)
+    state = roll_up([below], [shell])
+    assert stands(state, 25 + SURVIVAL_NANOS) is Status.RUNNING  # it may yet be heard
+    assert stands(state, 26 + SURVIVAL_NANOS) is Status.FAILED
+    later = 26 + TOLERANCE
+    assert roll_up([replace(below, active_at=later)], [shell]).status is Status.RUNNING
+    assert roll_up([replace(below, active_at=later, parent_pid=42)], [shell]).status is Status.FAILED
+    silent = replace(SILENT, ended_at=later, active_at=later)
+    assert roll_up([silent], [shell]).status is Status.LOST
+    done = replace(SUCCEEDED, ended_at=later, active_at=later)
+    assert roll_up([done], [shell]).status is Status.SUCCEEDED
+
+
+def test_who_is_silent_below_a_shell_that_failed_is_not_waited_for() -> None:
+    state = roll_up([SILENT], [supervisor(Status.FAILED, "exit 1")])
+    assert (state.reason, stands(state, 26)) == ("exit 1", Status.FAILED)
+
+
+def test_an_attempt_whose_ranks_have_succeeded_goes_on_with_its_command() -> None:
+    assert roll_up([SUCCEEDED], [supervisor(Status.RUNNING)]).status is Status.RUNNING
+    assert roll_up([SUCCEEDED], [supervisor(Status.SUCCEEDED)]).status is Status.SUCCEEDED
+    assert roll_up([SUCCEEDED], [supervisor(Status.LOST)]).status is Status.SUCCEEDED
 
 
 def test_a_rank_that_told_its_exception_keeps_it() -> None:
@@ -199,6 +246,28 @@ def test_each_host_has_its_own_supervisor() -> None:
     assert (state.status, state.reason, state.cause_rank) == (Status.FAILED, "oom_killed", 1)
 
 
+@pytest.mark.parametrize("later", [0, 1])
+def test_of_several_supervisors_on_a_host_each_speaks_for_its_own_ranks(later: int) -> None:
+    """As below ``torchrun --no-python gradwatch run``."""
+    killed, told = (
+        process(rank, status, ended_at, reason, supervisor=f"s{rank}", parent_pid=42)
+        for rank, status, ended_at, reason in (
+            (1, Status.RUNNING, None, None),
+            (0, Status.CANCELLED, 26, "SIGTERM"),
+        )
+    )
+    seen = [
+        supervisor(Status.FAILED, "SIGKILL", 25, instance="s1", started_at=10 - later),
+        supervisor(Status.CANCELLED, "SIGTERM", 27, instance="s0", started_at=9 + later),
+    ]
+    state = roll_up([told, killed], seen)
+    assert (state.status, state.reason, state.cause_rank) == (Status.FAILED, "SIGKILL", 1)
+    own = [replace(SUCCEEDED, rank=rank, supervisor=f"s{rank}", parent_pid=42) for rank in (0, 1)]
+    assert roll_up(own, seen).cause_rank == 1  # its exit handler failed
+    # Nobody knows which is whose, if the ranks do not say.
+    assert roll_up([replace(killed, supervisor=None)], seen).status is Status.RUNNING
+
+
 def test_a_silent_rank_is_the_cause_of_peers_that_only_lost_their_connection() -> None:
     peer = process(0, Status.FAILED, 16, "RuntimeError", evidence=GLOO)
     silent = process(1, Status.LOST, 15, "heartbeat_timeout")
@@ -249,11 +318,17 @@ def test_an_attempt_that_will_be_retried_failed_and_its_run_goes_on() -> None:
 def test_a_run_goes_on_until_its_supervisor_has_had_time_to_say_whether_it_tries_again() -> None:
     failed = process(0, Status.FAILED, 20, "ValueError")
     undecided = roll_up([failed], [supervisor(Status.RUNNING)])
-    assert (undecided.status, undecided.undecided) == (Status.FAILED, True)
+    assert undecided.status is Status.FAILED
     assert stands(undecided, 20 + DECISION_NANOS) is Status.RUNNING
     assert stands(undecided, 21 + DECISION_NANOS) is Status.FAILED
     for word in ([], [supervisor(Status.FAILED, "exit 1")], [supervisor(Status.LOST)]):
         assert stands(roll_up([failed], word), 20) is Status.FAILED
+
+
+def test_the_latest_attempt_is_that_of_the_highest_number_or_else_of_the_latest_start() -> None:
+    assert latest_of({1: 50, 2: 10}, numbered=True) == 2
+    assert latest_of({1: 50, 2: 10}, numbered=False) == 1
+    assert latest_of({1: 50, 2: 50}, numbered=False) == 2
 
 
 def test_a_supervisor_speaks_for_the_last_attempt_that_its_command_began() -> None:

@@ -17,12 +17,24 @@ if TYPE_CHECKING:
 class _TorchFinder:
     """Sees torch's optimizers being imported, and has `Optimizer.__init__` tell of what it makes."""
 
+    _is_done = False
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "torch.optim.optimizer":
+        if name != "torch.optim.optimizer" or self._is_done:
             return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
+        self._is_done = True  # somebody may have wrapped us: then we stay on the path
+        try:
+            return self._found(name, path, target)
+        except Exception:  # noqa: BLE001 - the import goes on to the other finders, and fails there if it must
+            return None
+
+    def _found(self, name: str, path: Any, target: Any) -> Any:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for finder in list(sys.meta_path):
+            # Python 3.11 and older pass over one that has none.
+            find_spec = getattr(finder, "find_spec", None)
+            spec = None if find_spec is None else find_spec(name, path, target)
             if spec is not None:
                 _shielded(_follow, spec.loader)
                 return spec

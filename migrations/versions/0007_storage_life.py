@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0006_storage_life"
-down_revision = "0005_access"
+revision = "0007_storage_life"
+down_revision = "0006_history_by_time"
 branch_labels = None
 depends_on = None
 
