@@ -348,7 +348,7 @@ class Event:
 # fmt: off
 RUN_STARTED: Final = Event("training.run.started", "The process began to watch.", (EVENT_SEQUENCE,))
 RUN_HEARTBEAT: Final = Event(
-    "training.run.heartbeat", "Sign of life, every 5 s; updates the run and is not stored.",
+    "training.run.heartbeat", "Sign of life, every 5 s by default; updates the run and is not stored.",
     (EVENT_SEQUENCE, STEP),
 )
 RUN_ENDED: Final = Event(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +15,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
+from gradwatch_collector import evaluator, schema
 from gradwatch_collector.database import transaction
 from gradwatch_collector.database_clock import DatabaseClock
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
+from gradwatch_collector.findings import Observation, Scene
 from gradwatch_collector.lease import Lease
 from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.retention import EMBEDDED
+from gradwatch_collector.runs import load_runs
 from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.storage import Received, store
@@ -181,6 +183,19 @@ def test_a_run_is_lost_however_long_a_tick_takes(database: Engine, lost_after: i
         service.seconds = tick * every
         service.evaluator.tick()
     assert [found.rule for _, found in service.evaluator.snapshot.findings] == ["run_lost"]
+
+
+def test_a_detector_that_fails_keeps_no_run_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Scene) -> Iterable[Observation]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(evaluator, "DETECTORS", (broken,))
+    service.receive(start("a"))
+    for seconds in range(5, 41, 5):
+        with pytest.raises(ZeroDivisionError):
+            service.tick(seconds)
+    with service.database.connect() as connection:
+        assert [run.status for run in load_runs(connection)] == ["lost"]
 
 
 def test_a_nan_in_a_run_that_came_and_went_between_two_ticks_is_found(service: Service) -> None:
