@@ -135,11 +135,11 @@ def prune(begin: Begin, policy: Policy, now: int, *, go_on: Callable[[], bool] =
             pruned += done
             if done == Pruned():
                 break
-    give_space_back(begin, now, go_on)
+    _give_space_back(begin, now, go_on)
     return pruned
 
 
-def give_space_back(begin: Begin, now: int, go_on: Callable[[], bool]) -> None:
+def _give_space_back(begin: Begin, now: int, go_on: Callable[[], bool]) -> None:
     """Drop emptied partitions; shorten a SQLite file by what is free in it."""
     freed = 1
     while freed and go_on():

@@ -61,7 +61,7 @@ def test_migrations_and_models_agree(database: Engine) -> None:
 
 def test_models_make_the_tables_that_migrations_make(database: Engine, empty_database: Engine) -> None:
     if database.dialect.name != empty_database.dialect.name:
-        pytest.skip("of the same kind")
+        pytest.skip("these are of two kinds")
     with empty_database.begin() as connection:
         schema.metadata.create_all(connection)
     for table, (columns, *keys) in structure(empty_database).items():  # type: ignore[misc]
