@@ -363,8 +363,8 @@ class Run:
                 conventions.WILL_RETRY: ending.will_retry or None,
             },
         )
-        # The ending is on its way: only now what takes longer. A launcher that stops the rest of a failed job may
-        # leave little time.
+        # The ending is on its way: only now what takes longer. A launcher that stops the rest of a failed job
+        # may leave little time.
         self._box.write_if_due()
         if ending.status == FAILED:
             self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
