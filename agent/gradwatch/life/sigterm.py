@@ -44,7 +44,7 @@ class SigtermWatch:
         self.seen: set[int] = set()
 
     def install(self) -> None:
-        """Arm. Does nothing outside the main thread, where no signal may be handled, or without a thread more."""
+        """Arm. Does nothing outside the main thread, where no signal is handled, or without a thread more."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._reader, self._writer = os.pipe()
