@@ -10,10 +10,10 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet soak-outage soak-kills soak-harm soak-endings soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet soak-outage soak-kills soak-harm soak-sigterm servers clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on them
 	$(BIN)/gradwatch demo
@@ -65,9 +65,6 @@ soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the coll
 
 soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what is watched, in ten minutes
 	$(BIN)/python -m tests.soak.sigterm $(BENCH_ARGS)
-
-soak-endings: $(VENV)/.dev ## End thirty training runs in every way there is, on SQLite and PostgreSQL
-	GRADWATCH_SOAK=1 $(BIN)/pytest tests/integration/test_endings.py -k every_ending $(PYTEST_ARGS)
 
 servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
 	@scripts/install-servers

@@ -38,6 +38,10 @@ PROCESS_COMMAND: Final = "process.command"
 SUPERVISOR: Final = "training.supervisor"
 SUPERVISOR_INSTANCE: Final = "gradwatch.supervisor.instance"
 
+# What the collector's keys hold: characters of run, job and instance; the highest attempt and rank.
+MAX_IDENTITY: Final = 256
+MAX_INT32: Final = 2**31 - 1
+
 RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     SERVICE_NAME: "The job. Becomes the Prometheus label `training_job`.",
     SERVICE_INSTANCE_ID: "Unique per process.",

@@ -137,14 +137,14 @@ class Settings:
             return default
 
         return cls(
-            job=setting("job", _text, program or _program()),
+            job=setting("job", _name, program or _program()),
             model=setting("model_name", _text, None),
             dataset=setting("dataset", _text, None),
             team=setting("team", _text, None),
             tier=setting("tier", _tier, conventions.TIER_EXPERIMENT),
-            run_id=setting("run_id", _text, None),
-            attempt=setting("attempt", _integer(1), None),
-            rank=setting("rank", _integer(0), None),
+            run_id=setting("run_id", _name, None),
+            attempt=setting("attempt", _integer(1, conventions.MAX_INT32), None),
+            rank=setting("rank", _integer(0, conventions.MAX_INT32), None),
             target=setting("target", _target, None),
             deadline=setting("deadline", _positive, None),
             config=setting("config", _mapping, None),
@@ -184,13 +184,20 @@ def _text(raw: object) -> str:
     return text
 
 
+def _name(raw: object) -> str:
+    text = _text(raw)
+    if len(text) > conventions.MAX_IDENTITY:
+        raise ValueError(f"expected a text of at most {conventions.MAX_IDENTITY} characters")
+    return text
+
+
 def _tier(raw: object) -> str:
     if raw not in _TIERS:
         raise ValueError(f"expected {' or '.join(_TIERS)}")
     return str(raw)
 
 
-def _integer(least: int) -> Callable[[Any], int]:
+def _integer(least: int, most: int = _MOST) -> Callable[[Any], int]:
     def convert(raw: Any) -> int:
         try:
             number = int(raw)
@@ -198,8 +205,8 @@ def _integer(least: int) -> Callable[[Any], int]:
             number = least - 1
         if number < least or isinstance(raw, bool) or (isinstance(raw, float) and raw != number):
             raise ValueError(f"expected a whole number, {least} or more")
-        if number > _MOST:
-            raise ValueError(f"expected a whole number, at most {_MOST}")
+        if number > most:
+            raise ValueError(f"expected a whole number, at most {most}")
         return number
 
     return convert

@@ -166,9 +166,10 @@ class Run:
         self._sigterm.settle()
         self.end(ending)
         self._endings.remove()
+        # What waits for a collector that does not answer is kept if SIGTERM ends the waiting.
+        self._thread.close(self.settings.exit_timeout)
         self._sigterm.remove()
         atexit.unregister(self._at_exit)
-        self._thread.close(self.settings.exit_timeout)
 
     def abandon_in_child(self) -> None:
         """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
@@ -347,12 +348,10 @@ class Run:
             waited = time.monotonic() - self._sigterm_at
             ending = after_sigterm(ending, self._sigterm_reason(), waited)
         self._tell_progress(ending)
-        self._box.write_if_due()
         if ending.status == FAILED:
             self.observer.tell_unfinished()
             if ending.out_of_memory is not None and not self._allocator.attached:
                 self._ran_out_of_memory(ending.out_of_memory)
-            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
         self._emit(
             conventions.RUN_ENDED,
             {
@@ -365,6 +364,11 @@ class Run:
                 conventions.WILL_RETRY: ending.will_retry or None,
             },
         )
+        # The ending is on its way: only now what takes longer. A launcher that stops the rest of a failed job
+        # may leave little time.
+        self._box.write_if_due()
+        if ending.status == FAILED:
+            self._box.write("oom" if ending.out_of_memory else "exception", self.observer.roster.last_step)
 
     def _end_uncaught(self, ending: Ending) -> None:
         self._sigterm.settle()  # it may be of the handler of a SIGTERM that was not noted yet

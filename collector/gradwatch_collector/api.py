@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gradwatch import conventions as c
 from gradwatch_collector import views
 from gradwatch_collector.auth import grant_of
 from gradwatch_collector.evaluator import Evaluator
@@ -33,7 +34,6 @@ from gradwatch_slo.render import report_json
 
 logger = logging.getLogger(__name__)
 
-_MAX_INT32: Final = 2**31 - 1
 # What Prometheus 2.x asks for by default and every version reads.
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -168,8 +168,8 @@ def _series_query(query: QueryParams) -> SeriesQuery:
     return SeriesQuery(
         run_id,
         metric,
-        attempt=_number(query, "attempt", 1, _MAX_INT32, None),
-        rank=_number(query, "rank", 0, _MAX_INT32, None),
+        attempt=_number(query, "attempt", 1, c.MAX_INT32, None),
+        rank=_number(query, "rank", 0, c.MAX_INT32, None),
         labels=parse_labels(query.getlist("label")),
         since=_moment(query, "since"),
         until=_moment(query, "until"),

@@ -421,6 +421,20 @@ def test_a_handler_that_calls_the_one_before_it_decides_whether_the_process_live
     assert (process.returncode, said) == (0, "saved\n"), errors
 
 
+def test_without_a_thread_to_listen_for_sigterm_the_rest_is_told_as_ever(sink: OtlpSink) -> None:
+    one_thread = """
+    import threading
+    start = threading.Thread.start
+    def start_or_refuse(self):
+        if self.name == "gradwatch-sigterm":
+            raise RuntimeError("can't start new thread")
+        start(self)
+    threading.Thread.start = start_or_refuse
+    """
+    assert finish(start(sink.endpoint, "train(3)", one_thread)) == (0, "")
+    assert (ended(sink)[names.STATUS], ended(sink)[names.STEP]) == ("succeeded", 7)
+
+
 def test_an_ignored_sigterm_stays_ignored(sink: OtlpSink) -> None:
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     returncode, errors = finish(start(sink.endpoint, "os.kill(os.getpid(), signal.SIGTERM); train(3)", ignore))

@@ -607,7 +607,6 @@ def collectors(databases: list[str]) -> Iterator[list[Collector]]:
         yield [stack.enter_context(collector(url, "--lost-after", str(LOST_AFTER))) for url in databases]
 
 
-@pytest.mark.skipif("GRADWATCH_SOAK" not in os.environ, reason="make soak-endings: thirty runs at once")
 def test_every_ending(collectors: list[Collector], tmp_path: Path) -> None:
     with tee([each.url for each in collectors]) as endpoint:
         lived = play(endpoint, collectors, tmp_path, ROWS)

@@ -6,6 +6,7 @@ import gzip
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,6 +46,8 @@ for step in range(40):
 print("trained", flush=True)
 if os.environ.get("LINGERS"):
     time.sleep(600)
+if os.environ.get("FAILS"):
+    raise ValueError("too bad")
 """
 
 
@@ -187,6 +190,22 @@ def test_a_terminated_process_leaves_its_ending_to_be_told(place: Place) -> None
         run = running.runs()["terminated"]
         assert (run["status"], run["reason"]) == ("cancelled", "SIGTERM")
     assert place.steps("terminated") == list(range(20))
+
+
+def test_a_failed_process_that_is_terminated_while_it_waits_leaves_its_failure_to_be_told(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", place.port), backlog=64):  # accepts, and never answers
+        process = place.train("impatient", FAILS="1", GRADWATCH_EXIT_TIMEOUT="60")
+        assert process.stderr is not None
+        while "ValueError: too bad" not in (line := process.stderr.readline()):
+            assert line
+        time.sleep(1.0)  # until it waits
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+    with place.collector() as running:
+        drain(place.folder / "host", place.endpoint, {}, 60.0)
+        run = running.runs()["impatient"]
+        assert (run["status"], run["reason"]) == ("failed", "ValueError")
+    assert place.steps("impatient") == list(range(STEPS))
 
 
 def test_an_outage_in_short_is_replayed_in_full_and_costs_little_disk(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class ExportThread:
         self._cpu = 0
         self._wake = threading.Event()
         self._flushes: deque[tuple[threading.Event, float]] = deque()
-        self._closing = False
+        self._collected_last = self._closing = False
         self._thread = threading.Thread(target=self._run, name="gradwatch-export", daemon=True)
 
     def start(self) -> None:
@@ -137,12 +137,9 @@ class ExportThread:
             return  # never started, or this is a forked child
         deadline = time.monotonic() + timeout
         try:
-            if not self.flush(timeout) and self._collecting.acquire(timeout=_COLLECT_SECONDS):
-                # The thread is at a delivery that takes too long, and would not come to this before the end.
-                try:
-                    self._hand_over_metrics()
-                finally:
-                    self._collecting.release()
+            # At once: the thread may be at a delivery that takes long, and the process be ended meanwhile.
+            self._hand_over_last()
+            self.flush(max(0.0, deadline - time.monotonic()))
             self._hand_over_events()
             self._closing = True
             self._wake.set()
@@ -177,7 +174,8 @@ class ExportThread:
                 if flushes or now >= next_metrics:
                     next_metrics = now + self._interval
                     with self._collecting:
-                        self._hand_over_metrics()
+                        if not self._collected_last:
+                            self._hand_over_metrics()
                     self._hand_over_events()  # those that the points gave rise to
                 turn = max((until - now for _, until in flushes), default=_TURN_SECONDS)
                 next_delivery = self._exporter.deliver(turn, at_once=bool(flushes)) + time.monotonic()
@@ -196,6 +194,15 @@ class ExportThread:
     def _send_events(self, seconds: float) -> None:
         self._hand_over_events()
         self._exporter.send_last_words(seconds)
+
+    def _hand_over_last(self) -> None:
+        if self._collecting.acquire(timeout=_COLLECT_SECONDS):
+            try:
+                self._hand_over_metrics()
+                self._collected_last = True
+            finally:
+                self._collecting.release()
+        self._hand_over_events()
 
     def _hand_over_events(self) -> None:
         with self._lock:

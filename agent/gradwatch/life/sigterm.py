@@ -44,7 +44,7 @@ class SigtermWatch:
         self.seen: set[int] = set()
 
     def install(self) -> None:
-        """Arm. Does nothing outside the main thread, where Python allows no signal handling."""
+        """Arm. Does nothing outside the main thread, where no signal is handled, or without a thread more."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._reader, self._writer = os.pipe()
@@ -53,9 +53,14 @@ class SigtermWatch:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._placeholder)
             self._placed = True
-        self._installed = True
         self._thread = threading.Thread(target=self._listen, name="gradwatch-sigterm", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no more threads; SIGTERM is as it was
+            self._restore()
+            self._close_pipe()
+        else:
+            self._installed = True
 
     def remove(self) -> None:
         """Disarm; what was there before is there again. Outside the main thread the handler has to stay."""

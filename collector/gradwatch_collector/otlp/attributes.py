@@ -18,8 +18,6 @@ from gradwatch_collector.records import NO_RANK, AttributeValue, Source
 
 # These are parts of keys, and PostgreSQL's index entries end at 2704 bytes.
 _IDENTITY: Final = (c.RUN_ID, c.SERVICE_INSTANCE_ID, c.SERVICE_NAME)
-MAX_IDENTITY: Final = 256
-_MAX_INT32: Final = 2**31 - 1
 
 
 def plain(value: AnyValue) -> AttributeValue:
@@ -64,8 +62,8 @@ def source_of(resource: Resource) -> Source:
     """
     attributes = mapping(resource.attributes)
     for name in _IDENTITY:
-        if len(str(attributes.get(name, ""))) > MAX_IDENTITY:
-            raise MalformedError(f"{name} is longer than {MAX_IDENTITY} characters")
+        if len(str(attributes.get(name, ""))) > c.MAX_IDENTITY:
+            raise MalformedError(f"{name} is longer than {c.MAX_IDENTITY} characters")
     return Source(
         run_id=run_id_of(attributes),
         attempt=_integer(attributes, c.RUN_ATTEMPT, 1),
@@ -102,6 +100,6 @@ def _integer(attributes: Mapping[str, AttributeValue], name: str, least: int) ->
         number = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
     except ValueError:
         number = None
-    if number is None or not least <= number <= _MAX_INT32:
+    if number is None or not least <= number <= c.MAX_INT32:
         raise MalformedError(f"{name} must be an integer from {least}, not {value!r:.80}")
     return number

@@ -265,6 +265,18 @@ def test_a_number_that_64_bits_cannot_hold_is_a_clear_error(
         watching(*make(), **{setting: number})
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("job", "j" * 257), ("run_id", "r" * 257), ("rank", 2**31), ("attempt", 2**31)],
+    ids=["job", "run_id", "rank", "attempt"],
+)
+def test_what_the_collector_could_not_take_for_an_identity_is_a_clear_error(
+    watching: Watching, setting: str, value: object
+) -> None:
+    with pytest.raises(gradwatch.SettingsError, match=rf"gradwatch: {setting}=.*: expected a .*at most"):
+        watching(*make(), **{setting: value})
+
+
 def test_steps_are_counted_on_from_the_largest_start(watching: Watching, exporter: InMemoryExporter) -> None:
     model, optimizer = make()
     with watching(model, optimizer, start_step=2**62):
