@@ -350,7 +350,7 @@ TEXTS = st.one_of(st.none(), st.text(max_size=20))
 NUMBERS = st.one_of(st.none(), st.integers(0, 2**62))
 RECORDS = st.builds(
     FileRecord,
-    st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=9).filter(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=9).filter(
         lambda part: part not in {".", ".."}), min_size=1, max_size=3).map("/".join),
     st.integers(0, 2**62),
     st.binary(min_size=32, max_size=32).map(bytes.hex),
