@@ -18,7 +18,7 @@ from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
 from gradwatch_collector.findings.nonfinite import is_repeated
 from gradwatch_collector.live import LiveRuns
-from gradwatch_collector.records import ProcessKey
+from gradwatch_collector.records import ProcessKey, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.runs import RunRow, load_runs
 from gradwatch_slo.runs import Status
@@ -103,8 +103,8 @@ def test_the_birthplace_of_a_nan_is_shown_with_its_step_layer_and_rank(
     started = batch(source("run", rank=3), event(c.RUN_STARTED, 0))
     registry = Registry()
     with transaction(database) as connection:
-        key = registry.resolve(connection, started.source, at(0))
-        registry.apply(connection, key, started, at(0))
+        (key,) = registry.resolve(connection, [(started.source, at(0))])
+        registry.apply(connection, [Received(key, started, at(0))])
         connection.execute(
             insert(schema.event).values(
                 run_id="run", attempt=1, rank=3, instance="one", sequence=1, severity=17, body=None,
