@@ -29,11 +29,12 @@ from gradwatch.telemetry import HistogramPoint, MetricPoints, MetricSeries, Poin
 from gradwatch_collector import database as db
 from gradwatch_collector.compaction import compact
 from gradwatch_collector.otlp.metrics import MetricsDecoder
+from gradwatch_collector.records import Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.retention import Policy, prune
 from gradwatch_collector.segments import DAY
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 
 SECOND = 1_000_000_000
 STEPS = 60
@@ -100,7 +101,7 @@ def measure(url: str, layers: int, minutes: int) -> None:
         (batch,) = decoder.decode(request).batches
         values += sum(frame.values.size for frame in batch.frames if frame.values is not None)
         with db.transaction(engine) as connection:
-            key = registry.resolve(connection, batch.source, midnight)
+            (key,) = registry.resolve(connection, [(batch.source, midnight)])
             store(connection, series, [Received(key, batch, midnight)])
         series.keep()
     more = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ class Gatekeeper(Registry):
         super().__init__()
         self.entered, self.leave = threading.Event(), threading.Event()
 
-    def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
+    def resolve(self, connection: Connection, senders: Sequence[tuple[Source, int]]) -> list[ProcessKey]:
         self.entered.set()
         assert self.leave.wait(30)
-        return super().resolve(connection, source, received_at)
+        return super().resolve(connection, senders)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, select
 
 from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
-from gradwatch_collector.records import Batch, ProcessKey
+from gradwatch_collector.records import Batch, ProcessKey, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.silence import mark_silent
 from tests.batches import SECOND, at
@@ -22,10 +23,18 @@ class Story:
         self.registry = Registry()
 
     def receive(self, received: Batch, seconds: float) -> ProcessKey:
-        with transaction(self.database) as connection:
-            key = self.registry.resolve(connection, received.source, at(seconds))
-            self.registry.apply(connection, key, received, at(seconds))
+        (key,) = self.receive_group([(received, seconds)])
         return key
+
+    def receive_group(self, group: Sequence[tuple[Batch, float]]) -> list[ProcessKey]:
+        """In one transaction, as the ingest thread does."""
+        with transaction(self.database) as connection:
+            keys = self.registry.resolve(connection, [(each.source, at(seconds)) for each, seconds in group])
+            received = [
+                Received(key, each, at(seconds)) for key, (each, seconds) in zip(keys, group, strict=True)
+            ]
+            self.registry.apply(connection, received)
+        return keys
 
     def wait(self, seconds: float, *, lost_after: float = 30, up_since: float = 0) -> list[str]:
         with transaction(self.database) as connection:

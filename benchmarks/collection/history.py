@@ -19,9 +19,9 @@ from gradwatch import conventions as c
 from gradwatch_collector import database as db
 from gradwatch_collector.heat_map import heat_map
 from gradwatch_collector.reading import read_series
-from gradwatch_collector.records import Batch, Frame, MetricIdentity, ProcessKey, Source
+from gradwatch_collector.records import Batch, Frame, MetricIdentity, ProcessKey, Received, Source
 from gradwatch_collector.series import SeriesIds, attribute_set
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 
 LAYERS: Final = 300
 STEPS: Final = 10_000

@@ -16,9 +16,9 @@ from collection.servers import new_database, stored_bytes
 from gradwatch_collector import database as db
 from gradwatch_collector.compaction import compact
 from gradwatch_collector.otlp.metrics import MetricsDecoder
-from gradwatch_collector.records import ProcessKey
+from gradwatch_collector.records import ProcessKey, Received
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 
 ASKED: Final = {"SQLite": 3.6, "PostgreSQL": 4.7}
 _FAR_AHEAD: Final = 365 * 86_400 * 1_000_000_000

@@ -20,9 +20,9 @@ from gradwatch_collector.auth.teams import Owners
 from gradwatch_collector.database import is_deadlock, is_transient, transaction
 from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.otlp.errors import OtlpError, RejectedError, UnavailableError
-from gradwatch_collector.records import Batch, ProcessKey, Source
+from gradwatch_collector.records import Batch, ProcessKey, Received, Source
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from gradwatch_collector.tracing import commit_span
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ Committed = tuple[ProcessKey, Batch, int]
 class ProcessRegistry(Protocol):
     """What the writer asks of the run registry."""
 
-    def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
-        """Return which process of which attempt sent a batch."""
+    def resolve(self, connection: Connection, senders: Sequence[tuple[Source, int]]) -> list[ProcessKey]:
+        """Return which process of which attempt sent each batch, and was heard when it was received."""
 
-    def apply(self, connection: Connection, key: ProcessKey, batch: Batch, received_at: int) -> None:
-        """Let a batch change how its run stands."""
+    def apply(self, connection: Connection, group: Sequence[Received]) -> None:
+        """Let batches change how their runs stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +195,11 @@ class Ingest:
         for request in group:
             for batch in request.batches:
                 self._owners.require(connection, batch.source)
-        received = [
-            Received(
-                self._registry.resolve(connection, batch.source, request.received_at),
-                batch,
-                request.received_at,
-            )
-            for request in group
-            for batch in request.batches
-        ]
+        arrived = [(batch, request.received_at) for request in group for batch in request.batches]
+        keys = self._registry.resolve(connection, [(batch.source, at) for batch, at in arrived])
+        received = [Received(key, batch, at) for key, (batch, at) in zip(keys, arrived, strict=True)]
         store(connection, self._series, received)
-        for each in received:
-            self._registry.apply(connection, each.key, each.batch, each.received_at)
+        self._registry.apply(connection, received)
         return [(each.key, each.batch, each.received_at) for each in received]
 
     def _tell(self, committed: list[Committed]) -> None:

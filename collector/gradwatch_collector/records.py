@@ -129,3 +129,12 @@ class ProcessKey:
     attempt: int
     rank: int
     instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A batch whose process is known. ``received_at`` in Unix nanoseconds."""
+
+    key: ProcessKey
+    batch: Batch
+    received_at: int

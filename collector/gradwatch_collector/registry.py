@@ -7,20 +7,22 @@ changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, replace
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, tuple_, update
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
 from gradwatch_collector.clocks import Clock
-from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Source
+from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.refresh import refresh_run
 from gradwatch_collector.upsert import insert
 from gradwatch_slo.runs import Status
+
+_Place = TypeVar("_Place")
 
 _NANOS = 1_000_000_000
 _PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
@@ -35,13 +37,14 @@ _MEMORY = {name for pair in _MEMORY_RATIOS for name in pair}
 _BACK: dict[str, Any] = {"status": Status.RUNNING, "reason": None, "ended_at": None, "evidence": {}}
 
 
-# Built once: composing a statement costs more than running it.
+# Built once, and each for many processes: composing a statement, and even starting one, costs more than what it
+# does.
 _process = schema.process.c
-_PROCESS = select(schema.process).where(
-    _process.run_id == bindparam("run_id"),
-    _process.attempt == bindparam("attempt"),
-    _process.rank == bindparam("rank"),
-    _process.instance == bindparam("instance"),
+_PLACE = (_process.run_id, _process.attempt, _process.rank, _process.instance)
+_AT_ONCE = 1_000
+_SEEN = select(*_PLACE).where(tuple_(_process.run_id, _process.rank).in_(bindparam("senders", expanding=True)))
+_STANDING = select(*(each for each in _process if each.name != "resource")).where(
+    tuple_(*_PLACE).in_(bindparam("processes", expanding=True))
 )
 # SQLAlchemy keeps the columns' own names for what an UPDATE sets.
 _HEARD = (
@@ -55,9 +58,6 @@ _HEARD = (
     # Retried batches arrive late: the newest moment stands.
     .values(heard_at=case((_process.heard_at < bindparam("now"), bindparam("now")), else_=_process.heard_at))
 )
-_ATTEMPTS = select(_process.attempt, _process.instance).where(
-    _process.run_id == bindparam("run_id"), _process.rank == bindparam("rank")
-)
 
 
 class Registry:
@@ -70,29 +70,48 @@ class Registry:
     def __init__(self, lost_after: float = 30.0) -> None:
         self._lost_after = int(lost_after * _NANOS)
 
-    def resolve(self, connection: Connection, source: Source, received_at: int) -> ProcessKey:
-        """Return the key of the sending process.
+    def resolve(self, connection: Connection, senders: Sequence[tuple[Source, int]]) -> list[ProcessKey]:
+        """Return the key of each sending process, and note that it was heard.
 
         An attempt the sender does not know is the order in which its instance was first seen for the
-        (run, rank). ``received_at`` in Unix nanoseconds.
+        (run, rank). Each sender comes with the moment in Unix nanoseconds at which it was heard.
         """
-        attempt = source.attempt or _attempt_by_order(connection, source)
-        key = ProcessKey(source.run_id, attempt, source.rank, source.instance)
-        heard = connection.execute(
-            _HEARD, {**{f"of_{n}": v for n, v in _place(key).items()}, "now": received_at}
-        )
-        if not heard.rowcount:
-            connection.execute(
-                insert(connection, schema.process).on_conflict_do_nothing(), _new(key, source, received_at)
-            )
-        return key
+        seen = _seen(connection, {(source.run_id, source.rank) for source, _ in senders})
+        keys: list[ProcessKey] = []
+        heard: dict[ProcessKey, tuple[Source, int]] = {}
+        new: dict[ProcessKey, dict[str, Any]] = {}
+        for source, at in senders:
+            known = seen[source.run_id, source.rank]
+            attempt = source.attempt or _attempt_by_order(source, known)
+            key = ProcessKey(source.run_id, attempt, source.rank, source.instance)
+            keys.append(key)
+            if key in new:
+                new[key]["heard_at"] = at
+            elif (attempt, source.instance) in known:
+                heard[key] = (source, at)
+            else:
+                new[key] = _new(key, source, at)
+                known.append((attempt, source.instance))
+        if heard and _hear(connection, {key: at for key, (_, at) in heard.items()}) < len(heard):
+            new |= {key: _new(key, *sender) for key, sender in heard.items()}  # some were pruned meanwhile
+        if new:
+            connection.execute(insert(connection, schema.process).on_conflict_do_nothing(), list(new.values()))
+        return keys
 
-    def apply(self, connection: Connection, key: ProcessKey, batch: Batch, received_at: int) -> None:
-        """Let a batch's events and latest scalars change how the process, attempt and run stand."""
-        row = connection.execute(_PROCESS, _place(key)).mappings().one()
+    def apply(self, connection: Connection, group: Sequence[Received]) -> None:
+        """Let batches' events and latest scalars change how their processes, attempts and runs stand."""
+        rows = _rows(connection, {each.key for each in group})
+        for each in group:
+            row = rows.pop(each.key, None) or _rows(connection, {each.key})[each.key]
+            if not self._apply(connection, row, each):
+                rows[each.key] = row
+
+    def _apply(self, connection: Connection, row: RowMapping, received: Received) -> bool:
+        """Return whether the process' row is another now."""
+        key, batch, received_at = received.key, received.batch, received.received_at
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
         if not row["is_run"] and not run_events:
-            return
+            return False
         known = Clock(**row["clock"])
         run_events = sorted((e for e in run_events if not _is_corrected(e, known)), key=attrgetter("time"))
         changes = _progress_changes(batch.frames, row) | _memory_changes(batch.frames)
@@ -117,14 +136,57 @@ class Registry:
             # It goes on, and the run was thought to be over.
             refresh_run(connection, key.run_id, received_at)
         _note_target(connection, key.run_id, batch.events, clock, received_at)
+        return True
 
 
-def _attempt_by_order(connection: Connection, source: Source) -> int:
+_Senders = dict[tuple[str, int], list[tuple[int, str]]]
+
+
+def _seen(connection: Connection, senders: Collection[tuple[str, int]]) -> _Senders:
+    """Return attempt and instance of all processes known for each run and rank."""
+    found: _Senders = {sender: [] for sender in senders}
+    for some in _parts(senders):
+        for run_id, attempt, rank, instance in connection.execute(_SEEN, {"senders": some}):
+            found[run_id, rank].append((attempt, instance))
+    return found
+
+
+def _rows(connection: Connection, keys: Collection[ProcessKey]) -> dict[ProcessKey, RowMapping]:
+    return {
+        ProcessKey(row["run_id"], row["attempt"], row["rank"], row["instance"]): row
+        for some in _parts([astuple(key) for key in keys])
+        for row in connection.execute(_STANDING, {"processes": some}).mappings()
+    }
+
+
+def _hear(connection: Connection, heard: Mapping[ProcessKey, int]) -> int:
+    """Note when processes were heard, and return how many there are."""
+    # In the order of the key, so that two writers cannot wait for each other.
+    moments = [
+        {
+            "of_run_id": key.run_id,
+            "of_attempt": key.attempt,
+            "of_rank": key.rank,
+            "of_instance": key.instance,
+            "now": at,
+        }
+        for key, at in sorted(heard.items(), key=lambda item: astuple(item[0]))
+    ]
+    return connection.execute(_HEARD, moments).rowcount
+
+
+def _parts(places: Collection[_Place]) -> Iterator[list[_Place]]:
+    """No more at once than a statement has parameters."""
+    ordered = list(places)
+    for first in range(0, len(ordered), _AT_ONCE):
+        yield ordered[first : first + _AT_ONCE]
+
+
+def _attempt_by_order(source: Source, known: Sequence[tuple[int, str]]) -> int:
     if source.rank == NO_RANK:
         return 1
-    seen = connection.execute(_ATTEMPTS, {"run_id": source.run_id, "rank": source.rank}).all()
-    known = next((row.attempt for row in seen if row.instance == source.instance), None)
-    return known or 1 + max((row.attempt for row in seen), default=0)
+    mine = next((attempt for attempt, instance in known if instance == source.instance), None)
+    return mine or 1 + max((attempt for attempt, _ in known), default=0)
 
 
 def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> bool:
@@ -274,7 +336,7 @@ def _newest(frames: Sequence[Frame], metric: str) -> tuple[int, float] | None:
 
 def _new(key: ProcessKey, source: Source, received_at: int) -> dict[str, Any]:
     return {
-        **_place(key),
+        **asdict(key),
         "status": Status.RUNNING,
         "evidence": {},
         "started_at": received_at,
@@ -286,10 +348,6 @@ def _new(key: ProcessKey, source: Source, received_at: int) -> dict[str, Any]:
         "is_run": False,
         "resource": dict(source.resource),
     }
-
-
-def _place(key: ProcessKey) -> dict[str, Any]:
-    return {"run_id": key.run_id, "attempt": key.attempt, "rank": key.rank, "instance": key.instance}
 
 
 def _is(key: ProcessKey) -> ColumnElement[bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +10,7 @@ from sqlalchemy import Connection, Table
 
 from gradwatch import conventions as c
 from gradwatch_collector import checkpoints, schema, segments
-from gradwatch_collector.records import Batch, EventRecord, ProcessKey, SpanRecord
+from gradwatch_collector.records import EventRecord, ProcessKey, Received, SpanRecord
 from gradwatch_collector.segments import PAYLOAD_COLUMNS, Segment
 from gradwatch_collector.series import SeriesIds
 from gradwatch_collector.upsert import insert
@@ -21,15 +20,6 @@ _COLUMNS: Final = ("series_id", "time", *PAYLOAD_COLUMNS)
 _ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
 _MAX_ROWS: Final = 64
 _HELD_TIMES: Final = "SELECT times FROM frame WHERE series_id = ? AND time = ?"
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A batch whose process is known. ``received_at`` in Unix nanoseconds."""
-
-    key: ProcessKey
-    batch: Batch
-    received_at: int
 
 
 def store(connection: Connection, series: SeriesIds, group: Sequence[Received]) -> None:

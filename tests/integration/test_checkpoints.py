@@ -16,11 +16,11 @@ from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
-from gradwatch_collector.records import Batch
+from gradwatch_collector.records import Batch, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from gradwatch_collector.views import show_run
 from tests.batches import at, batch, event, scalar, source
 from tests.collector_process import collector, eventually, train
@@ -52,9 +52,9 @@ def receive(database: Engine, received: Batch, seconds: float) -> None:
     """As the ingest thread does."""
     registry = Registry()
     with transaction(database) as connection:
-        key = registry.resolve(connection, received.source, at(seconds))
+        (key,) = registry.resolve(connection, [(received.source, at(seconds))])
         store(connection, SeriesIds(), [Received(key, received, at(seconds))])
-        registry.apply(connection, key, received, at(seconds))
+        registry.apply(connection, [Received(key, received, at(seconds))])
 
 
 def show(database: Engine) -> Any:

@@ -23,13 +23,13 @@ from gradwatch_collector.exposition import RunMetrics
 from gradwatch_collector.findings import Observation, Scene
 from gradwatch_collector.lease import Lease
 from gradwatch_collector.live import LiveRuns
-from gradwatch_collector.records import Batch, EventRecord, ProcessKey
+from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.retention import EMBEDDED
 from gradwatch_collector.runs import load_runs
 from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from gradwatch_collector.upkeep import Upkeep
 from gradwatch_collector.views import show_run
 from gradwatch_slo.objectives import default_objectives
@@ -64,8 +64,8 @@ class Service:
         now = at(self.seconds)
         for received in batches:
             with transaction(self.database) as connection:
-                key = self.registry.resolve(connection, received.source, now)
-                self.registry.apply(connection, key, received, now)
+                (key,) = self.registry.resolve(connection, [(received.source, now)])
+                self.registry.apply(connection, [Received(key, received, now)])
             self.live.update([(key, received, now)])
 
     def tick(self, seconds: float) -> None:

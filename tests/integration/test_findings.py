@@ -17,6 +17,7 @@ from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
 from gradwatch_collector.findings.nonfinite import is_repeated
+from gradwatch_collector.records import Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.runs import RunRow, load_runs
 from gradwatch_slo.runs import Status
@@ -101,8 +102,8 @@ def test_the_birthplace_of_a_nan_is_shown_with_its_step_layer_and_rank(
     started = batch(source("run", rank=3), event(c.RUN_STARTED, 0))
     registry = Registry()
     with transaction(database) as connection:
-        key = registry.resolve(connection, started.source, at(0))
-        registry.apply(connection, key, started, at(0))
+        (key,) = registry.resolve(connection, [(started.source, at(0))])
+        registry.apply(connection, [Received(key, started, at(0))])
         connection.execute(
             insert(schema.event).values(
                 run_id="run", attempt=1, rank=3, instance="one", sequence=1, severity=17, body=None,
@@ -198,7 +199,8 @@ def tell_memory(
         ]
     registry, told = Registry(), batch(source(rank=rank, attempt=1), event(c.RUN_STARTED, 0), frames=frames)
     with transaction(database) as connection:
-        registry.apply(connection, registry.resolve(connection, told.source, at(1)), told, at(1))
+        (key,) = registry.resolve(connection, [(told.source, at(1))])
+        registry.apply(connection, [Received(key, told, at(1))])
 
 
 def test_the_tightest_device_of_any_rank_decides_about_headroom(database: Engine) -> None:

@@ -25,10 +25,10 @@ from gradwatch_collector.auth import UNLIMITED, list_tokens
 from gradwatch_collector.compaction import compact
 from gradwatch_collector.database import DatabaseError, SchemaState
 from gradwatch_collector.reading import read_series
-from gradwatch_collector.records import EventRecord
+from gradwatch_collector.records import EventRecord, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from tests.batches import at, batch, scalar, source
 
 
@@ -156,9 +156,9 @@ def test_data_survives_every_migration_down_and_up(database: Engine) -> None:
     for received in (told, late):
         with db.transaction(database) as connection:
             registry = Registry()
-            key = registry.resolve(connection, received.source, at(0))
+            (key,) = registry.resolve(connection, [(received.source, at(0))])
             store(connection, SeriesIds(), [Received(key, received, at(0))])
-            registry.apply(connection, key, received, at(0))
+            registry.apply(connection, [Received(key, received, at(0))])
         with db.transaction(database) as connection:
             compact(connection, at(3 * 86_400) if received is told else at(0))
     before = read_back(database)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema
 from gradwatch_collector.database import transaction
+from gradwatch_collector.records import NO_RANK, Batch, Received
 from tests.batches import at, batch, event, scalar, source
 from tests.story import Story
 
@@ -212,8 +217,8 @@ def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> N
     def first() -> None:
         with transaction(story.database) as connection:
             received = batch(source(rank=0, instance="r0"), ended(5, "succeeded"))
-            key = story.registry.resolve(connection, received.source, at(6))
-            story.registry.apply(connection, key, received, at(6))
+            (key,) = story.registry.resolve(connection, [(received.source, at(6))])
+            story.registry.apply(connection, [Received(key, received, at(6))])
             first_done.set()
             assert go_on.wait(30)
 
@@ -226,3 +231,58 @@ def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> N
         for result in [pool.submit(first), pool.submit(second)]:
             result.result(60)
     assert story.run()["status"] == "succeeded"
+
+
+TOLD = st.sampled_from(
+    [
+        {"events": [STARTED]},
+        {"events": [HEARTBEAT]},
+        {"events": [ended(9, "succeeded")]},
+        {"events": [ended(9, "failed", "ValueError")]},
+        {"frames": [scalar(c.LOSS, [3], [0.5]), scalar(c.STEP_INDEX, [3], [12])]},
+        {"frames": [scalar(c.LOSS, [4], [math.nan])]},
+        {"events": [STARTED, HEARTBEAT], "frames": [scalar(c.STEP_INDEX, [5], [20])]},
+    ]
+)
+SENDERS = st.builds(
+    dict,
+    run_id=st.sampled_from(["a", "b"]),
+    rank=st.sampled_from([0, 1, NO_RANK]),
+    instance=st.sampled_from(["one", "two"]),
+    attempt=st.sampled_from([None, None, 1, 2]),
+)
+EXAMPLES = count()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(SENDERS, TOLD), min_size=1, max_size=8))
+def test_batches_that_share_a_transaction_do_what_they_do_one_after_the_other(
+    story: Story, told: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    example = next(EXAMPLES)
+
+    def batches(kind: str) -> list[tuple[Batch, float]]:
+        senders = [source(**{**sender, "run_id": f"{kind}-{example}-{sender['run_id']}"}) for sender, _ in told]
+        return [
+            (batch(sender, *what.get("events", ()), frames=what.get("frames", ())), 10 + number / 8)
+            for number, (sender, (_, what)) in enumerate(zip(senders, told, strict=True))
+        ]
+
+    story.receive_group(batches("together"))
+    for each, seconds in batches("apart"):
+        story.receive(each, seconds)
+
+    def left(kind: str) -> list[list[dict[str, Any]]]:
+        tables = (schema.process, schema.attempt, schema.run, schema.run_history)
+        start = f"{kind}-{example}-"
+        return [
+            [
+                {**row, "run_id": row["run_id"].removeprefix(start), "history_id": None}
+                for row in story.rows(table)
+                if row["run_id"].startswith(start)
+            ]
+            for table in tables
+        ]
+
+    assert left("together") == left("apart")
+    assert left("apart")[0]

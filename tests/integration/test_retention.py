@@ -23,13 +23,13 @@ from gradwatch_collector.database import transaction
 from gradwatch_collector.effective_time import effective_time
 from gradwatch_collector.layers import layer_summaries
 from gradwatch_collector.reading import PointRollup, read_rollups, read_series
-from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, SpanRecord
+from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, Received, SpanRecord
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.retention import FOREVER, Policy, Pruned, age, due, policy_for, prune
 from gradwatch_collector.runs import load_runs
 from gradwatch_collector.segments import DAY
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from tests.batches import START, at, batch, event, frame, scalar, source
 from tests.collector_process import collector, eventually
 
@@ -41,9 +41,9 @@ def receive(database: Engine, received: Batch, seconds: float, series: SeriesIds
     """Take a batch in as the collector does, at a moment of the test's time."""
     with transaction(database) as connection:
         registry = Registry()
-        key = registry.resolve(connection, received.source, at(seconds))
+        (key,) = registry.resolve(connection, [(received.source, at(seconds))])
         store(connection, series or SeriesIds(), [Received(key, received, at(seconds))])
-        registry.apply(connection, key, received, at(seconds))
+        registry.apply(connection, [Received(key, received, at(seconds))])
     return key
 
 

@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.database import transaction
-from gradwatch_collector.records import NO_RANK, Batch
+from gradwatch_collector.records import NO_RANK, Batch, Received
 from gradwatch_collector.registry import Registry
 from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 from tests.batches import at, batch, event, source
 
 STACKS = """Thread 0x7f00 (most recent call last):
@@ -40,9 +40,9 @@ def told(database: Engine) -> Engine:
     ]
     with transaction(database) as connection:
         for each in batches:
-            key = registry.resolve(connection, each.source, at(20))
+            (key,) = registry.resolve(connection, [(each.source, at(20))])
             store(connection, series, [Received(key, each, at(20))])
-            registry.apply(connection, key, each, at(20))
+            registry.apply(connection, [Received(key, each, at(20))])
     return database
 
 

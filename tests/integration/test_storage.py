@@ -27,11 +27,12 @@ from gradwatch_collector.records import (
     Frame,
     MetricIdentity,
     ProcessKey,
+    Received,
     Source,
     SpanRecord,
 )
 from gradwatch_collector.series import MAX_SETS, SeriesIds, attribute_set
-from gradwatch_collector.storage import Received, store
+from gradwatch_collector.storage import store
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND

@@ -278,7 +278,7 @@ def test_of_two_teams_that_start_one_run_at_once_one_is_refused(new_database: Ca
     def begin(grant: Grant, connection: Connection) -> None:
         (stamped,) = grant.stamp([start("a")])
         Owners().require(connection, stamped.source)
-        registry.resolve(connection, stamped.source, at(0))
+        registry.resolve(connection, [(stamped.source, at(0))])
 
     def late() -> None:
         with db.transaction(database) as connection:

@@ -37,8 +37,9 @@ _PADDING: Final = bytes(8)
 class Numbers:
     """Points read: ``times`` as sent, and for each point its float, its integer, or neither.
 
-    ``is_empty``: the sender says that there is no value, which is not the same as forgetting it. ``exemplars``:
-    for each point an encoded ``NumberDataPoint`` that has them and nothing else; None if no point has any.
+    ``is_empty``: the sender says that there is no value, which is not the same as forgetting it.
+    ``are_floats``: there are points, and each has a float. ``exemplars``: for each point an encoded
+    ``NumberDataPoint`` that has them and nothing else; None if no point has any.
     """
 
     points: Points
@@ -50,6 +51,7 @@ class Numbers:
     is_float: npt.NDArray[np.bool_]
     is_integer: npt.NDArray[np.bool_]
     is_empty: npt.NDArray[np.bool_]
+    are_floats: bool
     exemplars: Sequence[bytes] | None = None
 
 
@@ -59,12 +61,13 @@ class _Layout:
     temporality: int
     monotonic: bool
     mask: npt.NDArray[np.uint8]  # 0xff where bytes repeat, shape [bytes]
-    template: npt.NDArray[np.uint8]  # the bytes that repeat, 0 elsewhere
+    template: bytes  # those that repeat, 0 elsewhere
     time_at: npt.NDArray[np.int64]  # where each point's time begins
     value_at: npt.NDArray[np.int64]
     is_float: npt.NDArray[np.bool_]
     is_integer: npt.NDArray[np.bool_]
     is_empty: npt.NDArray[np.bool_]
+    are_floats: bool
 
     @property
     def nbytes(self) -> int:
@@ -85,6 +88,7 @@ class _Layout:
             self.is_float,
             self.is_integer,
             self.is_empty,
+            self.are_floats,
         )
 
 
@@ -108,7 +112,7 @@ class Layouts:
         place = (metric, kind, len(body))
         known = self._layouts.get(place, [])
         for layout in known:
-            if np.array_equal(octets & layout.mask, layout.template):
+            if (octets & layout.mask).tobytes() == layout.template:
                 return layout.read(body)
         message = _MESSAGES[kind].FromString(encoded)
         if any(point.exemplars for point in message.data_points):
@@ -150,12 +154,13 @@ def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8]) -> _Layout
         getattr(message, "aggregation_temporality", 0),
         getattr(message, "is_monotonic", False),
         mask,
-        body & mask,
+        (body & mask).tobytes(),
         time_at,
         value_at,
         np.array([kind == "as_double" for kind in kinds], bool),
         np.array([kind == "as_int" for kind in kinds], bool),
         np.array([kind == "empty" for kind in kinds], bool),
+        bool(kinds) and all(kind == "as_double" for kind in kinds),
     )
 
 

@@ -120,6 +120,21 @@ def _identity(metric: Any, kind: str, temporality: int, monotonic: bool = False)
 
 
 def _numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
+    points, times = numbers.points, numbers.times
+    if (
+        points.whole is not None
+        and numbers.are_floats
+        and numbers.exemplars is None
+        and 0 < times[0] <= MAX_NANOS
+        and (times == times[0]).all()
+    ):
+        # What nearly everybody sends: a float for each attribute set, all of one moment.
+        time, values = times[:1].astype(np.int64), numbers.floats.reshape(-1, 1)
+        return _Read([Frame(metric, "value", points.whole, time, values)], len(values))
+    return _mixed_numbers(metric, numbers)
+
+
+def _mixed_numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
     usable = valid_times(numbers.times)
     times = numbers.times.astype(np.int64)
     frames: list[Frame] = []
