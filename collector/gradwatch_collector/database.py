@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -168,10 +168,11 @@ def return_pages(connection: Connection) -> int:
     return min(free, _PAGES_AT_ONCE)
 
 
-def batched(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield the items in lists that fit into one statement as parameters."""
-    for start in range(0, len(items), _MOST_PARAMETERS):
-        yield items[start : start + _MOST_PARAMETERS]
+def batched(items: Collection[T], width: int = 1) -> Iterator[list[T]]:
+    """Yield the items in lists that fit into one statement as parameters, ``width`` for each."""
+    ordered, at_once = list(items), _MOST_PARAMETERS // width
+    for start in range(0, len(ordered), at_once):
+        yield ordered[start : start + at_once]
 
 
 def is_deadlock(error: SQLAlchemyError) -> bool:

@@ -7,22 +7,21 @@ changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from operator import attrgetter, itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, tuple_, update
 
 from gradwatch import conventions as c
 from gradwatch_collector import schema, telling
 from gradwatch_collector.clocks import Clock
+from gradwatch_collector.database import batched
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.refresh import refresh_run
 from gradwatch_collector.upsert import insert
 from gradwatch_slo.runs import Status
-
-_Place = TypeVar("_Place")
 
 _NANOS = 1_000_000_000
 _PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
@@ -41,7 +40,6 @@ _BACK: dict[str, Any] = {"status": Status.RUNNING, "reason": None, "ended_at": N
 # does.
 _process = schema.process.c
 _PLACE = (_process.run_id, _process.attempt, _process.rank, _process.instance)
-_AT_ONCE = 1_000
 _SEEN = select(*_PLACE).where(tuple_(_process.run_id, _process.rank).in_(bindparam("senders", expanding=True)))
 _STANDING = select(*(each for each in _process if each.name != "resource")).where(
     tuple_(*_PLACE).in_(bindparam("processes", expanding=True))
@@ -145,7 +143,7 @@ _Senders = dict[tuple[str, int], list[tuple[int, str]]]
 def _seen(connection: Connection, senders: Collection[tuple[str, int]]) -> _Senders:
     """Return attempt and instance of all processes known for each run and rank."""
     found: _Senders = {sender: [] for sender in senders}
-    for some in _parts(senders):
+    for some in batched(senders, 2):
         for run_id, attempt, rank, instance in connection.execute(_SEEN, {"senders": some}):
             found[run_id, rank].append((attempt, instance))
     return found
@@ -154,7 +152,7 @@ def _seen(connection: Connection, senders: Collection[tuple[str, int]]) -> _Send
 def _rows(connection: Connection, keys: Collection[ProcessKey]) -> dict[ProcessKey, RowMapping]:
     return {
         ProcessKey(row["run_id"], row["attempt"], row["rank"], row["instance"]): row
-        for some in _parts([astuple(key) for key in keys])
+        for some in batched([astuple(key) for key in keys], len(_PLACE))
         for row in connection.execute(_STANDING, {"processes": some}).mappings()
     }
 
@@ -173,13 +171,6 @@ def _hear(connection: Connection, heard: Mapping[ProcessKey, int]) -> int:
         for key, at in sorted(heard.items(), key=lambda item: astuple(item[0]))
     ]
     return connection.execute(_HEARD, moments).rowcount
-
-
-def _parts(places: Collection[_Place]) -> Iterator[list[_Place]]:
-    """No more at once than a statement has parameters."""
-    ordered = list(places)
-    for first in range(0, len(ordered), _AT_ONCE):
-        yield ordered[first : first + _AT_ONCE]
 
 
 def _attempt_by_order(source: Source, known: Sequence[tuple[int, str]]) -> int:
