@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.reading import read_series
-from gradwatch_collector.shards import shard_norms
+from gradwatch_collector.shards import Place, place_of, shard_norms
+from gradwatch_collector.telling import number
 
 _Reduce = Callable[[npt.NDArray[np.float64]], Any]
 _FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "max": np.max}
@@ -46,12 +47,12 @@ class LayerSummary:
 
 def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[LayerSummary]:
     """Return the layers of an attempt in the order the agent reported them."""
-    totals: dict[tuple[str, int | None], dict[str, float]] = {}
+    totals: dict[Place, dict[str, float]] = {}
     for field, reduce in _FIELDS.items():
         for point in read_series(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt):
             if point.values is None or not point.values.size:
                 continue
-            place = (str(point.attributes.get(c.LAYER_NAME)), point.attributes.get(c.OPTIMIZER))
+            place = place_of(point.attributes)
             held = totals.setdefault(place, {})
             values = [float(reduce(point.values.astype(np.float64))), *([held[field]] if field in held else [])]
             held[field] = float(reduce(np.array(values)))
@@ -69,4 +70,7 @@ def _summary(layer: str, optimizer: int | None, held: dict[str, float]) -> Layer
     count = int(held.get("count", 0))
     if not count:
         return LayerSummary(layer, optimizer, 0, None, None, None)
-    return LayerSummary(layer, optimizer, count, held["sum"] / count, held["min"], held["max"])
+    # Sum, least and greatest are optional in OTLP, and may be no numbers.
+    told = {field: number(held.get(field)) for field in ("sum", "min", "max")}
+    mean = None if told["sum"] is None else told["sum"] / count
+    return LayerSummary(layer, optimizer, count, mean, told["min"], told["max"])
