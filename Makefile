@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector soak-outage soak-kills soak-harm soak-endings soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector soak-outage soak-kills soak-harm soak-endings soak-sigterm soak-fuzz servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the coll
 
 soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what is watched, in ten minutes
 	$(BIN)/python -m tests.soak.sigterm $(BENCH_ARGS)
+
+soak-fuzz: $(VENV)/.dev ## Send the collector a million spoiled requests, and look for what it does not bear
+	$(BIN)/python -m tests.soak.fuzz $(BENCH_ARGS)
 
 soak-endings: $(VENV)/.dev ## End thirty training runs in every way there is, on SQLite and PostgreSQL
 	GRADWATCH_SOAK=1 $(BIN)/pytest tests/integration/test_endings.py -k every_ending $(PYTEST_ARGS)
