@@ -67,7 +67,7 @@ _UNSOUND_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = 0.2
 _LOOKS_A_READING: Final = 25
 _READ_AT_ONCE: Final = 5
-_READ_AT_THE_END: Final = 100
+_READ_AT_THE_END: Final = 50
 _SHOWN: Final = 10
 _SHAPES: Final = {name: Draft202012Validator(load_schema(name)) for name in SCHEMAS}
 
@@ -150,6 +150,10 @@ class Client(ABC):
             self._findings.add(self.name, self.sent, request, verdict.why)
         # One that came in an overload is sent again.
         self.kept += is_good and verdict.word == "taken"
+
+    @abstractmethod
+    def close(self) -> None:
+        """Send nothing any more."""
 
     @abstractmethod
     def _spoiled(self) -> Request:
@@ -242,6 +246,11 @@ class HttpClient(Client):
         self._address = host, int(port)
         self._connection: socket.socket | None = None
 
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def _spoiled(self) -> Request:
         return self.spoiler.over_http()
 
@@ -279,8 +288,7 @@ class HttpClient(Client):
             judged_http(request, *answer) for request, answer in zip(requests, answers.whole, strict=False)
         ]
         if len(verdicts) < len(requests):
-            self._connection.close()
-            self._connection = None
+            self.close()
             # After an internal error the server closes, and that is one finding and not eight.
             first = Verdict("unanswered") if any(each.why for each in verdicts) else Verdict("BROKEN", why)
             verdicts += [first, *[Verdict("unanswered")] * (len(requests) - len(verdicts) - 1)]
@@ -308,6 +316,9 @@ class GrpcClient(Client):
         super().__init__(*arguments)
         options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
         self._channel = grpc.insecure_channel(address, options=options)
+
+    def close(self) -> None:
+        self._channel.close()
 
     def _spoiled(self) -> Request:
         return self.spoiler.over_grpc()
@@ -393,8 +404,9 @@ def fuzz(
                     peak = _watch(running, reader, sending, lambda: progress(sum(one.sent for one in clients)))
                 finally:
                     stop.set()
-            for each in sending:
-                each.result()
+            for client, done in zip(clients, sending, strict=True):
+                client.close()
+                done.result()
             seconds = time.monotonic() - started
             if running.process.poll() is None:
                 reader.read(_READ_AT_THE_END)
