@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet soak-outage soak-kills soak-harm soak-sigterm servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet soak-outage soak-kills soak-harm soak-sigterm soak-fuzz servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ soak-harm: $(VENV)/.dev ## Measure what training takes longer for where the coll
 
 soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what is watched, in ten minutes
 	$(BIN)/python -m tests.soak.sigterm $(BENCH_ARGS)
+
+soak-fuzz: $(VENV)/.dev ## Send the collector a million spoiled requests, and look for what it does not bear
+	$(BIN)/python -m tests.soak.fuzz $(BENCH_ARGS)
 
 servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
 	@scripts/install-servers

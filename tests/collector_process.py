@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import requests
 
@@ -70,11 +70,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def collector(database: str, *options: str) -> Iterator[Collector]:
-    """Serve on a free loopback port until the block ends; no gRPC, unless an option asks for it."""
+def collector(database: str, *options: str, log: IO[str] | None = None) -> Iterator[Collector]:
+    """Serve on a free loopback port until the block ends; no gRPC, unless an option asks for it.
+
+    ``log``: a file for what it logs; without, that goes to this process's standard error.
+    """
     command = [*GRADWATCH, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", "--grpc", "off"]
     command += options
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

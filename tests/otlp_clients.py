@@ -36,12 +36,12 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 PATIENCE_SECONDS: Final = 60
 # A field that no version of OTLP has: number 999, one varint.
 _UNKNOWN: Final = b"\xb8\x3e\x01"
-_RESPONSES: Final = {
+RESPONSES: Final = {
     ExportMetricsServiceRequest: ("metrics", ExportMetricsServiceResponse, "rejected_data_points"),
     ExportLogsServiceRequest: ("logs", ExportLogsServiceResponse, "rejected_log_records"),
     ExportTraceServiceRequest: ("traces", ExportTraceServiceResponse, "rejected_spans"),
 }
-_SERVICES: Final = {
+SERVICES: Final = {
     "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
     "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -100,7 +100,7 @@ class _Http(Client):
     content_type: str
 
     def post(self, kind: type, body: bytes, *, compress: bool = False, token: str | None = None) -> Answer:
-        path, response, rejected = _RESPONSES[kind]
+        path, response, rejected = RESPONSES[kind]
         headers = {"Content-Type": self.content_type}
         if compress:
             headers["Content-Encoding"] = "gzip"
@@ -188,8 +188,8 @@ class GrpcClient(_Binary):
         self._channel.close()
 
     def post(self, kind: type, body: bytes, *, compress: bool = False, token: str | None = None) -> Answer:
-        path, response, rejected = _RESPONSES[kind]
-        export = self._channel.unary_unary(f"/{_SERVICES[path]}/Export")
+        path, response, rejected = RESPONSES[kind]
+        export = self._channel.unary_unary(f"/{SERVICES[path]}/Export")
         try:
             answer = export(
                 body,

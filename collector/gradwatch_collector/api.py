@@ -16,13 +16,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gradwatch import conventions as c
-from gradwatch_collector import views
+from gradwatch_collector import openapi, views
 from gradwatch_collector.auth import grant_of
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.metric_catalog import list_metrics
@@ -36,6 +37,23 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus 2.x asks for by default and every version reads.
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Text(Convertor[str]):
+    """The rest of a path. A run id may be any text, and what Starlette knows takes no line breaks."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """Return the text."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Return the text."""
+        return value
+
+
+register_url_convertor("text", _Text())
 
 
 class Api:
@@ -57,10 +75,11 @@ class Api:
         """Return the routes."""
         return [
             Route("/api/v1/runs", self.runs),
-            Route("/api/v1/runs/{run_id:path}", self.run),
+            Route("/api/v1/runs/{run_id:text}", self.run),
             Route("/api/v1/metrics", self.metrics),
             Route("/api/v1/series", self.series),
             Route("/api/v1/slos", self.slos),
+            Route(openapi.PATH, self.description),
             Route("/metrics", self.prometheus),
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),
@@ -130,6 +149,10 @@ class Api:
                 evaluate_objectives(connection, self._objectives, time.time_ns(), *views.of_team(team))
             )
         )
+
+    async def description(self, _: Request) -> Response:
+        """Describe the API."""
+        return JSONResponse(openapi.document())
 
     async def prometheus(self, _: Request) -> Response:
         """Render /metrics."""

@@ -21,6 +21,7 @@ from gradwatch_collector.records import Times
 from gradwatch_collector.runs import RunRow
 
 _NANOS: Final = 1_000_000_000
+_LONGEST_STEP: Final = 1e9  # seconds: 30 years
 Doubles = npt.NDArray[np.float64]
 
 
@@ -95,5 +96,7 @@ def _at(times: Times, told: _Told | None) -> Doubles:
     values = np.zeros(len(times))
     if told is not None:
         _, ours, theirs = np.intersect1d(times, told.times, assume_unique=True, return_indices=True)
-        values[ours] = np.nan_to_num(told.values[theirs], posinf=0.0, neginf=0.0)
+        # What cannot be a duration is none; sums of the largest numbers would be infinite.
+        known = np.nan_to_num(told.values[theirs], posinf=0.0, neginf=0.0)
+        values[ours] = np.clip(known, 0.0, _LONGEST_STEP)
     return values

@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.reading import PointRollup, read_rollups, read_series
-from gradwatch_collector.shards import shard_norms
+from gradwatch_collector.shards import Place, place_of, shard_norms
+from gradwatch_collector.telling import number
 
 _Reduce = Callable[[npt.NDArray[np.float64]], Any]
 _FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "max": np.max}
@@ -46,7 +47,7 @@ class LayerSummary:
 
 def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[LayerSummary]:
     """Return the layers of an attempt in the order the agent reported them."""
-    totals: dict[tuple[str, int | None], dict[str, float]] = {}
+    totals: dict[Place, dict[str, float]] = {}
     for field, reduce in _FIELDS.items():
         told = [
             (point.attributes, float(reduce(point.values.astype(np.float64))))
@@ -56,7 +57,7 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
         rolled_up = read_rollups(connection, run_id, c.LAYER_GRADIENT_NORM.name, field, attempt=attempt)
         told += [(rolled.attributes, _of_rollup(rolled, field)) for rolled in rolled_up]
         for attributes, value in told:
-            place = (str(attributes.get(c.LAYER_NAME)), attributes.get(c.OPTIMIZER))
+            place = place_of(attributes)
             held = totals.setdefault(place, {})
             held[field] = float(reduce(np.array([value, *([held[field]] if field in held else [])])))
     for place, norms in shard_norms(connection, run_id, attempt).items():
@@ -80,4 +81,7 @@ def _summary(layer: str, optimizer: int | None, held: dict[str, float]) -> Layer
     count = round(held.get("count", 0))
     if not count:
         return LayerSummary(layer, optimizer, 0, None, None, None)
-    return LayerSummary(layer, optimizer, count, held["sum"] / count, held["min"], held["max"])
+    # Sum, least and greatest are optional in OTLP, and may be no numbers.
+    told = {field: number(held.get(field)) for field in ("sum", "min", "max")}
+    mean = None if told["sum"] is None else told["sum"] / count
+    return LayerSummary(layer, optimizer, count, mean, told["min"], told["max"])

@@ -14,6 +14,9 @@ from gradwatch_collector.runs import JobLabels, job_labels_of
 
 _KEPT: Final = {metric.name: metric for metric in (*c.RUN_GAUGES, c.LOGGED)}
 _MAX_RUNS: Final = 10_000
+# Newest numbers, of all runs and of one: points may be told apart by whatever a sender thinks of.
+_MAX_PLACES: Final = 300_000
+_MAX_PLACES_OF_RUN: Final = 30_000
 # A logged metric is a Prometheus series for each job: names made up by a loop must not become a flood.
 _MAX_JOBS: Final = 1_000
 _MAX_NAMES: Final = 50
@@ -33,6 +36,7 @@ class LiveRuns:
         self._heard: dict[str, int] = {}
         # Time and value by place, for each run.
         self._runs: dict[str, dict[_Place, tuple[int, float]]] = {}
+        self._places = 0
         # job -> newest value of each logged metric over its runs; outlives the runs.
         self._jobs: dict[JobLabels, dict[str, float]] = {}
 
@@ -49,14 +53,17 @@ class LiveRuns:
         values = self._runs.pop(key.run_id, None)
         if values is None:
             values = {}
-            if len(self._runs) >= _MAX_RUNS:
-                self._runs.pop(next(iter(self._runs)))  # the one that has been quiet the longest
+        self._places -= len(values)
+        while self._runs and (len(self._runs) >= _MAX_RUNS or self._places > _MAX_PLACES):
+            self._places -= len(self._runs.pop(next(iter(self._runs))))  # quiet the longest
         self._runs[key.run_id] = values
         assert frame.values is not None
         metric, at = frame.metric.name, int(frame.times[-1])
         for index, point in enumerate(frame.attribute_set.points):
             name = telling.text(point.get(c.METRIC_NAME)) or ""
             place = (metric, name, key.rank, 0 if name else index)
+            if place not in values and len(values) >= _MAX_PLACES_OF_RUN:
+                continue
             held_at, held = values.get(place, (0, 0.0))
             if _KEPT[metric].kind == "sum":
                 values[place] = (at, held + float(frame.values[index].sum()))
@@ -64,6 +71,7 @@ class LiveRuns:
                 values[place] = (at, float(frame.values[index, -1]))
                 if name:
                     self._keep_for_job(batch, name, values[place][1])
+        self._places += len(values)
 
     def _keep_for_job(self, batch: Batch, name: str, value: float) -> None:
         job = job_labels_of(batch.source.resource)
@@ -88,7 +96,7 @@ class LiveRuns:
             heard = self._heard.items()
             self._heard = {run_id: at for run_id, at in heard if run_id in keep and at >= keep[run_id]}
             for run_id in self._runs.keys() - self._heard.keys():
-                del self._runs[run_id]
+                self._places -= len(self._runs.pop(run_id))
 
     def gauge(self, run_id: str, metric: c.Metric) -> float | None:
         """Return the newest value, the highest over ranks and devices; None if it was never sent."""

@@ -27,6 +27,7 @@ from starlette.middleware import Middleware
 from gradwatch_collector import otlp
 from gradwatch_collector.api import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
+from gradwatch_collector.connections import HttpConnection
 from gradwatch_collector.database_clock import DatabaseClock
 from gradwatch_collector.evaluator import Evaluator
 from gradwatch_collector.exposition import RunMetrics
@@ -249,12 +250,15 @@ def application(
         guard=guard if settings.guarded(settings.http) else None,
         on_refused=instruments.reject,
     )
-    return Starlette(
+    app = Starlette(
         routes=[*otlp.routes(intake), *Api(engine, evaluator, objectives, metrics).routes()],
         middleware=[gate],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )
+    # OTLP knows no redirects, and a client that follows none would be told nothing.
+    app.router.redirect_slashes = False
+    return app
 
 
 def serve(
@@ -267,7 +271,7 @@ def serve(
             logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
     config = uvicorn.Config(
         application(engine, settings, grpc, connections=lambda: len(server.server_state.connections)),
-        http="httptools",
+        http=HttpConnection,
         ws="none",
         # Ours, not uvicorn's own.
         log_config=None,

@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.reading import PointSeries, read_series
+from gradwatch_collector.records import Attributes
+from gradwatch_collector.telling import integer
 
 Place = tuple[str, int | None]
 _Steps = dict[int, float]
@@ -27,10 +29,14 @@ def shard_norms(connection: Connection, run_id: str, attempt: int) -> dict[Place
     for point in read_series(connection, run_id, c.LAYER_GRADIENT_SHARD_SQUARE.name, attempt=attempt):
         clock = clocks.get(point.rank)
         if clock is not None:
-            place = (str(point.attributes.get(c.LAYER_NAME)), point.attributes.get(c.OPTIMIZER))
-            by_step = shares.setdefault(place, {}).setdefault(point.rank, {})
+            by_step = shares.setdefault(place_of(point.attributes), {}).setdefault(point.rank, {})
             by_step.update(_by_step(point, clock))
     return {place: _norms(list(ranks.values())) for place, ranks in shares.items()}
+
+
+def place_of(attributes: Attributes) -> Place:
+    """Return the layer and the optimizer that a point is about, whatever its sender called them."""
+    return str(attributes.get(c.LAYER_NAME)), integer(attributes.get(c.OPTIMIZER))
 
 
 def _by_step(point: PointSeries, clock: PointSeries) -> _Steps:

@@ -18,8 +18,9 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 # Probes carry no credentials and tell nothing.
 _PROBES: Final = ("/healthz", "/readyz")
 _READING: Final = ("GET", "HEAD")
-# What knows how to leave other teams' runs out. Everything else is refused to a team, `/metrics` above all.
-_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/series", "/api/v1/slos")
+# What knows how to leave other teams' runs out, or tells of none. Everything else is refused to a team,
+# `/metrics` above all.
+_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/series", "/api/v1/slos", "/api/v1/openapi.json")
 
 
 class ForeignHostError(OtlpError):

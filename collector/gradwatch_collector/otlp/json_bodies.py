@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -18,6 +19,9 @@ from gradwatch_collector.otlp.errors import MalformedError
 
 _IDS: Final = frozenset({"trace_id", "span_id", "parent_span_id"})
 _LONGEST_REASON: Final = 300
+
+# JSON can write what is no text. No protobuf can say it, and in a key or an error the library fails over it.
+_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # Key in an object -> where to go on, or None where there is an id.
 _Ids = Mapping[str, Any]
@@ -40,6 +44,8 @@ class JsonRequest:
             told = json.loads(body.decode(), parse_constant=_refuse_constant)
             if not isinstance(told, dict):
                 self._refuse(f"it is a JSON {type(told).__name__} and no object")
+            if _ESCAPED_SURROGATE.search(body) and not _is_text(told):
+                self._refuse("half of a surrogate pair is no text")
             _ids_to_base64(told, self._ids)
             message = json_format.ParseDict(told, self._message(), ignore_unknown_fields=True)
             encoded: bytes = message.SerializeToString()
@@ -79,6 +85,14 @@ def _ids_to_base64(told: Any, ids: _Ids) -> None:
                 _ids_to_base64(told[key], ids[key])
             elif isinstance(told[key], str):
                 told[key] = base64.b64encode(_from_hex(key, told[key])).decode()
+
+
+def _is_text(told: Any) -> bool:
+    try:
+        json.dumps(told, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _from_hex(key: str, text: str) -> bytes:

@@ -71,8 +71,8 @@ class _Layout:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, roughly."""
-        return 2 * self.mask.nbytes + 512 * (1 + len(self.time_at))
+        """Memory held, roughly: mask, template and attributes; eight arrays and dictionaries; points."""
+        return 3 * self.mask.nbytes + 4096 + 512 * len(self.time_at)
 
     def read(self, body: bytes) -> Numbers:
         # Every eight bytes of the body as a number, whatever they are: the points are picked from these.

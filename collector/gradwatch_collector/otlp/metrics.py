@@ -34,6 +34,13 @@ class _Read:
     rejected: int = 0
 
 
+# Bytes as they come, of senders and of points' attributes each; as Python objects they take ten times that.
+# Thousands of senders have room, and ones that say a megabyte about themselves do not take all memory.
+_REMEMBERED: Final = 4 << 20
+_PER_POINT: Final = 64
+
+_Encoded = tuple[tuple[bytes, ...], ...]  # the attributes of each point
+
 # The fields of histogram and summary points that are one number each. What is left of a point when these and
 # its place in the stream are taken away (buckets, quantiles) is packed.
 _INTEGER_FIELDS: Final = ("count",)
@@ -47,8 +54,8 @@ class MetricsDecoder:
 
     def __init__(self) -> None:
         self._layouts = Layouts()
-        self._sources: Remembered[bytes, Source] = Remembered(4096)
-        self._points: Remembered[tuple[Any, ...], Points] = Remembered(1024)
+        self._sources: Remembered[bytes, Source] = Remembered(_REMEMBERED, len)
+        self._points: Remembered[_Encoded, Points] = Remembered(_REMEMBERED, _size)
 
     def decode(self, body: bytes) -> Decoded:
         """Decode an ``ExportMetricsServiceRequest``.
@@ -113,6 +120,10 @@ class MetricsDecoder:
         else:
             frames = []
         return _Read(frames, len(usable), len(points) - len(usable) - empty)
+
+
+def _size(points: _Encoded) -> int:
+    return sum(_PER_POINT + sum(map(len, attributes)) for attributes in points)
 
 
 def _identity(metric: Any, kind: str, temporality: int, monotonic: bool = False) -> MetricIdentity:

@@ -6,7 +6,7 @@ what repeats is remembered, by the bytes it was sent as.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -22,16 +22,25 @@ MAX_NANOS: Final = 2**63 - 1
 
 
 class Remembered(dict[_Key, _Value], Generic[_Key, _Value]):
-    """A dictionary that starts over when it is full: cheaper than keeping the order of use."""
+    """A dictionary that starts over when it is full: cheaper than keeping the order of use.
 
-    def __init__(self, limit: int) -> None:
+    ``weigh``: what a key counts of ``limit``; what would fill it alone is not remembered.
+    """
+
+    def __init__(self, limit: int, weigh: Callable[[_Key], int] = lambda _: 1) -> None:
         super().__init__()
         self._limit = limit
+        self._weigh = weigh
+        self._weight = 0
 
     def __setitem__(self, key: _Key, value: _Value) -> None:
-        if len(self) >= self._limit:
+        weight = self._weigh(key)
+        if self._weight + weight > self._limit:
             self.clear()
-        super().__setitem__(key, value)
+            self._weight = 0
+        if weight <= self._limit:
+            self._weight += weight
+            super().__setitem__(key, value)
 
 
 @dataclass(frozen=True, slots=True)

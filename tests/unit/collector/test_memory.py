@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradwatch import conventions as c
+from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.otlp.errors import UnavailableError
 from gradwatch_collector.otlp.memory import Holding, Memory
+from gradwatch_collector.otlp.metrics import MetricsDecoder
+from gradwatch_collector.otlp.points import Remembered
+from gradwatch_collector.records import ProcessKey
+from tests.batches import batch, frame, source
+from tests.otlp_clients import gauge, metrics_request
 
 
 def test_who_would_make_it_too_much_is_asked_to_come_again() -> None:
@@ -52,3 +61,47 @@ def test_several_never_hold_more_than_the_limit(growths: list[tuple[int, int]]) 
         else:
             held[who] += size
             assert sum(held) <= memory.limit or sum(held) == held[who]
+
+
+@given(st.lists(st.integers(0, 120)))
+def test_what_is_remembered_never_weighs_more_than_the_limit(sizes: list[int]) -> None:
+    remembered: Remembered[bytes, int] = Remembered(100, len)
+    for number, size in enumerate(sizes):
+        key = bytes([number % 256]) * size
+        remembered[key] = number
+        assert (key in remembered) == (size <= 100)
+        assert sum(map(len, remembered)) <= 100
+
+
+def test_senders_that_say_much_about_themselves_are_not_all_remembered() -> None:
+    decoder = MetricsDecoder()
+    tracemalloc.start()
+    for number in range(64):
+        told = {"training.run.id": "run", "notes": f"{number}" + "x" * (1 << 20)}
+        decoder.decode(metrics_request(told, gauge("norm", (1, 1.0))).SerializeToString())
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 16 << 20
+
+
+def test_the_newest_numbers_of_a_run_are_so_many_however_its_points_are_told_apart() -> None:
+    live = LiveRuns()
+    key = ProcessKey("run", 1, 0, "one")
+    tracemalloc.start()
+    for turn in range(20):
+        points = [{c.METRIC_NAME: f"metric {turn}/{i}"} for i in range(5_000)]
+        live.update([(key, batch(source(), frames=[frame(c.LOGGED, points, [turn], [[1.0]] * 5_000)]), 0)])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20 << 20
+
+
+def test_the_newest_numbers_of_all_runs_are_so_many() -> None:
+    live = LiveRuns()
+    points = [{"i": i} for i in range(5_000)]
+    for number in range(100):
+        sent = batch(source(f"run-{number}"), frames=[frame(c.LOSS, points, [1], [[1.0]] * 5_000)])
+        live.update([(ProcessKey(f"run-{number}", 1, 0, "one"), sent, 0)])
+    kept = [number for number in range(100) if live.gauge(f"run-{number}", c.LOSS) is not None]
+    assert kept[-1] == 99
+    assert 50 <= len(kept) <= 61

@@ -115,6 +115,12 @@ def test_no_body_makes_the_reader_fail_in_any_other_way(kind: type, body: bytes)
         READERS[kind].to_protobuf(body)
 
 
+def test_a_whole_surrogate_pair_is_a_letter() -> None:
+    body = b'{"resourceSpans": [{"schemaUrl": "\\ud83d\\uDD25", "\\ud83d\\udd25": 1}]}'
+    read = ExportTraceServiceRequest.FromString(READERS[ExportTraceServiceRequest].to_protobuf(body))
+    assert read.resource_spans[0].schema_url == "\U0001f525"
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -127,7 +133,9 @@ def test_no_body_makes_the_reader_fail_in_any_other_way(kind: type, body: bytes)
         (b'{"resourceSpans": [null]}', "null is not allowed"),
         (b'{"resourceSpans": {}}', "repeated field resourceSpans must be in []"),
         (b'{"resourceSpans": [{"schemaUrl": 1}]}', "Failed to parse"),
-        (b'{"resourceSpans": [{"schemaUrl": "\\ud800"}]}', "Failed to parse"),
+        (b'{"resourceSpans": [{"schemaUrl": "\\ud800"}]}', "half of a surrogate pair"),
+        (b'{"resourceSpans": "\\uDFFF\\ud800"}', "half of a surrogate pair"),
+        (b'{"resourceSpans": [{"\\udbff": 1}]}', "half of a surrogate pair"),
         (b'{"x": ' + b"9" * 5_000 + b"}", "Exceeds the limit"),
     ],
 )
