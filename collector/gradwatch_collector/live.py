@@ -107,12 +107,14 @@ class LiveRuns:
 
 
 def _ratios(values: dict[_Place, tuple[int, float]], used: c.Metric, limit: c.Metric) -> list[float]:
-    limits = {place[1:]: value for place, (_, value) in values.items() if place[0] == limit.name and value}
-    return [
+    limits = {place[1:]: value for place, (_, value) in values.items() if place[0] == limit.name and value > 0}
+    ratios = [
         value / limits[place[1:]]
         for place, (_, value) in values.items()
         if place[0] == used.name and place[1:] in limits
     ]
+    # What cannot be measured is told by nobody but a sender gone wrong, and no database keeps it as JSON.
+    return [ratio for ratio in ratios if math.isfinite(ratio)]
 
 
 def _highest(values: list[float]) -> float | None:
