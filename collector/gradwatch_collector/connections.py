@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -15,9 +15,8 @@ class HttpConnection(HttpToolsProtocol):
     on to write, and uvloop, unlike asyncio, raises when the connection is gone.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
-        """Begin without requests."""
-        super().connection_made(transport)
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
         self._unanswered: deque[RequestResponseCycle] = deque()
 
     def on_headers_complete(self) -> None:

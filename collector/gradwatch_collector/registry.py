@@ -309,9 +309,10 @@ def _memory_changes(frames: Sequence[Frame]) -> dict[str, Any]:
         # Senders tell both at once, for the same devices in the same order.
         if used in newest and limit in newest and len(newest[used]) == len(newest[limit]):
             pairs = zip(newest[used].tolist(), newest[limit].tolist(), strict=True)
-            left = min((1 - u / total for u, total in pairs if total), default=math.nan)
-            if math.isfinite(left):
-                return {"memory_headroom": left}
+            # What cannot be measured is told by nobody but a sender gone wrong.
+            left = [ratio for u, total in pairs if total > 0 and math.isfinite(ratio := 1 - u / total)]
+            if left:
+                return {"memory_headroom": min(left)}
     return {}
 
 

@@ -233,6 +233,25 @@ def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> N
     assert story.run()["status"] == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("peak", "limit"),
+    [
+        (math.inf, 1.0),
+        (math.nan, 1.0),
+        (1.0, math.nan),
+        (1.0, 0.0),
+        (1.0, -1.0),
+        (1e308, 5e-324),
+        (-math.inf, 1.0),
+    ],
+)
+def test_headroom_that_cannot_be_is_unknown(story: Story, peak: float, limit: float) -> None:
+    frames = [scalar(c.DEVICE_MEMORY_PEAK, [1], [peak]), scalar(c.DEVICE_MEMORY_LIMIT, [1], [limit])]
+    story.receive(batch(source(), STARTED, frames=frames), 1)
+    (process,) = story.rows(schema.process)
+    assert process["memory_headroom"] is None
+
+
 TOLD = st.sampled_from(
     [
         {"events": [STARTED]},
