@@ -27,7 +27,7 @@ from sqlalchemy import text
 from collection import history, limits, peak, space, steady
 from collection.figures import Figure, table
 from collection.servers import postgresql
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 from page import PAGE, write
 
 SCENES: Final = ("peak", "steady", "space", "history", "limits")

@@ -26,15 +26,15 @@ from gradwatch import conventions as c
 from gradwatch.export.aggregate import LayerAggregate
 from gradwatch.export.otlp_encoding import encoded_resource, metrics_request
 from gradwatch.telemetry import HistogramPoint, MetricPoints, MetricSeries, Point
-from gradwatch_collector import database as db
-from gradwatch_collector.compaction import compact
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.records import Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.retention import Policy, prune
-from gradwatch_collector.segments import DAY
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.retention import Policy, prune
+from gradwatch_collector.storage.segments import DAY
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 
 SECOND = 1_000_000_000
 STEPS = 60

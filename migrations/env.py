@@ -1,4 +1,4 @@
-"""Alembic's entry point, called by `gradwatch_collector.database` with a connection in its own transaction."""
+"""Alembic's entry point, called by `gradwatch_collector.storage.database` within a transaction of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from alembic import context
 
-from gradwatch_collector import schema
+from gradwatch_collector.storage import schema
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:

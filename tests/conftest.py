@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 from tests.collector_process import eventually
 from tests.control_groups import limited_group
 from tests.postgresql import own_server

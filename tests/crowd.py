@@ -17,10 +17,10 @@ from sqlalchemy import Connection, func, select
 from gradwatch import conventions as names
 from gradwatch.export.otlp_encoding import encoded_resource, logs_request, metrics_request
 from gradwatch.telemetry import Event, MetricSeries
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.compaction import compact
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.reading import read_series
 from tests.collector_process import eventually
 
 # Points in a request.

@@ -15,13 +15,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from gradwatch_collector import otlp
+from gradwatch_collector.api.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.auth import Gate, Guard
-from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.otlp.grpc_server import GrpcServer
 from gradwatch_collector.records import ProcessKey, Source
-from gradwatch_collector.refusals import EXCEPTION_HANDLERS
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.server import Address
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service.ingest import Ingest
+from gradwatch_collector.service.server import Address
 
 
 @dataclass(frozen=True)

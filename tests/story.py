@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from gradwatch_collector import schema
-from gradwatch_collector.database import transaction
 from gradwatch_collector.records import Batch, ProcessKey, Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.silence import mark_silent
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.runs.silence import mark_silent
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 from tests.batches import SECOND, at
 
 

@@ -16,12 +16,12 @@ from collection.load import STEP_NANOS, Shape, generate, layer_name
 from collection.servers import collector, new_database, stored_bytes
 from collection.space import compact_everything
 from gradwatch import conventions as c
-from gradwatch_collector import database as db
-from gradwatch_collector.heat_map import heat_map
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.api.heat_map import heat_map
 from gradwatch_collector.records import Batch, Frame, MetricIdentity, ProcessKey, Received, Source
-from gradwatch_collector.series import SeriesIds, attribute_set
-from gradwatch_collector.storage import store
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.reading import read_series
+from gradwatch_collector.storage.series import SeriesIds, attribute_set
+from gradwatch_collector.storage.writing import store
 
 LAYERS: Final = 300
 STEPS: Final = 10_000

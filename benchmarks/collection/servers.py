@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy import Engine, text
 
 from collection.load import connect
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _STARTS_WITHIN: Final = 120.0

@@ -13,12 +13,12 @@ from sqlalchemy import Engine, text
 from collection.figures import Figure, at_most
 from collection.load import Requests, Shape
 from collection.servers import new_database, stored_bytes
-from gradwatch_collector import database as db
-from gradwatch_collector.compaction import compact
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.records import ProcessKey, Received
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 
 ASKED: Final = {"SQLite": 3.6, "PostgreSQL": 4.7}
 _FAR_AHEAD: Final = 365 * 86_400 * 1_000_000_000

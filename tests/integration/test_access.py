@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradwatch import conventions as c
-from gradwatch_collector.server import Address, ServerSettings
+from gradwatch_collector.service.server import Address, ServerSettings
 from tests.collector_process import Collector, collector, eventually, gradwatch
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from sqlalchemy import make_url
 
 from gradwatch import conventions as c
-from gradwatch_collector.api import Api
-from gradwatch_collector.openapi import PATH, document
+from gradwatch_collector.api.openapi import PATH, document
+from gradwatch_collector.api.routes import Api
 from tests.collector_process import Collector, collector, gradwatch
 from tests.fuzzing.samples import events_request, resource_of, samples
 from tests.otlp_clients import ProtobufClient, gauge, metrics_request

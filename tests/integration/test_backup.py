@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 from tests.collector_process import collector, gradwatch
 from tests.crowd import Crowd, lost
 from tests.postgresql import tool

@@ -14,14 +14,14 @@ from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector import schema
-from gradwatch_collector.database import transaction
+from gradwatch_collector.api.views import show_run
 from gradwatch_collector.records import Batch, Received
-from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.schemas import load_schema
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
-from gradwatch_collector.views import show_run
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from tests.batches import at, batch, event, scalar, source
 from tests.collector_process import collector, eventually, train
 

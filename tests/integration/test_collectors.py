@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, make_url, select
 
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.lease import LEASE_SECONDS
+from gradwatch_collector.service.lease import LEASE_SECONDS
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.collector_process import Collector, collector, eventually
 from tests.crowd import Crowd, lost_and_twice
 

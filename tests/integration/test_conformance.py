@@ -16,8 +16,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, E
 from sqlalchemy import select
 
 from gradwatch import conventions as c
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.collector_process import Collector
 from tests.metric_views import metrics, points, series
 from tests.otlp_clients import Answer, Client, any_value, attributes, gauge, metrics_request

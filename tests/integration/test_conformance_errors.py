@@ -16,10 +16,10 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch_collector.auth import Guard, Limits, Tokens
-from gradwatch_collector.ingest import Ingest
-from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.otlp.memory import Memory
-from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service.ingest import Ingest
+from gradwatch_collector.service.instruments import Instruments
 from tests.collector_process import Collector, collector, gradwatch
 from tests.otlp_clients import CLIENTS, Answer, Client, GrpcClient, JsonClient, gauge, metrics_request
 from tests.receivers import Gatekeeper, away, receiving, running

@@ -21,11 +21,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.otlp.grpc_server import GrpcServer
 from gradwatch_collector.otlp.intake import Intake
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.server import Address
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service.ingest import Ingest
+from gradwatch_collector.service.server import Address
 from tests.collector_process import Collector, collector, gradwatch
 from tests.metric_views import points
 from tests.otlp_clients import Answer, GrpcClient, gauge, metrics_request

@@ -16,8 +16,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from sqlalchemy import select
 
 from gradwatch import conventions as c
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.collector_process import Collector
 from tests.metric_views import points, series
 from tests.otlp_clients import gauge, metrics_request

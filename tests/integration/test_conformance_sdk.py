@@ -24,10 +24,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from sqlalchemy import Engine, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.ingest import Ingest
-from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service.ingest import Ingest
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.collector_process import Collector
 from tests.metric_views import metrics, points, series
 from tests.receivers import away, receiving, running

@@ -17,7 +17,7 @@ import requests
 from gradwatch import conventions as names
 from gradwatch.export.otlp_encoding import encoded_resource, logs_request
 from gradwatch.telemetry import Event
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 from tests.collector_process import Collector, collector, eventually
 from tests.crowd import Crowd, lost_and_twice
 from tests.postgresql import own_server

@@ -15,23 +15,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import evaluator, schema
-from gradwatch_collector.database import transaction
-from gradwatch_collector.database_clock import DatabaseClock
-from gradwatch_collector.evaluator import Evaluator
-from gradwatch_collector.exposition import RunMetrics
+from gradwatch_collector.api.views import show_run
 from gradwatch_collector.findings import Observation, Scene
-from gradwatch_collector.lease import Lease
-from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.retention import EMBEDDED
-from gradwatch_collector.runs import load_runs
+from gradwatch_collector.runs.facts import load_runs
+from gradwatch_collector.runs.live import LiveRuns
+from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.schemas import load_schema
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
-from gradwatch_collector.upkeep import Upkeep
-from gradwatch_collector.views import show_run
+from gradwatch_collector.service import evaluator
+from gradwatch_collector.service.evaluator import Evaluator
+from gradwatch_collector.service.exposition import RunMetrics
+from gradwatch_collector.service.lease import Lease
+from gradwatch_collector.service.upkeep import Upkeep
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.database_clock import DatabaseClock
+from gradwatch_collector.storage.retention import EMBEDDED
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, batch, event, scalar, source
 

@@ -13,13 +13,13 @@ from sqlalchemy import Engine, insert, select
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector import schema
-from gradwatch_collector.database import transaction
 from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
 from gradwatch_collector.findings.nonfinite import is_repeated
 from gradwatch_collector.records import Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.runs import RunRow, load_runs
+from gradwatch_collector.runs.facts import RunRow, load_runs
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 from gradwatch_slo.runs import Status
 from tests.batches import at, batch, event, frame, source
 

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.compaction import compact
-from gradwatch_collector.database import transaction
-from gradwatch_collector.heat_map import HeatMap, heat_map
+from gradwatch_collector.api.heat_map import HeatMap, heat_map
 from gradwatch_collector.records import Batch, Frame, MetricIdentity, ProcessKey, Received, Source
-from gradwatch_collector.series import SeriesIds, attribute_set
-from gradwatch_collector.storage import store
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.series import SeriesIds, attribute_set
+from gradwatch_collector.storage.writing import store
 
 METRIC = MetricIdentity("norm", "1", "gauge")
 YEAR = 365 * 86_400 * 1_000_000_000

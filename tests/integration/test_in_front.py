@@ -16,9 +16,9 @@ import pytest
 import requests
 from sqlalchemy import make_url
 
-from gradwatch_collector import database as db
-from gradwatch_collector.database import transaction
-from gradwatch_collector.lease import Lease, LeaseLostError
+from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.database import transaction
 from tests.collector_process import collector, eventually, free_port
 from tests.crowd import LATER_BEHIND_A_PROXY, Crowd, lost_and_twice
 

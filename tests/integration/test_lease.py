@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Engine, select, update
 
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.database import transaction
-from gradwatch_collector.database_clock import DatabaseClock, database_now
-from gradwatch_collector.lease import Lease, LeaseLostError
+from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.database_clock import DatabaseClock, database_now
 
 SECOND = 1_000_000_000
 

@@ -19,16 +19,16 @@ from sqlalchemy import Engine, inspect, select, text
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
 from gradwatch_collector.auth import UNLIMITED, list_tokens
-from gradwatch_collector.compaction import compact
-from gradwatch_collector.database import DatabaseError, SchemaState
-from gradwatch_collector.reading import read_series
 from gradwatch_collector.records import EventRecord, Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.database import DatabaseError, SchemaState
+from gradwatch_collector.storage.reading import read_series
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from tests.batches import at, batch, scalar, source
 
 

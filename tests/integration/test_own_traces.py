@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sqlalchemy import select
 
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.tracing import ENDPOINT
+from gradwatch_collector.service.tracing import ENDPOINT
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.collector_process import Collector, collector, eventually
 from tests.faulty_servers import unused_endpoint
 from tests.otlp_sink import OtlpSink, otlp_sink

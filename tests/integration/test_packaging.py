@@ -84,7 +84,7 @@ def test_the_collector_works_without_torch(installed: Path, with_collector: Path
         code=f"""
 import importlib.util
 assert importlib.util.find_spec("torch") is None
-import gradwatch_collector.server
+import gradwatch_collector.service.server
 {command("db", "upgrade", "--db", f"sqlite:///{tmp_path}/runs.db")}
 """,
     )

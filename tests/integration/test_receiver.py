@@ -34,13 +34,13 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
-from gradwatch_collector.ingest import Committed, Ingest
-from gradwatch_collector.instruments import Instruments
 from gradwatch_collector.otlp.errors import RejectedError, UnavailableError
-from gradwatch_collector.reading import read_series
 from gradwatch_collector.records import Batch, EventRecord, Source
-from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service.ingest import Committed, Ingest
+from gradwatch_collector.service.instruments import Instruments
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.reading import read_series
 from tests.receivers import Gatekeeper, away, running, serving
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
-from gradwatch_collector.database import transaction
 from gradwatch_collector.records import NO_RANK, Batch, Received
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 from tests.batches import at, batch, event, scalar, source
 from tests.story import Story
 

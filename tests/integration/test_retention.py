@@ -16,20 +16,20 @@ from sqlalchemy import Engine, Table, func, select, text
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.compaction import compact
-from gradwatch_collector.database import transaction
-from gradwatch_collector.effective_time import effective_time
-from gradwatch_collector.layers import layer_summaries
-from gradwatch_collector.reading import PointRollup, read_rollups, read_series
+from gradwatch_collector.api.layers import layer_summaries
 from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, Received, SpanRecord
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.retention import FOREVER, Policy, Pruned, age, due, policy_for, prune
-from gradwatch_collector.runs import load_runs
-from gradwatch_collector.segments import DAY
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.runs.effective_time import effective_time
+from gradwatch_collector.runs.facts import load_runs
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.reading import PointRollup, read_rollups, read_series
+from gradwatch_collector.storage.retention import FOREVER, Policy, Pruned, age, due, policy_for, prune
+from gradwatch_collector.storage.segments import DAY
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from tests.batches import START, at, batch, event, frame, scalar, source
 from tests.collector_process import collector, eventually
 

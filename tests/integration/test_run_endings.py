@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
+from gradwatch_collector.api.views import list_runs, show_run
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Source
-from gradwatch_collector.views import list_runs, show_run
+from gradwatch_collector.storage import schema
 from tests.batches import at, batch, event, scalar, source
 from tests.story import Story
 

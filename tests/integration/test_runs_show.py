@@ -10,11 +10,11 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector.database import transaction
 from gradwatch_collector.records import NO_RANK, Batch, Received
-from gradwatch_collector.registry import Registry
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from tests.batches import at, batch, event, source
 
 STACKS = """Thread 0x7f00 (most recent call last):

@@ -9,8 +9,8 @@ import pytest
 import requests
 from sqlalchemy import make_url, text
 
-from gradwatch_collector import database as db
-from gradwatch_collector.logs import FORMATS
+from gradwatch_collector.service.logs import FORMATS
+from gradwatch_collector.storage import database as db
 from tests.collector_process import collector, eventually, gradwatch
 
 PASSWORD = "hunter2-in-the-url"

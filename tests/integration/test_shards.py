@@ -11,11 +11,11 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch.testing import InMemoryExporter
-from gradwatch_collector.database import transaction
-from gradwatch_collector.layers import LayerSummary, layer_summaries
+from gradwatch_collector.api.layers import LayerSummary, layer_summaries
 from gradwatch_collector.records import Batch, ProcessKey, Received
-from gradwatch_collector.series import SeriesIds
-from gradwatch_collector.storage import store
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
 from tests.batches import SECOND, START, frame, scalar, source
 from tests.unit.agent.distributed_loops import STEPS, fsdp
 from tests.unit.agent.ranks import on_ranks

@@ -18,8 +18,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from gradwatch import conventions as names
 from gradwatch.export.spool import drain
 from gradwatch.export.spool_records import unpack
-from gradwatch_collector import database as db
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.reading import read_series
 from tests.collector_process import Collector, collector, eventually, train
 from tests.soak.outage import outage
 

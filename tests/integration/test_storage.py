@@ -15,12 +15,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, func, select, text
 
 from gradwatch import conventions as c
-from gradwatch_collector import compaction, packed, schema, segments
-from gradwatch_collector import database as db
-from gradwatch_collector.compaction import compact
-from gradwatch_collector.database import transaction
-from gradwatch_collector.partitions import maintain_partitions
-from gradwatch_collector.reading import PointSeries, read_series
 from gradwatch_collector.records import (
     Batch,
     EventRecord,
@@ -31,8 +25,14 @@ from gradwatch_collector.records import (
     Source,
     SpanRecord,
 )
-from gradwatch_collector.series import MAX_SETS, SeriesIds, attribute_set
-from gradwatch_collector.storage import store
+from gradwatch_collector.storage import compaction, packed, schema, segments
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.partitions import maintain_partitions
+from gradwatch_collector.storage.reading import PointSeries, read_series
+from gradwatch_collector.storage.series import MAX_SETS, SeriesIds, attribute_set
+from gradwatch_collector.storage.writing import store
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND

@@ -13,8 +13,8 @@ import trustme
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 
-from gradwatch_collector import database as db
-from gradwatch_collector import views
+from gradwatch_collector.api import views
+from gradwatch_collector.storage import database as db
 from tests.collector_process import Collector, collector, gradwatch, train
 
 LOOP = """

@@ -11,8 +11,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from sqlalchemy import Connection, Engine, select, text
 
 from gradwatch import conventions as c
-from gradwatch_collector import audit, schema, views
-from gradwatch_collector import database as db
+from gradwatch_collector.api import views
 from gradwatch_collector.auth import (
     Grant,
     Guard,
@@ -28,11 +27,14 @@ from gradwatch_collector.auth import (
     list_tokens,
     revoke_token,
 )
-from gradwatch_collector.ingest import Ingest
 from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from gradwatch_collector.records import Batch
-from gradwatch_collector.registry import Registry
+from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service import audit
+from gradwatch_collector.service.ingest import Ingest
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from tests.batches import SECOND, START, at, batch, event, source
 from tests.collector_process import eventually
 

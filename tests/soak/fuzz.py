@@ -47,10 +47,10 @@ from sqlalchemy import select
 from gradwatch import conventions as c
 from gradwatch.export.otlp_encoding import encoded_resource, logs_request, metrics_request
 from gradwatch.telemetry import Event, MetricSeries
-from gradwatch_collector import database as db
-from gradwatch_collector import schema
-from gradwatch_collector.reading import read_series
 from gradwatch_collector.schemas import SCHEMAS, load_schema
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.reading import read_series
 from tests.collector_process import Collector, collector
 from tests.fuzzing.traffic import PROTOBUF, Request, Spoiler, Verdict, grpc_path, judged_grpc, judged_http
 from tests.otlp_clients import attributes

@@ -24,8 +24,8 @@ from torch import nn
 import gradwatch
 from gradwatch import conventions as names
 from gradwatch.export.spool_records import unpack
-from gradwatch_collector import database as db
-from gradwatch_collector.reading import read_series
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.reading import read_series
 from tests.collector_process import collector
 
 _RUN: str = "outage"

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradwatch_collector import database as db
+from gradwatch_collector.storage import database as db
 from tests.collector_process import Collector, collector, train
 
 _LONGEST: float = 0.2

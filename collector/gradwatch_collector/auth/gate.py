@@ -8,10 +8,10 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradwatch_collector.api.refusals import refuse
 from gradwatch_collector.auth.guard import Guard
 from gradwatch_collector.auth.tokens import Grant, Role
 from gradwatch_collector.otlp.errors import ForbiddenError, OtlpError, is_otlp_path
-from gradwatch_collector.refusals import refuse
 
 _GRANT: Final = "gradwatch.grant"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")

@@ -7,10 +7,10 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
 from gradwatch_collector.otlp.errors import ForbiddenError
 from gradwatch_collector.records import Source
-from gradwatch_collector.refresh import take_turns
+from gradwatch_collector.runs.refresh import take_turns
+from gradwatch_collector.storage import schema
 
 _MOST_KNOWN: Final = 10_000
 

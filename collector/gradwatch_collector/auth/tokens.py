@@ -20,11 +20,11 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, se
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
 from gradwatch_collector.auth.limits import UNLIMITED, Rates
-from gradwatch_collector.database import transaction
 from gradwatch_collector.otlp.attributes import run_id_of
 from gradwatch_collector.records import Batch, Source
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from gradwatch_collector import audit, citus
-from gradwatch_collector.backup import back_up
 from gradwatch_collector.commands.options import AGE, connected, database_option, open_database
-from gradwatch_collector.database import (
+from gradwatch_collector.service import audit
+from gradwatch_collector.storage import citus
+from gradwatch_collector.storage.backup import back_up
+from gradwatch_collector.storage.database import (
     DatabaseError,
     SchemaState,
     describe,
@@ -19,7 +20,7 @@ from gradwatch_collector.database import (
     transaction,
     upgrade,
 )
-from gradwatch_collector.retention import LEAST, Pruned, due, policy_for, prune
+from gradwatch_collector.storage.retention import LEAST, Pruned, due, policy_for, prune
 
 
 @click.group()

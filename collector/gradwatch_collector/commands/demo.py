@@ -12,11 +12,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gradwatch_collector import views
+from gradwatch_collector.api import views
 from gradwatch_collector.commands.options import open_database
 from gradwatch_collector.commands.runs import print_runs
 from gradwatch_collector.demo.scenario import PLAN, CollectorProcess, DemoError, PlannedRun, collector, play
-from gradwatch_collector.snapshot import evaluate_objectives
+from gradwatch_collector.service.snapshot import evaluate_objectives
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.render import render_table
 

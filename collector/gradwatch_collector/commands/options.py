@@ -8,9 +8,9 @@ from typing import Any, Final
 import click
 from sqlalchemy import Engine
 
-from gradwatch_collector import database as db
-from gradwatch_collector.database import DatabaseError
-from gradwatch_collector.retention import age
+from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.database import DatabaseError
+from gradwatch_collector.storage.retention import age
 
 DEFAULT_DATABASE: Final = "sqlite:///gradwatch.db"
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import decode
-from gradwatch_collector import views
+from gradwatch_collector.api import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import click
 
-from gradwatch_collector import logs
 from gradwatch_collector.auth import Rates
 from gradwatch_collector.commands.options import AGE, database_option, open_database
-from gradwatch_collector.database import describe
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
-from gradwatch_collector.retention import policy_for
-from gradwatch_collector.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
-from gradwatch_collector.tls import TlsError, TlsFiles
+from gradwatch_collector.service import logs
+from gradwatch_collector.service.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
+from gradwatch_collector.service.tls import TlsError, TlsFiles
+from gradwatch_collector.storage.database import describe
+from gradwatch_collector.storage.retention import policy_for
 
 _file = click.Path(dir_okay=False)
 _rate = click.FloatRange(min=0, min_open=True)

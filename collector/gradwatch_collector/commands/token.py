@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from gradwatch import conventions as c
-from gradwatch_collector import audit
+from gradwatch_collector.api.views import timestamp
 from gradwatch_collector.auth import (
     Rates,
     Role,
@@ -22,9 +22,9 @@ from gradwatch_collector.auth import (
     revoke_token,
 )
 from gradwatch_collector.commands.options import database_option, format_option, open_database
-from gradwatch_collector.database import transaction
-from gradwatch_collector.runs import described
-from gradwatch_collector.views import timestamp
+from gradwatch_collector.runs.facts import described
+from gradwatch_collector.service import audit
+from gradwatch_collector.storage.database import transaction
 from gradwatch_slo.durations import parse_length
 from gradwatch_slo.tables import print_table
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.runs import load_headroom
+from gradwatch_collector.runs.facts import load_headroom
 from gradwatch_slo.runs import Status
 
 MINIMUM_HEADROOM = 0.10

@@ -8,10 +8,10 @@ from itertools import groupby
 from sqlalchemy import Connection, RowMapping, select
 
 from gradwatch import conventions as c
-from gradwatch_collector import schema
-from gradwatch_collector.database import batched
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.telling import integer, text
+from gradwatch_collector.runs.telling import integer, text
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import batched
 
 # "Repeated": three or more bad steps in a hundred.
 REPEATED_STEPS = 3

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.runs import RunRow
+from gradwatch_collector.runs.facts import RunRow
 
 
 class Severity(StrEnum):

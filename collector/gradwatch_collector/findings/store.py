@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
-from gradwatch_collector import schema
-from gradwatch_collector.database import batched
 from gradwatch_collector.findings.observation import Observation, Severity
-from gradwatch_collector.upsert import insert
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import batched
+from gradwatch_collector.storage.upsert import insert
 
 OPEN = "open"
 RESOLVED = "resolved"

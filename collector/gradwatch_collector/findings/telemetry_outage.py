@@ -7,7 +7,7 @@ from typing import Final
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.runs import RunRow
+from gradwatch_collector.runs.facts import RunRow
 
 _MOST_NAMED: Final = 100
 

@@ -24,10 +24,10 @@ from gradwatch_collector.auth import Grant, Guard, Role
 from gradwatch_collector.otlp.errors import OtlpError, UnavailableError, retry_info, status_message
 from gradwatch_collector.otlp.intake import Intake, decompressed
 from gradwatch_collector.otlp.signals import Signal
-from gradwatch_collector.tls import TlsFiles
+from gradwatch_collector.service.tls import TlsFiles
 
 if TYPE_CHECKING:
-    from gradwatch_collector.server import Address
+    from gradwatch_collector.service.server import Address
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from gradwatch_collector.otlp.signals import Signal, signals
 
 if TYPE_CHECKING:
     from gradwatch_collector.auth import Grant  # which uses this package's errors
-    from gradwatch_collector.ingest import Ingest  # which raises them
+    from gradwatch_collector.service.ingest import Ingest  # which raises them
 
 # The OpenTelemetry Collector's own limit for a request body is 20 MiB.
 MAX_BODY: Final = 20 << 20

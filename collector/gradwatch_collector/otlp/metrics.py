@@ -13,15 +13,15 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Exemplar, NumberDataPoint
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from gradwatch_collector import packed
 from gradwatch_collector.otlp.attributes import clean, mapping, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
 from gradwatch_collector.otlp.layout import Layouts, Numbers
 from gradwatch_collector.otlp.points import MAX_NANOS, Group, Points, Remembered, valid_times
 from gradwatch_collector.otlp.wire import LazyMetricsRequest
-from gradwatch_collector.packed import EXEMPLARS
 from gradwatch_collector.records import Attributes, Batch, Frame, MetricIdentity, Source, Vector
+from gradwatch_collector.storage import packed
+from gradwatch_collector.storage.packed import EXEMPLARS
 
 MAX_NAME: Final = 255  # OpenTelemetry's own limit for instruments; generous for units
 _NO_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK

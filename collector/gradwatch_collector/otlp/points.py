@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwatch_collector.records import Attributes, AttributeSet, Times
-from gradwatch_collector.series import attribute_set
+from gradwatch_collector.storage.series import attribute_set
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
 
 from gradwatch.cli import main
-from gradwatch_collector import citus, schema
+from gradwatch_collector.storage import citus, schema
 
 STATEMENTS = list(citus.statements())
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch_collector.clocks import TOLERANCE, Clock
+from gradwatch_collector.runs.clocks import TOLERANCE, Clock
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND

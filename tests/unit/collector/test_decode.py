@@ -19,13 +19,13 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogram, Gau
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from gradwatch import conventions as c
-from gradwatch_collector import packed
 from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import MalformedError
 from gradwatch_collector.otlp.logs import decode_logs
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.otlp.traces import decode_traces
 from gradwatch_collector.records import Frame
+from gradwatch_collector.storage import packed
 
 Sample = tuple[str, str, int, Any]  # field, layer, time, value
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as c
-from gradwatch_collector.clocks import TOLERANCE
-from gradwatch_collector.lifecycle import (
+from gradwatch_collector.runs.clocks import TOLERANCE
+from gradwatch_collector.runs.lifecycle import (
     DECISION_NANOS,
     HEARTBEAT_NANOS,
     SURVIVAL_NANOS,

@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from gradwatch_collector.logs import JsonFormatter, TextFormatter
+from gradwatch_collector.service.logs import JsonFormatter, TextFormatter
 
 TOKEN = "gw_" + "Ab-_0" * 8 + "xyz"
 SECRETS = (TOKEN, "hunter2")
@@ -18,8 +18,8 @@ TEXT = f"connecting to postgresql://gradwatch:hunter2@db/name with Bearer {TOKEN
 
 
 def record(message: str, *arguments: object, exc_info: object = None) -> logging.LogRecord:
-    made = logging.getLogger("gradwatch_collector.ingest").makeRecord(
-        "gradwatch_collector.ingest", logging.WARNING, "ingest.py", 1, message, arguments, None
+    made = logging.getLogger("gradwatch_collector.service.ingest").makeRecord(
+        "gradwatch_collector.service.ingest", logging.WARNING, "ingest.py", 1, message, arguments, None
     )
     made.exc_info = exc_info  # type: ignore[assignment]
     return made
@@ -48,7 +48,7 @@ def test_a_json_line_says_when_how_bad_who_and_what() -> None:
     shown = json.loads(JsonFormatter().format(record('the "database" is away')))
     assert shown.keys() == {"time", "level", "logger", "message"}
     assert datetime.fromisoformat(shown["time"]).utcoffset() is not None
-    assert (shown["level"], shown["logger"]) == ("warning", "gradwatch_collector.ingest")
+    assert (shown["level"], shown["logger"]) == ("warning", "gradwatch_collector.service.ingest")
     assert shown["message"] == 'the "database" is away'
 
 

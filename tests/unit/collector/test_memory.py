@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwatch import conventions as c
-from gradwatch_collector.live import LiveRuns
 from gradwatch_collector.otlp.errors import UnavailableError
 from gradwatch_collector.otlp.memory import Holding, Memory
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.otlp.points import Remembered
 from gradwatch_collector.records import ProcessKey
+from gradwatch_collector.runs.live import LiveRuns
 from tests.batches import batch, frame, source
 from tests.otlp_clients import gauge, metrics_request
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch_collector.moments import exactly, parse_moment
+from gradwatch_collector.api.moments import exactly, parse_moment
 
 NANOS = st.integers(0, 2**63 - 1)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch_collector.outages import LEAST_RUNS, WINDOW, quiet_after, silent_together
+from gradwatch_collector.runs.outages import LEAST_RUNS, WINDOW, quiet_after, silent_together
 
 SECOND = 1_000_000_000
 

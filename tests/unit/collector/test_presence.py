@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from gradwatch_collector.presence import Presence
+from gradwatch_collector.runs.presence import Presence
 
 SECOND = 1_000_000_000
 LOST_AFTER = 30 * SECOND

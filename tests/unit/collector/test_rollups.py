@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradwatch_collector.rollups import BUCKET, Statistic, reduce
-from gradwatch_collector.segments import DAY, Segment, cut, split_days
+from gradwatch_collector.storage.rollups import BUCKET, Statistic, reduce
+from gradwatch_collector.storage.segments import DAY, Segment, cut, split_days
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3 * BUCKET))
 ANYTHING = st.one_of(

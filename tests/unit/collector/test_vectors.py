@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradwatch_collector import packed, vectors
-from gradwatch_collector.arrays import _VectorDumper, _VectorLoader
-from gradwatch_collector.segments import Segment, merge
+from gradwatch_collector.storage import packed, vectors
+from gradwatch_collector.storage.arrays import _VectorDumper, _VectorLoader
+from gradwatch_collector.storage.segments import Segment, merge
 
 FLOAT64S = arrays.arrays(np.float64, st.integers(0, 200), elements=st.floats(width=64))
 FLOAT32S = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32))

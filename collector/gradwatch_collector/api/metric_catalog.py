@@ -1,0 +1,115 @@
+"""Which metrics there are and who sent them: runs, and telemetry that belongs to none.
+
+The shape is ``schemas/metric-list.schema.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from gradwatch import conventions as c
+from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
+from gradwatch_collector.records import NO_RANK
+from gradwatch_collector.runs import telling
+from gradwatch_collector.storage import schema
+
+MAX_SOURCES: Final = 20
+# How many of a metric's newest series are asked for who sent them: a run has one for each field and set.
+_LOOKED_AT: Final = 500
+_TEMPORALITY: Final = (None, "delta", "cumulative")
+
+
+def list_metrics(
+    connection: Connection,
+    *,
+    run_id: str | None = None,
+    name: str | None = None,
+    limit: int = MAX_LIMIT,
+    cursor: str | None = None,
+) -> Json:
+    """Return ``{"metrics": [...], "next_cursor": ...}``, the metric that was first seen last coming first.
+
+    Each has the newest `MAX_SOURCES` of its senders, or only ``run_id``.
+
+    Raises:
+        BadCursorError: the cursor is not one of ours.
+    """
+    metric = schema.metric.c
+    query = select(schema.metric).order_by(metric.metric_id.desc()).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(metric.metric_id < _open_cursor(cursor))
+    if name is not None:
+        query = query.where(metric.name == name)
+    if run_id is not None:
+        series = schema.series.c
+        query = query.where(metric.metric_id.in_(select(series.metric_id).where(series.run_id == run_id)))
+    rows = connection.execute(query).mappings().all()
+    page = rows[:limit]
+    known: dict[str, Json] = {}
+    return {
+        "metrics": [
+            {**metric_json(row), **_sources(connection, row["metric_id"], run_id, known)} for row in page
+        ],
+        "next_cursor": str(page[-1]["metric_id"]) if len(rows) > limit else None,
+    }
+
+
+def metric_json(row: Mapping[Any, Any]) -> Json:
+    """Return what identifies a metric."""
+    temporality: int = row["temporality"]
+    return {
+        "name": row["name"],
+        "unit": row["unit"],
+        "kind": row["kind"],
+        "temporality": _TEMPORALITY[temporality] if 0 <= temporality < len(_TEMPORALITY) else None,
+        "monotonic": row["monotonic"],
+    }
+
+
+def _sources(connection: Connection, metric_id: int, run_id: str | None, known: dict[str, Json]) -> Json:
+    seen: Sequence[str]
+    if run_id is not None:
+        seen, found = [run_id], [run_id]
+    else:
+        series = schema.series.c
+        seen = connection.scalars(
+            select(series.run_id)
+            .where(series.metric_id == metric_id)
+            .order_by(series.series_id.desc())
+            .limit(_LOOKED_AT)
+        ).all()
+        found = list(dict.fromkeys(seen))
+    for each in found[:MAX_SOURCES]:
+        if each not in known:
+            known[each] = _source(connection, each)
+    return {
+        "sources": [known[each] for each in found[:MAX_SOURCES]],
+        "more_sources": len(found) > MAX_SOURCES or len(seen) == _LOOKED_AT,
+    }
+
+
+def _source(connection: Connection, run_id: str) -> Json:
+    process = schema.process.c
+    row = connection.execute(
+        select(process.is_run, process.resource)
+        .where(process.run_id == run_id)
+        .order_by(process.is_run.desc(), process.attempt.desc(), process.rank == NO_RANK, process.rank)
+        .limit(1)
+    ).one_or_none()
+    resource: dict[str, Any] = {} if row is None else row.resource
+    return {
+        "run_id": run_id,
+        "is_run": row is not None and row.is_run,
+        "job": telling.text(resource.get(c.SERVICE_NAME)),
+        "resource": resource,
+    }
+
+
+def _open_cursor(cursor: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", cursor):
+        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
+    return int(cursor)

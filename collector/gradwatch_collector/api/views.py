@@ -1,0 +1,349 @@
+"""The JSON shapes of runs, as the API and ``gradwatch runs --format json`` give them.
+
+Their JSON Schemas are in ``schemas/``. Times are RFC 3339 UTC, numbers are never NaN (null beside a flag),
+unknown is null, lists are newest first.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, select, tuple_
+
+from gradwatch import conventions as c
+from gradwatch_collector.api.layers import layer_summaries
+from gradwatch_collector.findings.advice import ADVICE
+from gradwatch_collector.findings.store import OPEN
+from gradwatch_collector.records import NO_RANK
+from gradwatch_collector.runs import checkpoints, telling
+from gradwatch_collector.runs.effective_time import effective_time
+from gradwatch_collector.runs.facts import RunRow, load_runs, moment
+from gradwatch_collector.storage import schema
+
+MAX_LIMIT = 1_000
+
+Json = dict[str, Any]
+
+
+class BadCursorError(ValueError):
+    """A cursor that this version did not give out."""
+
+
+def timestamp(nanos: int | None) -> str | None:
+    """Return Unix nanoseconds as RFC 3339 UTC with microseconds."""
+    return None if nanos is None else moment(nanos).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Return the seconds from one RFC 3339 moment to another, at least 0."""
+    return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
+
+
+def list_runs(
+    connection: Connection,
+    *,
+    limit: int = MAX_LIMIT,
+    cursor: str | None = None,
+    status: str | None = None,
+    job: str | None = None,
+    team: str | None = None,
+) -> Json:
+    """Return ``{"runs": [...], "next_cursor": ...}``, newest first; with ``team`` that team's only.
+
+    Raises:
+        BadCursorError: the cursor is not one of ours.
+    """
+    run = schema.run.c
+    conditions = []
+    if cursor is not None:
+        started_at, run_id = _open_cursor(cursor)
+        conditions.append(tuple_(run.started_at, run.run_id) < tuple_(started_at, run_id))
+    if status is not None:
+        conditions.append(run.status == status)
+    if job is not None:
+        conditions.append(run.job == job)
+    conditions += of_team(team)
+    limit = max(1, min(limit, MAX_LIMIT))
+    rows = load_runs(connection, *conditions, limit=limit + 1)
+    page, more = rows[:limit], rows[limit:]
+    return {
+        "runs": [run_json(row) for row in page],
+        "next_cursor": _cursor(page[-1]) if more else None,
+    }
+
+
+def run_json(row: RunRow) -> Json:
+    """Return the contract's `run`."""
+    return {
+        "run_id": row.run_id,
+        "job": row.job,
+        "model": row.model,
+        "dataset": row.dataset,
+        "team": row.team,
+        "tier": row.tier,
+        "status": row.status.value,
+        "reason": row.reason,
+        "attempt": row.attempt,
+        "rank_count": row.rank_count,
+        "started_at": timestamp(row.started_at),
+        "ended_at": timestamp(row.ended_at),
+        "last_seen_at": timestamp(row.last_seen_at),
+        "last_step": row.last_step,
+        "last_loss": row.last_loss,
+        "last_loss_nonfinite": row.last_loss_nonfinite,
+        "host": row.host,
+        "commit": row.commit,
+        "target": row.target,
+        "target_reached_at": timestamp(row.target_reached_at),
+    }
+
+
+def of_team(team: str | None) -> list[ColumnElement[bool]]:
+    """Return what a run must meet to be shown to a team: nothing for those who see all."""
+    return [] if team is None else [schema.run.c.team == team]
+
+
+def is_shown(connection: Connection, run_id: str, team: str | None) -> bool:
+    """Return whether what is stored of a run may be shown to a team."""
+    return team is None or bool(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team)))
+
+
+def show_run(connection: Connection, run_id: str, team: str | None = None) -> Json | None:
+    """Return one run with its attempts, events, findings, layers, checkpoints, time and environment.
+
+    With ``team`` None if the run is another's, and nothing is told of other teams' runs.
+    """
+    row = next(iter(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team))), None)
+    if row is None:
+        return None
+    return {
+        **run_json(row),
+        "attempts": _attempts(connection, run_id),
+        "history": _history(connection, run_id),
+        "events": _events(connection, run_id),
+        "findings": findings_json(connection, run_id, alone=team is not None),
+        "layers": [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
+        "checkpoints": _checkpoints(connection, run_id),
+        "checkpoint_record": _checkpoint_record(connection, row),
+        "effective_time": _effective_time(connection, row),
+        "environment": _environment(connection, run_id, row.attempt),
+    }
+
+
+def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -> list[Json]:
+    """Return the contract's `finding` for each finding of a run, newest first.
+
+    An outage of many runs is one finding, told of one of them; while it is open it is shown with each. With
+    ``alone`` it names this run only: the others may be another team's.
+    """
+    finding = schema.finding.c
+    shared = (finding.rule == c.RULE_TELEMETRY_OUTAGE) & (finding.state == OPEN)
+    rows = connection.execute(
+        select(schema.finding)
+        .where((finding.run_id == run_id) | shared)
+        .order_by(finding.first_seen.desc(), finding.finding_id.desc())
+    ).mappings()
+    found = [_finding(row) for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
+    if not alone:
+        return found
+    return [
+        {**each, "run_id": run_id, "evidence": {**each["evidence"], "runs": [run_id]}}
+        if each["rule"] == c.RULE_TELEMETRY_OUTAGE
+        else each
+        for each in found
+    ]
+
+
+def _finding(row: RowMapping) -> Json:
+    advice = ADVICE[row["rule"]]
+    shape = {
+        "rule": row["rule"],
+        "severity": row["severity"],
+        "state": row["state"],
+        "run_id": row["run_id"],
+        "attempt": row["attempt"],
+        "rank": row["rank"],
+        "step": row["step"],
+        "layer": row["layer"],
+        "first_seen": timestamp(row["first_seen"]),
+        "last_seen": timestamp(row["last_seen"]),
+        "evidence": row["evidence"],
+        "cause": advice.cause,
+        "action": advice.action,
+        "runbook_url": c.runbook_url(c.RULE_ALERTS[row["rule"]]),
+    }
+    if advice.has_birthplace:
+        shape["born_in"] = row["born_in"]
+    return shape
+
+
+_later = schema.process.alias().c
+# One whose command began a later attempt by itself is shown with that.
+_SUPERVISES = (schema.process.c.rank == NO_RANK) & ~exists().where(
+    _later.run_id == schema.process.c.run_id,
+    _later.rank == NO_RANK,
+    _later.instance == schema.process.c.instance,
+    _later.attempt > schema.process.c.attempt,
+)
+
+
+def _attempts(connection: Connection, run_id: str) -> list[Json]:
+    attempt = schema.attempt.c
+    rows = connection.execute(
+        select(schema.attempt).where(attempt.run_id == run_id).order_by(attempt.attempt.desc())
+    ).mappings()
+    return [
+        {
+            "attempt": row["attempt"],
+            "status": row["status"],
+            "reason": row["reason"],
+            "cause_rank": row["cause_rank"],
+            "rank_count": row["rank_count"],
+            "will_retry": row["will_retry"],
+            "started_at": timestamp(row["started_at"]),
+            "ended_at": timestamp(row["ended_at"]),
+            "evidence": row["evidence"],
+            "processes": _processes(connection, run_id, row["attempt"], schema.process.c.rank != NO_RANK),
+            "supervisors": _processes(connection, run_id, row["attempt"], _SUPERVISES),
+        }
+        for row in rows
+    ]
+
+
+def _processes(connection: Connection, run_id: str, attempt: int, condition: ColumnElement[bool]) -> list[Json]:
+    process = schema.process.c
+    rows = connection.execute(
+        select(schema.process)
+        .where(process.run_id == run_id, process.attempt == attempt, process.is_run, condition)
+        .order_by(process.rank, process.started_at)
+    ).mappings()
+    return [
+        {
+            "rank": _rank(row),
+            "instance": row["instance"],
+            "status": row["status"],
+            "reason": row["reason"],
+            "exit_code": row["exit_code"],
+            "evidence": row["evidence"],
+            "started_at": timestamp(row["started_at"]),
+            "ended_at": timestamp(row["ended_at"]),
+            "last_seen_at": timestamp(row["last_seen_at"]),
+            "last_step": row["last_step"],
+        }
+        for row in rows
+    ]
+
+
+def _rank(row: RowMapping) -> int | None:
+    """Return the rank; a supervisor has none."""
+    rank: int = row["rank"]
+    return None if rank == NO_RANK else rank
+
+
+def _history(connection: Connection, run_id: str) -> list[Json]:
+    history = schema.run_history.c
+    rows = connection.execute(
+        select(schema.run_history).where(history.run_id == run_id).order_by(history.history_id.desc())
+    ).mappings()
+    return [
+        {
+            "recorded_at": timestamp(row["recorded_at"]),
+            "attempt": row["attempt"],
+            "status": row["status"],
+            "reason": row["reason"],
+            "evidence": row["evidence"],
+        }
+        for row in rows
+    ]
+
+
+def _events(connection: Connection, run_id: str) -> list[Json]:
+    event = schema.event.c
+    rows = connection.execute(
+        select(schema.event)
+        .where(event.run_id == run_id)
+        .order_by(event.time.desc(), event.sequence.desc())
+        .limit(MAX_LIMIT)
+    ).mappings()
+    return [
+        {
+            "name": row["name"],
+            "time": timestamp(row["time"]),
+            "attempt": row["attempt"],
+            "rank": _rank(row),
+            "body": row["body"],
+            "attributes": row["attributes"],
+        }
+        for row in rows
+    ]
+
+
+def _checkpoints(connection: Connection, run_id: str) -> list[Json]:
+    return [
+        {
+            "time": timestamp(row["time"]),
+            "attempt": row["attempt"],
+            "rank": row["rank"],
+            "state": row["state"],
+            "name": row["name"],
+            "step": row["step"],
+            "bytes": row["size"],
+            "seconds": row["seconds"],
+            "error": row["error"],
+        }
+        for row in checkpoints.newest(connection, run_id, MAX_LIMIT)
+    ]
+
+
+def _checkpoint_record(connection: Connection, row: RunRow) -> Json:
+    record = checkpoints.record_of(connection, row.run_id)
+    return {
+        "saved": record.saved,
+        "failed": record.failed,
+        "success_rate": record.success_rate,
+        "last_good_at": timestamp(record.last_good_at),
+        "last_good_step": record.last_good_step,
+        # Up to where the run was last known to be: then or never a crash would have cost it.
+        "last_good_age_seconds": record.age_seconds(row.last_seen_at if row.ended_at is None else row.ended_at),
+    }
+
+
+def _effective_time(connection: Connection, row: RunRow) -> Json:
+    found = effective_time(connection, row)
+    return {
+        "ratio": None if found is None else found.ratio,
+        "productive_seconds": None if found is None else found.productive,
+        "waiting_seconds": None if found is None else found.waiting,
+        "lost_seconds": None if found is None else found.lost,
+        "wall_seconds": None if found is None else found.wall,
+    }
+
+
+def _environment(connection: Connection, run_id: str, attempt: int) -> Json:
+    process = schema.process.c
+    resource: Json | None = connection.scalar(
+        select(process.resource)
+        .where(process.run_id == run_id, process.attempt == attempt)
+        .order_by(process.rank == NO_RANK, process.rank, process.started_at.desc())
+        .limit(1)
+    )
+    return resource or {}
+
+
+def _cursor(row: RunRow) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row.started_at, row.run_id]).encode()).decode()
+
+
+def _open_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        started_at, run_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        run_id.encode()  # not every JSON string is text: "\ud800" is none
+        known = telling.integer(started_at)
+    except (ValueError, TypeError, AttributeError):
+        known = None
+    if known is None:
+        raise BadCursorError(f"cursor {cursor!r} is not one this server gave out")
+    return known, run_id

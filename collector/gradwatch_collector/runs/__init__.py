@@ -1,0 +1,1 @@
+"""How runs stand: registry, clocks, silence, checkpoints."""

@@ -1,0 +1,1 @@
+"""The running collector: writer, evaluator, upkeep, its own metrics, and the socket."""

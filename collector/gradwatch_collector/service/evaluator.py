@@ -1,0 +1,119 @@
+"""The loop that looks at what was stored: silence, findings, objectives.
+
+Of many collectors on one database one judges, the holder of the lease (`lease.py`): it marks who has fallen
+silent, and opens and resolves findings. Every collector looks: what it reads of runs, findings and objectives
+is published as one immutable `Snapshot`, which its ``/metrics`` and API show without touching the
+database. So they all show the same, and when the holder dies nothing has to be handed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry.trace import NoOpTracer, Tracer
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from gradwatch_collector.findings import DETECTORS, Scene, reconcile
+from gradwatch_collector.runs.live import LiveRuns
+from gradwatch_collector.runs.presence import Presence
+from gradwatch_collector.runs.silence import mark_silent
+from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.service.snapshot import Snapshot, look, recent_runs
+from gradwatch_slo.objective import Objective
+
+logger = logging.getLogger(__name__)
+
+_NANOS: Final = 1_000_000_000
+_STOP_SECONDS: Final = 5.0
+
+
+class Evaluator:
+    """Runs :meth:`tick` every ``interval`` seconds on a thread of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        live: LiveRuns,
+        objectives: Sequence[Objective],
+        *,
+        lease: Lease,
+        lost_after: float,
+        interval: float = 1.0,
+        now: Callable[[], int] = time.time_ns,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._engine = engine
+        self._tracer = tracer or NoOpTracer()
+        self._live = live
+        self._objectives = objectives
+        self._lease = lease
+        self._lost_after = int(lost_after * _NANOS)
+        self._interval = interval
+        self._now = now
+        started_at = now()
+        self._presence = Presence(started_at, started_at)
+        self._failed = False
+        self.snapshot = Snapshot(evaluated_at=0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the tick that is under way and give the lease back; leave a database that hangs alone."""
+        self._stop.set()
+        self._thread.join(_STOP_SECONDS)
+        if not self._thread.is_alive():
+            try:
+                self._lease.release()
+            except SQLAlchemyError as error:
+                logger.warning("the lease will expire by itself: %s", str(error).splitlines()[0])
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                with self._tracer.start_as_current_span("gradwatch.evaluate"):
+                    self.tick()
+            except SQLAlchemyError as error:
+                # The database may be away for a while; the alert on the age of the evaluation tells.
+                logger.warning("no evaluation, trying again: %s", str(error).splitlines()[0])
+            except Exception:
+                logger.exception("evaluation failed, trying again")
+
+    def tick(self) -> Snapshot:
+        """Judge, if that is ours to do; then look, and publish what was found."""
+        now = self._now()
+        presence = self._presence.tick(now, self._lost_after, failed=self._failed)
+        self._failed = True
+        try:
+            judges = self._lease.acquire()
+            if judges:
+                self._mark_silent(now, presence.up_since)
+            self._presence, self._failed = presence, False
+            if judges:
+                self._find(now)
+        except LeaseLostError:
+            logger.warning("another collector evaluates now: this one was suspended, or is too slow")
+        with self._engine.connect() as connection:
+            self.snapshot = look(connection, self.snapshot, self._objectives, now)
+        self._live.forget({run.run_id: run.last_seen_at - 2 * self._lost_after for run in self.snapshot.runs})
+        return self.snapshot
+
+    # Each in a short transaction of its own that begins by finding the lease ours.
+
+    def _mark_silent(self, now: int, up_since: int) -> None:
+        with self._lease.transaction() as connection:
+            mark_silent(connection, now, self._lost_after, up_since)
+
+    def _find(self, now: int) -> None:
+        with self._lease.transaction() as connection:
+            scene = Scene(connection, now, recent_runs(connection, now))
+            reconcile(connection, [found for detect in DETECTORS for found in detect(scene)], now)
+            self._lease.tell_done(connection, now)

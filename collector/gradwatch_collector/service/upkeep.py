@@ -1,0 +1,95 @@
+"""The loop that keeps what is stored compact and bounded: compaction, partitions, retention.
+
+Compaction rearranges and decides nothing, so every collector takes its share of it. What deletes is the work of
+the one that holds the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.storage.compaction import compact
+from gradwatch_collector.storage.database import size_of, transaction
+from gradwatch_collector.storage.database_clock import DatabaseClock
+from gradwatch_collector.storage.partitions import maintain_partitions
+from gradwatch_collector.storage.retention import Policy, Pruned, prune
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS: Final = 10.0
+_PRUNE_EVERY: Final = 600 * 1_000_000_000
+_STOP_SECONDS: Final = 5.0
+
+
+class Upkeep:
+    """Does the chores every ten seconds, each in short transactions, on a thread of its own."""
+
+    def __init__(self, engine: Engine, lease: Lease, clock: DatabaseClock, policy: Policy) -> None:
+        self._engine = engine
+        self._lease = lease
+        self._clock = clock
+        self._policy = policy
+        self._pruned_at = 0
+        # Bytes; None before it was first looked at.
+        self.database_size: int | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gradwatch-upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the transaction that is under way; leave a database that hangs alone."""
+        self._stop.set()
+        self._thread.join(_STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_INTERVAL_SECONDS):
+            for chore in (self._set_clock, self._compact, self._prepare, self._prune, self._measure):
+                self._try(chore)
+
+    def _try(self, chore: Callable[[], None]) -> None:
+        # One that fails must not keep the others from being done.
+        try:
+            chore()
+        except SQLAlchemyError as error:
+            logger.warning("upkeep waits for the database: %s", str(error).splitlines()[0])
+        except LeaseLostError:
+            logger.info("another collector keeps the database now")
+        except Exception:
+            logger.exception("upkeep failed, trying again")
+
+    def _set_clock(self) -> None:
+        with self._engine.connect() as connection:
+            self._clock.set(connection)
+
+    def _compact(self) -> None:
+        more = True
+        while more and not self._stop.is_set():
+            with transaction(self._engine) as connection:
+                more = compact(connection, self._clock.now()).more
+
+    def _prepare(self) -> None:
+        if self._lease.is_held:
+            with self._lease.transaction() as connection:
+                maintain_partitions(connection, self._clock.now())
+
+    def _prune(self) -> None:
+        now = self._clock.now()
+        if self._lease.is_held and now - self._pruned_at >= _PRUNE_EVERY:
+            pruned = prune(self._lease.transaction, self._policy, now, go_on=lambda: not self._stop.is_set())
+            self._pruned_at = now
+            if pruned != Pruned():
+                logger.info("pruned %s", pruned)
+
+    def _measure(self) -> None:
+        with self._engine.connect() as connection:
+            self.database_size = size_of(connection)

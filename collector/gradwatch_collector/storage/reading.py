@@ -1,0 +1,290 @@
+"""Reading series back: blocks and frames as one, ordered, each time once; and the roll-ups of older ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, Connection, Row, select
+
+from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
+from gradwatch_collector.storage import packed, schema, segments
+from gradwatch_collector.storage.rollups import Statistic
+from gradwatch_collector.storage.segments import Segment
+
+_FRAMES: Final = "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"
+_BLOCKS: Final = "SELECT time, {} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"
+# Where the newest so-many times of a series begin, at most.
+_FRAMES_BACK: Final = (
+    "SELECT time FROM frame WHERE series_id = ? AND time <= ? ORDER BY time DESC LIMIT 1 OFFSET ?"
+)
+_BLOCKS_BACK: Final = (
+    "SELECT time, count FROM block WHERE series_id = ? AND last_time <= ? ORDER BY time DESC LIMIT ?"
+)
+_ROLLUPS: Final = "SELECT statistic, time, {} FROM rollup WHERE series_id = ? AND time <= ? AND last_time >= ?"
+Doubles = npt.NDArray[np.float64]
+_EVER: Final = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PointSeries:
+    """All values of one point: one process, one field of one metric, one set of attributes.
+
+    ``times``: Unix nanoseconds, shape ``[n]``, strictly increasing. ``values``: shape ``[n]``, or None for a
+    packed field, which has one byte string for each time in ``packed``.
+    """
+
+    attempt: int
+    rank: int
+    attributes: Attributes
+    times: Times
+    values: Vector | None
+    packed: tuple[bytes, ...] = ()
+
+    def last(self, count: int) -> PointSeries:
+        """Return the newest ``count`` of the times."""
+        values = None if self.values is None else self.values[-count:]
+        return replace(self, times=self.times[-count:], values=values, packed=self.packed[-count:])
+
+
+@dataclass(frozen=True, slots=True)
+class SetSeries:
+    """All values of one process over one attribute set, as stored: ``parts`` in no order, each time once."""
+
+    attempt: int
+    rank: int
+    points: Sequence[Attributes]
+    parts: Sequence[Segment]
+
+
+def read_sets(
+    connection: Connection,
+    run_id: str,
+    metric: str,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+) -> list[SetSeries]:
+    """Return a run's metric as whole matrices, by attempt, rank and first appearance."""
+    return [
+        SetSeries(row.attempt, row.rank, row.points, list(_pieces(connection, row.series_id, *_EVER)))
+        for row in series_rows(connection, run_id, metric, field, attempt, rank)
+    ]
+
+
+def read_series(
+    connection: Connection,
+    run_id: str,
+    metric: str | MetricIdentity,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    where: Callable[[Attributes], bool] | None = None,
+    since: int | None = None,
+    until: int | None = None,
+    newest: int | None = None,
+) -> list[PointSeries]:
+    """Return every point of a run's metric, by attempt, rank and first appearance.
+
+    ``metric`` is a name, or which of the metrics of a name. ``attributes`` selects the points that have (at
+    least) these, ``where`` those it says so of. ``since`` and ``until`` are inclusive, in Unix nanoseconds;
+    ``newest`` is how many times of each point come back at most, and about as many are read. Where integers
+    and floats were sent for the same point, all come back as float64.
+    """
+    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
+    pieces: dict[tuple[int, int, str], list[Segment]] = {}
+    found: dict[tuple[int, int, str], Attributes] = {}
+    for row in series_rows(connection, run_id, metric, field, attempt, rank):
+        chosen = [
+            (index, point)
+            for index, point in enumerate(row.points)
+            if (attributes is None or attributes.items() <= point.items()) and (where is None or where(point))
+        ]
+        if not chosen:
+            continue
+        first = low if newest is None else max(low, _back(connection, row.series_id, high, newest))
+        alone = chosen[0][0] if len(chosen) == 1 else None
+        stretches = [
+            _between(part, first, high) for part in _pieces(connection, row.series_id, first, high, alone)
+        ]
+        for index, point in chosen if alone is None else [(0, chosen[0][1])]:
+            place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
+            found.setdefault(place, point)
+            pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
+    joined = (_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts)
+    return [each if newest is None else each.last(newest) for each in joined]
+
+
+@dataclass(frozen=True, slots=True)
+class PointRollup:
+    """What is left of the values of one point that were pruned: buckets of up to 64 times (`rollups.py`).
+
+    ``times``: the last of each bucket, in Unix nanoseconds, strictly increasing. The others are float64, all of
+    shape ``[n]``. ``count``: times in a bucket; ``nonfinite``: how many of their values were NaN or infinite.
+    ``minimum``, ``maximum`` and ``mean`` are over the others, NaN where there are none. ``last`` is what it
+    was. Of a packed field only the count is known.
+    """
+
+    attempt: int
+    rank: int
+    attributes: Attributes
+    times: Times
+    count: Doubles
+    nonfinite: Doubles
+    minimum: Doubles
+    maximum: Doubles
+    mean: Doubles
+    last: Doubles
+
+    @property
+    def total(self) -> float:
+        """Sum of the finite values of all buckets, as exact as their means are."""
+        return float(np.nansum(self.mean * (self.count - self.nonfinite)))
+
+
+def read_rollups(
+    connection: Connection,
+    run_id: str,
+    metric: str | MetricIdentity,
+    field: str = "value",
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+    since: int | None = None,
+    until: int | None = None,
+) -> list[PointRollup]:
+    """Return what was rolled up of every point of a run's metric, by attempt, rank and first appearance.
+
+    Arguments as for `read_series`, which returns what is still there as it was sent. A point that was sent in
+    several attribute sets is returned once for each.
+    """
+    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
+    return [
+        _point(row.attempt, row.rank, point, index, buckets)
+        for row in series_rows(connection, run_id, metric, field, attempt, rank)
+        if (buckets := _buckets(connection, row.series_id, low, high))
+        for index, point in enumerate(row.points)
+    ]
+
+
+def _buckets(connection: Connection, series_id: int, low: int, high: int) -> dict[str, list[Segment]]:
+    """Return the stored segments of each statistic of a series."""
+    found: dict[str, list[Segment]] = {}
+    statement = _ROLLUPS.format(segments.columns(connection))
+    for statistic, time, *payload in segments.fetch(connection, statement, (series_id, high, low)):
+        part = _between(segments.from_row(time, payload), low, high)
+        if len(part.times):
+            found.setdefault(statistic, []).append(part)
+    return found
+
+
+def _point(
+    attempt: int, rank: int, attributes: Attributes, index: int, buckets: Mapping[str, Sequence[Segment]]
+) -> PointRollup:
+    times = np.unique(np.concatenate([part.times for part in buckets[Statistic.COUNT]]))
+
+    def told(statistic: Statistic, unknown: float = np.nan) -> Doubles:
+        values = np.full(len(times), unknown)
+        for part in buckets.get(statistic, ()):
+            assert part.values is not None
+            # How many there were is told once for all points.
+            row = part.values[0 if statistic is Statistic.COUNT else index]
+            at, theirs = np.intersect1d(times, part.times, assume_unique=True, return_indices=True)[1:]
+            values[at] = row[theirs]
+        return values
+
+    return PointRollup(
+        attempt,
+        rank,
+        attributes,
+        times,
+        count=told(Statistic.COUNT),
+        nonfinite=told(Statistic.NONFINITE, 0.0),
+        minimum=told(Statistic.MINIMUM),
+        maximum=told(Statistic.MAXIMUM),
+        mean=told(Statistic.MEAN),
+        last=told(Statistic.LAST),
+    )
+
+
+def series_rows(
+    connection: Connection,
+    run_id: str,
+    metric: str | MetricIdentity,
+    field: str,
+    attempt: int | None,
+    rank: int | None,
+) -> Sequence[Row[int, int, int, Any]]:
+    """Return ``series_id, attempt, rank, points`` of every series, ``points`` being its attribute set."""
+    series, sets = schema.series.c, schema.attribute_set.c
+    query = (
+        select(series.series_id, series.attempt, series.rank, sets.points)
+        .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
+        .join(schema.attribute_set, sets.set_id == series.set_id)
+        .where(series.run_id == run_id, series.field == field, *_is(metric))
+        .order_by(series.attempt, series.rank, series.series_id)
+    )
+    if attempt is not None:
+        query = query.where(series.attempt == attempt)
+    if rank is not None:
+        query = query.where(series.rank == rank)
+    return connection.execute(query).all()
+
+
+def _is(metric: str | MetricIdentity) -> list[ColumnElement[bool]]:
+    if isinstance(metric, str):
+        return [schema.metric.c.name == metric]
+    return [schema.metric.c[name] == value for name, value in asdict(metric).items()]
+
+
+def _back(connection: Connection, series_id: int, high: int, count: int) -> int:
+    """Return a time with at least ``count`` times of the series from it up to ``high``, or the first of all."""
+    frames = segments.fetch(connection, _FRAMES_BACK, (series_id, high, count - 1))
+    starts = [int(frames[0][0])] if frames else [_EVER[0]]
+    seen = 0
+    for start, held in segments.fetch(connection, _BLOCKS_BACK, (series_id, high, count)):
+        seen += held
+        if seen >= count:
+            starts.append(int(start))
+            break
+    return max(starts)
+
+
+def _pieces(
+    connection: Connection, series_id: int, low: int, high: int, point: int | None = None
+) -> Iterable[Segment]:
+    """Yield blocks and frames of a series, each time once."""
+    columns = segments.columns(connection, point)
+    # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
+    frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high))
+    blocks = segments.fetch(connection, _BLOCKS.format(columns), (series_id, high, low))
+    parts = [segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames)]
+    in_order = sorted(parts, key=lambda part: int(part.times[0]))
+    apart = all(int(left.times[-1]) < int(right.times[0]) for left, right in pairwise(in_order))
+    return in_order if apart else segments.merge(parts)
+
+
+def _between(segment: Segment, low: int, high: int) -> Segment:
+    start, end = np.searchsorted(segment.times, low), np.searchsorted(segment.times, high, side="right")
+    return segment.take(slice(int(start), int(end)))
+
+
+def _joined(place: tuple[int, int, str], attributes: Attributes, parts: Sequence[Segment]) -> PointSeries:
+    attempt, rank, _ = place
+    times = np.concatenate([part.times for part in parts])
+    order = np.argsort(times)
+    if any(part.values is None for part in parts):
+        joined = [packed.split(each)[0] for part in parts for each in part.packed]
+        return PointSeries(
+            attempt, rank, attributes, times[order], None, tuple(joined[i] for i in order.tolist())
+        )
+    values: Vector = np.concatenate([part.values[0] for part in parts if part.values is not None])
+    return PointSeries(attempt, rank, attributes, times[order], values[order])
