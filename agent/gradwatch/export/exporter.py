@@ -141,11 +141,11 @@ class ExportThread:
             self._hand_over_last()
             self.flush(max(0.0, deadline - time.monotonic()))
             self._hand_over_events()
+        finally:
             self._closing = True
             self._wake.set()
             if self._thread is not threading.current_thread():
                 self._thread.join(max(0.0, deadline - time.monotonic()))
-        finally:
             self._exporter.close()
 
     def forget_in_child(self) -> None:
