@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from gradwatch_collector.records import Batch, ProcessKey, Received
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.runs.silence import mark_silent
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from tests.batches import SECOND, at
@@ -29,6 +30,7 @@ class Story:
     def receive_group(self, group: Sequence[tuple[Batch, float]]) -> list[ProcessKey]:
         """In one transaction, as the ingest thread does."""
         with transaction(self.database) as connection:
+            take_turns(connection, {each.source.run_id for each, _ in group})
             keys = self.registry.resolve(connection, [(each.source, at(seconds)) for each, seconds in group])
             received = [
                 Received(key, each, at(seconds)) for key, (each, seconds) in zip(keys, group, strict=True)

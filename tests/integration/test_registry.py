@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import NO_RANK, Batch, Received
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from tests.batches import at, batch, event, scalar, source
@@ -217,6 +219,7 @@ def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> N
     def first() -> None:
         with transaction(story.database) as connection:
             received = batch(source(rank=0, instance="r0"), ended(5, "succeeded"))
+            take_turns(connection, ["run"])
             (key,) = story.registry.resolve(connection, [(received.source, at(6))])
             story.registry.apply(connection, [Received(key, received, at(6))])
             first_done.set()
@@ -231,6 +234,39 @@ def test_ranks_that_end_at_once_in_two_collectors_end_the_run(story: Story) -> N
         for result in [pool.submit(first), pool.submit(second)]:
             result.result(60)
     assert story.run()["status"] == "succeeded"
+
+
+def test_two_collectors_that_hear_of_the_same_runs_in_opposite_orders_never_deadlock(story: Story) -> None:
+    def tell(rank: int, runs: Sequence[str]) -> None:
+        collector = Story(story.database)
+        for second in range(1, 40):
+            started = [batch(source(run, rank=rank, instance=f"r{rank}"), STARTED) for run in runs]
+            heard = [
+                batch(
+                    source(run, rank=rank, instance=f"r{rank}"),
+                    event(c.RUN_HEARTBEAT, second, second, STEP=second),
+                )
+                for run in runs
+            ]
+            collector.receive_group([(each, second) for each in (started if second == 1 else heard)])
+
+    with ThreadPoolExecutor() as pool:
+        for result in [pool.submit(tell, 0, "abcdefgh"), pool.submit(tell, 1, "hgfedcba")]:
+            result.result(60)
+    assert {row["last_step"] for row in story.rows(schema.run)} == {39}
+
+
+def test_two_collectors_that_meet_instances_of_a_run_at_once_count_different_attempts(story: Story) -> None:
+    together = threading.Barrier(2)
+
+    def begin(run: str, instance: str) -> int:
+        together.wait(30)
+        return Story(story.database).receive(batch(source(run, instance=instance), STARTED), 1).attempt
+
+    with ThreadPoolExecutor() as pool:
+        for run in map(str, range(20)):
+            attempts = [pool.submit(begin, run, instance) for instance in ("one", "two")]
+            assert {each.result(60) for each in attempts} == {1, 2}
 
 
 @pytest.mark.parametrize(

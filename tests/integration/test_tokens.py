@@ -31,6 +31,7 @@ from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from gradwatch_collector.records import Batch
 from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.service import audit
 from gradwatch_collector.service.ingest import Ingest
 from gradwatch_collector.storage import database as db
@@ -279,6 +280,7 @@ def test_of_two_teams_that_start_one_run_at_once_one_is_refused(new_database: Ca
 
     def begin(grant: Grant, connection: Connection) -> None:
         (stamped,) = grant.stamp([start("a")])
+        take_turns(connection, [stamped.source.run_id])
         Owners().require(connection, stamped.source)
         registry.resolve(connection, [(stamped.source, at(0))])
 

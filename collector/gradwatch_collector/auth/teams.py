@@ -9,7 +9,6 @@ from sqlalchemy import Connection, select
 from gradwatch import conventions as c
 from gradwatch_collector.otlp.errors import ForbiddenError
 from gradwatch_collector.records import Source
-from gradwatch_collector.runs.refresh import take_turns
 from gradwatch_collector.storage import schema
 
 _MOST_KNOWN: Final = 10_000
@@ -33,11 +32,8 @@ class Owners:
         """
         if source.owner is None or (source.run_id, source.owner) in self._known:
             return
+        # It is the caller's turn: no other collector makes the run another team's meanwhile.
         team = _team_of(connection, source.run_id)
-        if team is None:
-            # Another collector may be about to make the run another team's.
-            take_turns(connection, source.run_id)
-            team = _team_of(connection, source.run_id)
         if team == source.owner:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select, text
+from sqlalchemy import Connection, RowMapping, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import NO_RANK
@@ -24,8 +24,6 @@ from gradwatch_collector.runs.lifecycle import (
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.upsert import upsert
 from gradwatch_slo.runs import Status
-
-_LOCK_RUN = text("SELECT pg_advisory_xact_lock(hashtextextended(:run_id, 0))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,10 @@ class _Attempt:
 
 
 def refresh_run(connection: Connection, run_id: str, now: int) -> None:
-    """Recompute the attempts and the run; append to the history what changed. ``now`` in Unix nanoseconds."""
-    take_turns(connection, run_id)
+    """Recompute the attempts and the run; append to the history what changed. ``now`` in Unix nanoseconds.
+
+    It is the caller's turn (:mod:`gradwatch_collector.runs.turns`).
+    """
     attempts = _load(connection, run_id)
     states = {number: attempt.state() for number, attempt in attempts.items()}
     for number, state in states.items():
@@ -59,13 +59,6 @@ def refresh_run(connection: Connection, run_id: str, now: int) -> None:
     latest = latest_of({number: state.started_at for number, state in states.items()}, numbered=numbered)
     started_at = min(state.started_at for state in states.values())
     _write_run(connection, run_id, latest, attempts[latest].rows, states[latest], started_at, now)
-
-
-def take_turns(connection: Connection, run_id: str) -> None:
-    """Wait until no other transaction writes about the run, and let none until this one ends."""
-    # Two collectors that each end one rank must not both still see the other running. SQLite has one writer.
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK_RUN, {"run_id": run_id})
 
 
 def _load(connection: Connection, run_id: str) -> dict[int, _Attempt]:

@@ -177,8 +177,8 @@ def _hear(connection: Connection, heard: Mapping[ProcessKey, int]) -> int:
 def _attempt_by_order(source: Source, known: Sequence[tuple[int, str]]) -> int:
     if source.rank == NO_RANK:
         return 1
-    mine = next((attempt for attempt, instance in known if instance == source.instance), None)
-    return mine or 1 + max((attempt for attempt, _ in known), default=0)
+    mine = [attempt for attempt, instance in known if instance == source.instance]
+    return max(mine) if mine else 1 + max((attempt for attempt, _ in known), default=0)
 
 
 def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> bool:

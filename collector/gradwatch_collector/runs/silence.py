@@ -26,6 +26,7 @@ from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, SURVIVAL_NANOS
 from gradwatch_collector.runs.outages import PATIENCE, quiet_after, silent_together
 from gradwatch_collector.runs.refresh import refresh_run
+from gradwatch_collector.runs.turns import take_all_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
 from gradwatch_slo.runs import Status
@@ -47,6 +48,7 @@ def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int
     All in Unix nanoseconds. Silence counts only from ``up_since``: nobody could be heard before. A run that
     fell silent in an outage is given ten times as long.
     """
+    take_all_turns(connection)
     _note_outage(connection, now, lost_after, up_since)
     lost = _mark_lost(connection, now, lost_after, up_since)
     waiting = _give_up_waiting(connection, now, lost_after, up_since)

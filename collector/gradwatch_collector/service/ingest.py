@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gradwatch_collector.auth.teams import Owners
 from gradwatch_collector.otlp.errors import OtlpError, RejectedError, UnavailableError
 from gradwatch_collector.records import Batch, ProcessKey, Received, Source
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.service.instruments import Instruments
 from gradwatch_collector.service.tracing import commit_span
 from gradwatch_collector.storage.database import is_deadlock, is_transient, transaction
@@ -192,10 +193,10 @@ class Ingest:
         raise AssertionError("unreachable")
 
     def _write(self, connection: Connection, group: Sequence[_Request]) -> list[Committed]:
-        for request in group:
-            for batch in request.batches:
-                self._owners.require(connection, batch.source)
         arrived = [(batch, request.received_at) for request in group for batch in request.batches]
+        take_turns(connection, {batch.source.run_id for batch, _ in arrived})
+        for batch, _ in arrived:
+            self._owners.require(connection, batch.source)
         keys = self._registry.resolve(connection, [(batch.source, at) for batch, at in arrived])
         received = [Received(key, batch, at) for key, (batch, at) in zip(keys, arrived, strict=True)]
         store(connection, self._series, received)

@@ -26,9 +26,9 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    update,
 )
 
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import return_pages
 from gradwatch_collector.storage.partitions import maintain_partitions
@@ -234,7 +234,8 @@ def _forget_series(connection: Connection, series: Collection[int], before: int)
     if not empty:
         return 0
     runs = connection.scalars(select(_series.run_id).where(_series.series_id.in_(empty)).distinct()).all()
-    _make_senders_wait(connection, runs)
+    # Who comes back waits for this transaction, and looks its series up anew.
+    take_turns(connection, runs)
     heard = exists().where(
         _process.run_id == _series.run_id,
         _process.attempt == _series.attempt,
@@ -242,16 +243,6 @@ def _forget_series(connection: Connection, series: Collection[int], before: int)
         _process.heard_at >= before,
     )
     return _count(connection, delete(schema.series).where(_series.series_id.in_(empty), ~heard))
-
-
-def _make_senders_wait(connection: Connection, runs: Collection[str]) -> None:
-    """Lock the processes of these runs: who comes back waits for this transaction and looks its series up anew.
-
-    By an update that changes nothing: Citus knows no FOR UPDATE over several nodes.
-    """
-    connection.execute(
-        update(schema.process).where(_process.run_id.in_(runs)).values(heard_at=_process.heard_at)
-    )
 
 
 def _forget_senders(connection: Connection, before: int) -> int:
@@ -278,7 +269,9 @@ def _delete_runs(connection: Connection, ended_before: int) -> Pruned:
     ).all()
     if not ids:
         return Pruned()
-    _make_senders_wait(connection, ids)
+    # Who came back meanwhile stays, and who comes back now waits.
+    take_turns(connection, ids)
+    ids = connection.scalars(select(_run.run_id).where(_run.run_id.in_(ids), _old_runs(ended_before))).all()
     of_runs = select(_series.series_id).where(_series.run_id.in_(ids)).scalar_subquery()
     for table in _BY_SERIES:
         connection.execute(delete(table).where(table.c.series_id.in_(of_runs)))
