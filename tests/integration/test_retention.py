@@ -259,7 +259,6 @@ def test_whoever_comes_back_after_its_series_were_forgotten_is_stored_anew(datab
     prune_at(database, 120 * DAYS)
     assert rows(database, schema.series) == 0
     now = 12 * 3600 + 1.0
-    series.keep()  # after whatever it wrote next
     receive(database, losses([120 * DAYS], [2.0]), 120 * DAYS, series)
     with database.connect() as connection:
         (point,) = read_series(connection, "run", c.LOSS.name)

@@ -299,6 +299,36 @@ def test_no_block_reaches_into_the_next_day(database: Engine) -> None:
     assert len(contents(read(database))[""]) == 192
 
 
+def test_a_frame_that_comes_weeks_late_opens_no_block_but_its_own(database: Engine) -> None:
+    series = SeriesIds()
+    for day in range(20):
+        seconds = np.arange(day * 86_400, day * 86_400 + 256)
+        write(database, frame([{}], seconds, seconds.astype(float)), series=series)
+    compact_all(database)
+    late, fresh = 86_400 + 300, range(20 * 86_400, 20 * 86_400 + 130)
+    write(database, frame([{}], [late], [1.5]), series=series)
+    for second in fresh:
+        write(database, frame([{}], [second], [2.5]), series=series)
+    with transaction(database) as connection:
+        stats = compact(connection, LATER)
+    assert (stats.frames, stats.values) == (131, 131)
+    held = contents(read(database))[""]
+    assert (len(held), held[late], held[fresh[-1]]) == (20 * 256 + 131, 1.5, 2.5)
+
+
+def test_of_wide_frames_less_is_held_at_once(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_VALUES_AT_ONCE", 20)
+    points = layers(*"abcdefg")
+    for second in range(6):
+        write(database, frame(points, [second], np.full(7, float(second))))
+    with transaction(database) as connection:
+        stats = compact(connection, LATER)
+    assert (stats.frames, stats.more) == (2, True)
+    compact_all(database)
+    assert rows(database, schema.frame) == 0
+    assert contents(read(database)) == {name: {s: float(s) for s in range(6)} for name in "abcdefg"}
+
+
 def test_one_call_of_compaction_is_bounded_and_says_that_there_is_more(database: Engine) -> None:
     for name in "abcd":
         write(database, frame(layers(name), range(50), np.arange(50.0)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -24,6 +25,7 @@ from gradwatch_collector.storage.retention import Policy, Pruned, prune
 logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS: Final = 10.0
+_COMPACT_SECONDS: Final = 30.0
 _PRUNE_EVERY: Final = 600 * 1_000_000_000
 _STOP_SECONDS: Final = 5.0
 
@@ -72,8 +74,10 @@ class Upkeep:
             self._clock.set(connection)
 
     def _compact(self) -> None:
+        # However much there is: what prunes and prepares comes next, or the disk fills.
+        until = time.monotonic() + _COMPACT_SECONDS
         more = True
-        while more and not self._stop.is_set():
+        while more and not self._stop.is_set() and time.monotonic() < until:
             with transaction(self._engine) as connection:
                 more = compact(connection, self._clock.now()).more
 

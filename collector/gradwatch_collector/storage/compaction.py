@@ -6,7 +6,8 @@ the block, and ingest waits for little. Frames that arrive late for times alread
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ _SERIES_AT_ONCE: Final = 256
 _PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
 _TAKE_FRAMES: Final = (
     "DELETE FROM frame WHERE series_id = ? AND time IN "  # noqa: S608 - our names
-    f"(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT {_FRAMES_AT_ONCE}) "
+    "(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT ?) "
     f"RETURNING time, {_PAYLOAD}"
 )
 # The day's newest block is opened again while it is short, so that slow series do not end in many small ones.
@@ -37,6 +38,7 @@ _TAKE_BLOCKS: Final = (
     "(SELECT max(time) FROM block WHERE series_id = ? AND time >= ? AND time <= ?)) "
     f"RETURNING time, {_PAYLOAD}"
 )
+_BLOCK_TIMES: Final = "SELECT time FROM block WHERE series_id = ? AND time > ? AND time < ? ORDER BY time"
 _COLUMNS: Final = ("series_id", "time", "last_time", *PAYLOAD_COLUMNS)
 _INSERT_BLOCK: Final = f"INSERT INTO block ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - our names
 
@@ -63,15 +65,16 @@ def compact(
     ready = _ready(connection, now - quiet)
     series = frames = blocks = values = 0
     more = len(ready) == _SERIES_AT_ONCE
-    for series_id in ready:
+    for series_id, width in ready:
         if values >= max_values:
             more = True
             break
-        moved = _take_frames(connection, series_id)
+        at_once = segments.rows_at_once(_FRAMES_AT_ONCE, width)
+        moved = _take_frames(connection, series_id, at_once)
         written = _write_blocks(connection, series_id, moved)
         series += 1
         frames += len(moved)
-        more |= len(moved) == _FRAMES_AT_ONCE
+        more |= len(moved) == at_once
         blocks += len(written)
         values += sum(segment.size for segment in written)
     if not ready:
@@ -80,27 +83,64 @@ def compact(
     return CompactionStats(series, frames, blocks, values, more=more and frames > 0)
 
 
-def _ready(connection: Connection, quiet_since: int) -> Sequence[int]:
-    frame = schema.frame.c
-    return connection.scalars(
+def _ready(connection: Connection, quiet_since: int) -> Sequence[tuple[int, int]]:
+    """Return series and the width of each."""
+    frame, series, points = schema.frame.c, schema.series.c, schema.attribute_set.c
+    ready = (
         select(frame.series_id)
         .group_by(frame.series_id)
         .having(or_(func.count() >= _READY_FRAMES, func.max(frame.time) < quiet_since))
         .limit(_SERIES_AT_ONCE)
-    ).all()
+        .subquery()
+    )
+    return [
+        (row.series_id, row.width)
+        for row in connection.execute(
+            select(ready.c.series_id, points.width)
+            .join(schema.series, series.series_id == ready.c.series_id)
+            .join(schema.attribute_set, points.set_id == series.set_id)
+        )
+    ]
 
 
-def _take_frames(connection: Connection, series_id: int) -> list[Segment]:
+def _take_frames(connection: Connection, series_id: int, at_once: int) -> list[Segment]:
     if not segments.claim(connection, series_id):
         return []
     # Deleting returns what was read: a frame that arrives meanwhile is not among it, and stays.
-    return _segments(segments.fetch(connection, _TAKE_FRAMES, (series_id, series_id)))
+    return _segments(segments.fetch(connection, _TAKE_FRAMES, (series_id, series_id, at_once)))
 
 
 def _write_blocks(connection: Connection, series_id: int, frames: Sequence[Segment]) -> list[Segment]:
+    return [
+        written
+        for stretch in _stretches(connection, series_id, frames)
+        for written in _write_stretch(connection, series_id, stretch)
+    ]
+
+
+def _stretches(connection: Connection, series_id: int, frames: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Yield frames with no block between them: one that is weeks late must not open all blocks since.
+
+    Frames in the order of their times, as they were taken.
+    """
     if not frames:
-        return []
-    first = min(int(segment.times[0]) for segment in frames)
+        return
+    span = (series_id, int(frames[0].times[0]), int(frames[-1].times[-1]))
+    blocks = [int(row[0]) for row in segments.fetch(connection, _BLOCK_TIMES, span)]
+    stretch: list[Segment] = []
+    last = 0
+    for frame in frames:
+        first = int(frame.times[0])
+        if stretch and bisect_right(blocks, last) < bisect_left(blocks, first):
+            yield stretch
+            stretch = []
+        stretch.append(frame)
+        last = max(last, int(frame.times[-1]))
+    yield stretch
+
+
+def _write_stretch(connection: Connection, series_id: int, frames: Sequence[Segment]) -> list[Segment]:
+    first = int(frames[0].times[0])
     last = max(int(segment.times[-1]) for segment in frames)
     span = (series_id, first - first % segments.DAY, last)
     held = _segments(segments.fetch(connection, _TAKE_BLOCKS, (*span, first, *span)))

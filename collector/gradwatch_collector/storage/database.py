@@ -50,6 +50,8 @@ _TCP_SECONDS: Final = 20
 # operator, system. "Not like this": a transaction that was idle for too long or meets a standby, credentials,
 # no such database, a schema or rights that are being changed. Somebody will see to it; senders keep their data.
 _TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58", "25", "28", "3D", "42"})
+# A damaged file or index. (XX000 may be an error that the data itself brings about.)
+_DAMAGED: Final = frozenset({"XX001", "XX002"})
 _SQLITE_BROKEN: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -148,7 +150,7 @@ def is_transient(error: SQLAlchemyError) -> bool:
     if isinstance(cause, psycopg.Error):
         if cause.sqlstate is None:
             return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
-        return cause.sqlstate[:2] in _TRANSIENT_CLASSES
+        return cause.sqlstate[:2] in _TRANSIENT_CLASSES or cause.sqlstate in _DAMAGED
     if isinstance(cause, sqlite3.OperationalError):
         return True
     # The lower byte is the error, the rest says more about it. Errors of the module itself have none.
@@ -162,11 +164,16 @@ def return_pages(connection: Connection) -> int:
     """
     if connection.dialect.name != "sqlite":
         return 0
-    free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    free = _free_pages(connection)
     for _ in range(min(free, _PAGES_AT_ONCE)):
         # One by one: whatever the number asked for, Python's sqlite3 stops after the first.
         connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
-    return min(free, _PAGES_AT_ONCE)
+    # None, in a file that was made without `auto_vacuum`.
+    return free - _free_pages(connection)
+
+
+def _free_pages(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
 
 def batched(items: Collection[T], width: int = 1) -> Iterator[list[T]]:

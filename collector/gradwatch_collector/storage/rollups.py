@@ -27,10 +27,14 @@ _SERIES_AT_ONCE: Final = 64
 _BLOCKS_AT_ONCE: Final = 64
 
 _PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
-_DUE: Final = f"SELECT DISTINCT series_id FROM block WHERE time < ? LIMIT {_SERIES_AT_ONCE}"  # noqa: S608 - our names
+_DUE: Final = (
+    "SELECT due.series_id, attribute_set.width "  # noqa: S608 - our names
+    f"FROM (SELECT DISTINCT series_id FROM block WHERE time < ? LIMIT {_SERIES_AT_ONCE}) AS due "
+    "JOIN series ON series.series_id = due.series_id JOIN attribute_set ON attribute_set.set_id = series.set_id"
+)
 _TAKE_BLOCKS: Final = (
     "DELETE FROM block WHERE series_id = ? AND time IN "  # noqa: S608 - our names
-    f"(SELECT time FROM block WHERE series_id = ? AND time < ? ORDER BY time LIMIT {_BLOCKS_AT_ONCE}) "
+    "(SELECT time FROM block WHERE series_id = ? AND time < ? ORDER BY time LIMIT ?) "
     f"RETURNING time, {_PAYLOAD}"
 )
 _Row = tuple[Any, ...]
@@ -72,11 +76,12 @@ def roll_up(connection: Connection, before: int, now: int, *, max_values: int = 
     midnight = before - before % DAY
     blocks = values = 0
     rows: list[_Row] = []
-    for (series_id,) in segments.fetch(connection, _DUE, (midnight,)):
+    for series_id, width in segments.fetch(connection, _DUE, (midnight,)):
         if values >= max_values:
             break
         if segments.claim(connection, series_id):
-            taken = segments.fetch(connection, _TAKE_BLOCKS, (series_id, series_id, midnight))
+            at_once = segments.rows_at_once(_BLOCKS_AT_ONCE, width * segments.MAX_TIMES)
+            taken = segments.fetch(connection, _TAKE_BLOCKS, (series_id, series_id, midnight, at_once))
             held = [segments.from_row(row[0], row[1:]) for row in sorted(taken, key=lambda row: int(row[0]))]
             blocks += len(held)
             values += sum(part.size for part in held)

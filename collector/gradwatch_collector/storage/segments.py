@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from gradwatch_collector.records import Frame, Times, Vector
 from gradwatch_collector.storage import packed, vectors
@@ -23,6 +24,7 @@ PAYLOAD_COLUMNS: Final = ("count", "times", "f32", "f64", "i64", "packed")
 _VECTORS: Final = ("f32", "f64", "i64")
 _CLAIM: Final = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:series, 0))")
 MAX_TIMES: Final = 256
+_VALUES_AT_ONCE: Final = 4_000_000
 DAY: Final = 86_400 * 1_000_000_000
 _TYPES: Final = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64))
 
@@ -185,14 +187,25 @@ def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> 
     """Run a driver-level statement (``?`` placeholders) inside the transaction; return rows with vectors.
 
     SQLAlchemy's array type would make a Python object of each value.
+
+    Raises:
+        DBAPIError: as from SQLAlchemy itself.
     """
     if connection.dialect.name == "sqlite":
         return connection.exec_driver_sql(statement, tuple(parameters)).all()
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
-    with driver.cursor(binary=True) as cursor:
-        cursor.execute(placeholders(connection, statement), parameters)
-        return cursor.fetchall()
+    try:
+        with driver.cursor(binary=True) as cursor:
+            cursor.execute(placeholders(connection, statement), parameters)
+            return cursor.fetchall()
+    except psycopg.Error as error:
+        raise DBAPIError(statement, tuple(parameters), error) from error
+
+
+def rows_at_once(most: int, values: int) -> int:
+    """Return how many rows of so many values each are taken into memory at once: of wide series, fewer."""
+    return max(1, min(most, _VALUES_AT_ONCE // values))
 
 
 def claim(connection: Connection, series_id: int) -> bool:

@@ -27,6 +27,11 @@ def attribute_set(points: list[Attributes]) -> AttributeSet:
     return AttributeSet(blake2b(canonical.encode(), digest_size=16).digest(), tuple(points))
 
 
+def _seconds() -> float:
+    """Seconds that pass while the machine is suspended, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class SeriesIds:
     """Looks series up and makes them, remembering what was committed.
 
@@ -34,7 +39,7 @@ class SeriesIds:
     `forget`. Any number of writers may share the database.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = _seconds) -> None:
         self._now = now
         self._since = now()
         self._known: dict[tuple[Any, ...], Any] = {}
@@ -43,9 +48,8 @@ class SeriesIds:
     def keep(self) -> None:
         """Trust what was looked up since the last call: it is committed."""
         self._unsure.clear()
-        if len(self._known) > _CACHED or self._now() - self._since > _TRUSTED_SECONDS:
+        if len(self._known) > _CACHED:
             self._known.clear()
-            self._since = self._now()
 
     def forget(self) -> None:
         """Drop what was looked up since the last call: it was rolled back."""
@@ -57,6 +61,9 @@ class SeriesIds:
         self, connection: Connection, key: ProcessKey, metric: MetricIdentity, field: str, points: AttributeSet
     ) -> tuple[int, ...]:
         """Return the id of the series, or one id for each point if the metric has too many sets already."""
+        if self._now() - self._since > _TRUSTED_SECONDS:
+            self._known.clear()
+            self._since = self._now()
         place = (key.run_id, key.attempt, key.rank, metric, field, points.digest)
         known: tuple[int, ...] | None = self._known.get(place)
         if known is None:
