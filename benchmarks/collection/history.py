@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -33,7 +35,7 @@ _READS: Final = 30
 
 
 def figures(servers: dict[str, str], *, runs: int, seconds: float, rounds: int) -> Iterator[Figure]:
-    """Fill a database with ``runs`` runs, read from it, and send to it and to an empty one in turn."""
+    """Fill a database with ``runs`` runs, read it, send to it and to an empty one in turn, prune it."""
     for name, server in servers.items():
         url = new_database(server, "history")
         engine = db.connect(url)
@@ -43,6 +45,7 @@ def figures(servers: dict[str, str], *, runs: int, seconds: float, rounds: int) 
         yield from _reads(name, engine, runs)
         engine.dispose()
         yield from _ingest(name, server, url, seconds, rounds)
+        yield from _pruned(name, url)
 
 
 def _fill(engine: Engine, runs: int) -> None:
@@ -132,3 +135,18 @@ def _ingest(name: str, server: str, full: str, seconds: float, rounds: int) -> I
     yield at_most(f"{name}, ingest is slower than into an empty database by", 20, slower, " %", note)
     ratio = statistics.median(middles["full"]) / statistics.median(middles["empty"])
     yield Figure(f"{name}, latency of a request against an empty database's", "flat", f"{ratio:.2f}")
+
+
+def _pruned(name: str, url: str) -> Iterator[Figure]:
+    """What is left of the history, and of what came on top, when it is rolled up, and when that is gone."""
+    engine = db.connect(url)
+    before = stored_bytes(engine)
+    for what, kept in (("rolled up", "forever"), ("pruned", "365d")):
+        began = time.perf_counter()
+        options = ("--older-than", "30d", "--rollups-older-than", kept)
+        command = (sys.executable, "-m", "gradwatch.cli", "db", "prune", "--db", url, *options)
+        subprocess.run(command, check=True, capture_output=True)
+        taken = time.perf_counter() - began
+        size = f"{before / 2**30:.2f} to {stored_bytes(engine) / 2**30:.2f} GiB"
+        yield Figure(f"{name}, the same {what}", "gives the space back", f"{size} in {taken:.0f} s")
+    engine.dispose()

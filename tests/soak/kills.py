@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from gradwatch_collector.storage import database as db
 from tests.collector_process import collector, free_port
 from tests.crowd import Crowd, lost_and_twice
 
@@ -34,6 +35,9 @@ class Figures:
 def kills(database: str, count: int, seed: int = 0, senders: int = 3, longest: float = 0.5) -> Figures:
     """Kill the collector ``count`` times, each at most ``longest`` seconds after it began to answer."""
     dice = random.Random(seed)
+    engine = db.connect(database)
+    db.upgrade(engine)
+    engine.dispose()
     port = free_port()
     crowd = Crowd(f"http://127.0.0.1:{port}", count=senders, seed=seed)
     done = 0

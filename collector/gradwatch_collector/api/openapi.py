@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
+from gradwatch import conventions as c
 from gradwatch_collector import schemas
 from gradwatch_collector.api.views import MAX_LIMIT
 from gradwatch_slo import schemas as slo_schemas
@@ -16,7 +17,7 @@ PATH: Final = "/api/v1/openapi.json"
 _COMPONENTS: Final = "#/components/schemas/"
 # How schemas refer to others, and to parts of themselves.
 _REFERENCE: Final = re.compile("^(urn:gradwatch:schema:|#/[$]defs/)")
-_MAX_INT32: Final = 2**31 - 1
+
 _ERROR: Final = {
     "type": "object",
     "properties": {"error": {"type": "string", "description": "One line."}},
@@ -50,8 +51,8 @@ def document() -> _Json:
     series = (
         {**_parameter("metric", "Name of the metric.", {**text, "minLength": 1}), "required": True},
         {**run, "schema": {**text, "minLength": 1}, "required": True},
-        _number("attempt", "Of the run.", 1, _MAX_INT32),
-        _number("rank", "Of the process.", 0, _MAX_INT32),
+        _number("attempt", "Of the run.", 1, c.MAX_INT32),
+        _number("rank", "Of the process.", 0, c.MAX_INT32),
         _parameter(
             "label",
             "NAME=VALUE that points must have; the value as text or as JSON writes it.",
