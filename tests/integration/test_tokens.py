@@ -281,7 +281,7 @@ def test_of_two_teams_that_start_one_run_at_once_one_is_refused(new_database: Ca
     def begin(grant: Grant, connection: Connection) -> None:
         (stamped,) = grant.stamp([start("a")])
         take_turns(connection, [stamped.source.run_id])
-        Owners().require(connection, stamped.source)
+        Owners().require(connection, [stamped.source])
         registry.resolve(connection, [(stamped.source, at(0))])
 
     def late() -> None:
@@ -322,6 +322,45 @@ def test_a_refused_request_does_not_cost_those_that_share_its_commit(database: E
     assert isinstance(waiting[0].exception(), ForbiddenError)
     assert waiting[1].exception() is None
     assert teams(database) == {"a": "vision", "b": "speech"}
+
+
+def commit_together(database: Engine, *sent: tuple[Grant, Batch]) -> list[BaseException | None]:
+    """What is said to each request, all of them having waited for one commit."""
+    ingest = Ingest(database, Registry())
+    waiting = [ingest.put(grant.stamp([each]), 1, at(0)) for grant, each in sent]
+    ingest.start()
+    ingest.stop()
+    return [request.exception() for request in waiting]
+
+
+@pytest.mark.parametrize("first", [VISION, ANYBODY])
+def test_of_two_teams_that_name_a_run_in_one_commit_the_first_has_it(database: Engine, first: Grant) -> None:
+    ours, theirs = start("a", team="vision"), start("a", instance="another")
+    kept, refused = commit_together(database, (first, ours), (SPEECH, theirs))
+    assert kept is None
+    assert isinstance(refused, ForbiddenError)
+    assert teams(database) == {"a": "vision"}
+    with ingesting(database) as ingest:
+        send(ingest, VISION, batch(source("a"), event(c.RUN_ENDED, 1, 1, STATUS="succeeded")))
+
+
+def test_a_run_that_was_pruned_may_be_another_teams_half_a_day_later(database: Engine) -> None:
+    hours = 0.0
+    owners = Owners(lambda: hours * 3600)
+    (ours,), (theirs,) = VISION.stamp([start("a")]), SPEECH.stamp([start("a")])
+    with ingesting(database) as ingest:
+        send(ingest, VISION, start("a"))
+    with db.transaction(database) as connection:
+        owners.require(connection, [ours.source])
+        for table in (schema.run, schema.process):
+            connection.execute(table.delete())
+    with ingesting(database) as ingest:
+        send(ingest, SPEECH, start("a"))
+    hours = 13
+    with database.connect() as connection:
+        owners.require(connection, [theirs.source])
+        with pytest.raises(ForbiddenError):
+            owners.require(connection, [ours.source])
 
 
 def test_a_team_is_shown_its_own_runs_and_nothing_of_others(database: Engine) -> None:

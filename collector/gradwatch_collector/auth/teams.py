@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sqlalchemy import Connection, select
@@ -10,6 +11,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.otlp.errors import ForbiddenError
 from gradwatch_collector.records import Source
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.series import TRUSTED_SECONDS, seconds
 
 _MOST_KNOWN: Final = 10_000
 
@@ -21,25 +23,37 @@ class Owners:
     send anything under its id. A run without a team is anybody's: it may have begun before there were tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = seconds) -> None:
+        self._now = now
+        self._since = now()
         self._known: set[tuple[str, str]] = set()
 
-    def require(self, connection: Connection, source: Source) -> None:
-        """Check that what came with a team's token is not about another team's run.
+    def require(self, connection: Connection, sources: Iterable[Source]) -> None:
+        """Check that nothing that came with a team's token is about another team's run.
+
+        Of sources that come together the first to name a run counts as having been there before.
 
         Raises:
-            ForbiddenError: it is.
+            ForbiddenError: something is.
         """
-        if source.owner is None or (source.run_id, source.owner) in self._known:
-            return
+        # As with series: what was pruned may begin again, with another team.
+        if len(self._known) >= _MOST_KNOWN or self._now() - self._since > TRUSTED_SECONDS:
+            self._known.clear()
+            self._since = self._now()
+        claimed: dict[str, str] = {}
+        for source in sources:
+            if source.owner is not None and (source.run_id, source.owner) not in self._known:
+                self._require(connection, source.run_id, source.owner, claimed.get(source.run_id))
+            if (claim := source.resource.get(c.TEAM)) is not None:
+                claimed.setdefault(source.run_id, claim)
+
+    def _require(self, connection: Connection, run_id: str, owner: str, claim: str | None) -> None:
         # It is the caller's turn: no other collector makes the run another team's meanwhile.
-        team = _team_of(connection, source.run_id)
-        if team == source.owner:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known.add((source.run_id, source.owner))
-        elif team is not None:
-            raise ForbiddenError(f"run {source.run_id!r} is another team's: the token may not write to it")
+        team = _team_of(connection, run_id)
+        if team == owner:
+            self._known.add((run_id, owner))
+        elif (team or claim or owner) != owner:
+            raise ForbiddenError(f"run {run_id!r} is another team's: the token may not write to it")
 
 
 def _team_of(connection: Connection, run_id: str) -> str | None:

@@ -195,8 +195,7 @@ class Ingest:
     def _write(self, connection: Connection, group: Sequence[_Request]) -> list[Committed]:
         arrived = [(batch, request.received_at) for request in group for batch in request.batches]
         take_turns(connection, {batch.source.run_id for batch, _ in arrived})
-        for batch, _ in arrived:
-            self._owners.require(connection, batch.source)
+        self._owners.require(connection, [batch.source for batch, _ in arrived])
         keys = self._registry.resolve(connection, [(batch.source, at) for batch, at in arrived])
         received = [Received(key, batch, at) for key, (batch, at) in zip(keys, arrived, strict=True)]
         store(connection, self._series, received)

@@ -18,7 +18,7 @@ from gradwatch_collector.storage.upsert import insert
 MAX_SETS: Final = 16
 _CACHED: Final = 100_000
 # Pruning forgets series that were silent for a day or more (`retention.LEAST`): no id is trusted so long.
-_TRUSTED_SECONDS: Final = 12 * 3600.0
+TRUSTED_SECONDS: Final = 12 * 3600.0
 
 
 def attribute_set(points: list[Attributes]) -> AttributeSet:
@@ -27,7 +27,7 @@ def attribute_set(points: list[Attributes]) -> AttributeSet:
     return AttributeSet(blake2b(canonical.encode(), digest_size=16).digest(), tuple(points))
 
 
-def _seconds() -> float:
+def seconds() -> float:
     """Seconds that pass while the machine is suspended, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
@@ -39,7 +39,7 @@ class SeriesIds:
     `forget`. Any number of writers may share the database.
     """
 
-    def __init__(self, now: Callable[[], float] = _seconds) -> None:
+    def __init__(self, now: Callable[[], float] = seconds) -> None:
         self._now = now
         self._since = now()
         self._known: dict[tuple[Any, ...], Any] = {}
@@ -61,7 +61,7 @@ class SeriesIds:
         self, connection: Connection, key: ProcessKey, metric: MetricIdentity, field: str, points: AttributeSet
     ) -> tuple[int, ...]:
         """Return the id of the series, or one id for each point if the metric has too many sets already."""
-        if self._now() - self._since > _TRUSTED_SECONDS:
+        if self._now() - self._since > TRUSTED_SECONDS:
             self._known.clear()
             self._since = self._now()
         place = (key.run_id, key.attempt, key.rank, metric, field, points.digest)
