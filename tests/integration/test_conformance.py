@@ -311,6 +311,23 @@ def test_log_records_that_cannot_be_stored_are_told_and_the_others_kept(client: 
     assert "time after 2262" in answer.message
 
 
+def test_equal_log_records_are_stored_one_by_one_and_a_request_sent_again_only_once(
+    served: Collector, client: Client, run_id: str
+) -> None:
+    request = ExportLogsServiceRequest()
+    owner = request.resource_logs.add()
+    owner.resource.attributes.extend(attributes({c.RUN_ID: run_id}))
+    records = owner.scope_logs.add().log_records
+    for number in (1, 1, 2):
+        records.add(time_unix_nano=START, body=any_value("retrying"), span_id=bytes([number] * 8))
+    assert client.send(request) == client.send(request) == OK
+    engine = db.connect(served.database)
+    with engine.connect() as connection:
+        stored = connection.scalars(select(schema.event.c.body).where(schema.event.c.run_id == run_id)).all()
+    engine.dispose()
+    assert stored == ["retrying"] * 3
+
+
 def test_spans_that_cannot_be_stored_are_told_and_the_others_kept(client: Client, run_id: str) -> None:
     request = ExportTraceServiceRequest()
     owner = request.resource_spans.add()

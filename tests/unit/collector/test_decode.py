@@ -324,15 +324,64 @@ def test_a_log_record_becomes_an_event_with_its_number() -> None:
     assert (event.name, event.time, event.sequence, event.severity) == ("training.nonfinite", 5, 4, 17)
 
 
-def test_a_record_nobody_counted_is_keyed_by_its_contents() -> None:
-    def sequence(text: str, received_at: int) -> int:
-        encoded = log_request(body=AnyValue(string_value=text))
-        (event,) = decode_logs(encoded, received_at).batches[0].events
-        assert (event.time, event.body) == (received_at, text)
-        return event.sequence
+def sequences(encoded: bytes, received_at: int = 1) -> list[int]:
+    return [event.sequence for event in decode_logs(encoded, received_at).batches[0].events]
 
-    assert sequence("x", 1) == sequence("x", 2) != sequence("y", 1)
-    assert sequence("x", 1) < 0
+
+def test_a_record_nobody_counted_is_keyed_by_its_contents() -> None:
+    def number(text: str, received_at: int) -> int:
+        (found,) = sequences(log_request(body=AnyValue(string_value=text), time_unix_nano=5), received_at)
+        return found
+
+    assert number("x", 1) == number("x", 2) != number("y", 1)
+    assert number("x", 1) < 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"trace_id": b"\x01" * 16},
+        {"span_id": b"\x01" * 8},
+        {"severity_text": "warn"},
+        {"observed_time_unix_nano": 6},
+        {"body": AnyValue(bytes_value=b"abc")},
+    ],
+)
+def test_records_are_told_apart_by_whatever_they_say(told: dict[str, Any]) -> None:
+    plain: dict[str, Any] = {"time_unix_nano": 5, "body": AnyValue(string_value="YWJj")}
+    assert sequences(log_request(**plain)) != sequences(log_request(**{**plain, **told}))
+
+
+def test_records_are_told_apart_by_their_scope() -> None:
+    message = ExportLogsServiceRequest()
+    owner = message.resource_logs.add()
+    for name in ("one", "other"):
+        scope = owner.scope_logs.add()
+        scope.scope.name = name
+        scope.log_records.add(time_unix_nano=5)
+    assert len(set(sequences(message.SerializeToString()))) == 2
+
+
+def test_equal_records_of_a_request_are_as_many_and_the_same_when_it_comes_again() -> None:
+    message = ExportLogsServiceRequest()
+    for _ in range(2):  # as something in between does that joins requests
+        records = message.resource_logs.add().scope_logs.add().log_records
+        for _ in range(2):
+            records.add(time_unix_nano=5, body=AnyValue(string_value="x"))
+
+    def numbers(received_at: int) -> list[int]:
+        decoded = decode_logs(message.SerializeToString(), received_at)
+        return [event.sequence for batch in decoded.batches for event in batch.events]
+
+    assert len(set(numbers(1))) == 4
+    assert numbers(1) == numbers(2)
+
+
+def test_a_record_without_a_time_is_a_new_one_whenever_it_comes() -> None:
+    encoded = log_request(body=AnyValue(string_value="x"))
+    (event,) = decode_logs(encoded, 99).batches[0].events
+    assert (event.time, event.body) == (99, "x")
+    assert sequences(encoded, 1) != sequences(encoded, 2)
 
 
 def test_a_span_keeps_its_ids_and_a_bad_one_is_counted() -> None:
