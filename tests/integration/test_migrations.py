@@ -178,6 +178,28 @@ def test_data_survives_every_migration_down_and_up(database: Engine) -> None:
     assert db.schema_version(database).state is SchemaState.CURRENT
 
 
+def test_spans_of_one_id_are_one_where_there_is_no_room_for_more(database: Engine) -> None:
+    def span(**columns: object) -> dict[str, object]:
+        ids = {"trace_id": "01" * 16, "span_id": "02" * 8, "run_id": "a", "attempt": 1, "rank": 0}
+        times = {"kind": 0, "start": 1, "end": 2, "status": 0}
+        return {**ids, **times, "name": "step", "attributes": {}, "events": [], **columns}
+
+    def spans() -> list[tuple[object, ...]]:
+        columns = schema.span.c
+        query = select(columns.span_id, columns.run_id, columns.rank).order_by(*schema.span.primary_key)
+        with database.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
+    with db.transaction(database) as connection:
+        sent = [span(), span(rank=1), span(run_id="b"), span(span_id="03" * 8, run_id="b")]
+        connection.execute(schema.span.insert(), sent)
+    db.downgrade(database, "0007_storage_life")
+    kept = [("02" * 8, "a", 0), ("03" * 8, "b", 0)]
+    assert spans() == kept
+    db.upgrade(database)
+    assert spans() == kept
+
+
 def test_collectors_that_start_together_migrate_once(empty_database: Engine) -> None:
     start = threading.Barrier(3)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -29,7 +30,7 @@ from gradwatch_collector.auth import (
 )
 from gradwatch_collector.otlp.attributes import source_of
 from gradwatch_collector.otlp.errors import ForbiddenError, UnauthenticatedError, UnavailableError
-from gradwatch_collector.records import Batch
+from gradwatch_collector.records import Batch, SpanRecord
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.service import audit
@@ -342,6 +343,16 @@ def test_of_two_teams_that_name_a_run_in_one_commit_the_first_has_it(database: E
     assert teams(database) == {"a": "vision"}
     with ingesting(database) as ingest:
         send(ingest, VISION, batch(source("a"), event(c.RUN_ENDED, 1, 1, STATUS="succeeded")))
+
+
+def test_ids_of_one_teams_spans_are_not_in_the_way_of_anothers(database: Engine) -> None:
+    span = SpanRecord("01" * 16, "02" * 8, None, "step", 0, at(0), at(1), 0, {}, [])
+    with ingesting(database) as ingest:
+        for grant, run_id in ((VISION, "a"), (SPEECH, "b"), (SPEECH, "b")):
+            send(ingest, grant, replace(start(run_id), spans=[span]))
+    with database.connect() as connection:
+        found = connection.scalars(select(schema.span.c.run_id).order_by(schema.span.c.run_id)).all()
+    assert found == ["a", "b"]
 
 
 def test_a_run_that_was_pruned_may_be_another_teams_half_a_day_later(database: Engine) -> None:

@@ -182,9 +182,10 @@ span = Table(
     Column("trace_id", Text, primary_key=True),
     Column("span_id", Text, primary_key=True),
     Column("parent_span_id", Text),
-    Column("run_id", Text, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("rank", Integer, nullable=False),
+    # Ids are the senders' own: nobody can keep another's span out by sending one of the same ids first.
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("rank", Integer, primary_key=True),
     Column("name", Text, nullable=False),
     Column("kind", Integer, nullable=False),
     Column("start", BigInteger, nullable=False),
