@@ -171,6 +171,27 @@ def test_metrics_of_one_name_that_differ_otherwise_stay_apart(
     assert found == {"s": 1, "By": 2}
 
 
+def test_points_of_two_scopes_stay_apart(served: Collector, client: Client, run_id: str) -> None:
+    latency = Metric(name="latency")
+    histogram(latency)
+    request = of(run_id)
+    scopes = (("", ""), (c.SCOPE_NAME, "1"), ("net", ""), ("net", "2"), ("", "2"))
+    for value, (name, version) in enumerate(scopes):
+        told = request.resource_metrics[0].scope_metrics.add()
+        told.scope.name, told.scope.version = name, version
+        latency.histogram.data_points[0].count = value
+        told.metrics.extend([gauge("requests", (START, float(value))), latency])
+    assert client.send(request) == OK
+    for metric, field in (("requests", "value"), ("latency", "count")):
+        found = {
+            (each["labels"].get("otel.scope.name"), each["labels"].get("otel.scope.version")): point[field]
+            for each in series(served, run_id, metric)
+            for point in each["points"]
+        }
+        # Our own scope and none are one: of two values the first counts.
+        assert found == {(None, None): 0, ("net", None): 2, ("net", "2"): 3, (None, "2"): 4}
+
+
 def test_nan_and_infinities_are_kept_apart_from_numbers(served: Collector, client: Client, run_id: str) -> None:
     values = (math.nan, math.inf, -math.inf, 0.0, -0.0)
     assert client.send(of(run_id, gauge("norm", *((START + i, v) for i, v in enumerate(values))))) == OK

@@ -101,7 +101,7 @@ def test_every_instrument_of_the_sdk_is_stored(
     provider.shutdown()
     run_id = sender(served, resource, "orders")
     (orders,) = series(served, run_id, "orders")
-    assert orders["labels"] == {"country": "de", "sizes": [1, 2]}
+    assert orders["labels"] == {"country": "de", "sizes": [1, 2], "otel.scope.name": "shop"}
     assert orders["metric"] == {
         "name": "orders",
         "unit": "{order}",

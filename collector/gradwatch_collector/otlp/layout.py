@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Gauge, NumberDataPoint, Sum
 
 from gradwatch_collector.otlp.attributes import mapping
@@ -99,25 +100,27 @@ class Layouts:
         self._max_bytes = max_bytes
         self._bytes = 0
         # Metrics of one name and length differ only between runs: a few alternatives are kept.
-        self._layouts: dict[tuple[str, str, int], list[_Layout]] = {}
+        self._layouts: dict[tuple[str, str, tuple[bytes, ...], int], list[_Layout]] = {}
 
-    def read(self, metric: str, kind: str, encoded: bytes) -> Numbers:
+    def read(self, metric: str, kind: str, encoded: bytes, labels: tuple[bytes, ...] = ()) -> Numbers:
         """Read an encoded ``Gauge`` or ``Sum``, as ``kind`` says.
+
+        ``labels``: attributes of all points beside their own, as encoded ``KeyValue``.
 
         Raises:
             DecodeError: it is none.
         """
         body = encoded + _PADDING
         octets = np.frombuffer(body, np.uint8)
-        place = (metric, kind, len(body))
+        place = (metric, kind, labels, len(body))
         known = self._layouts.get(place, [])
         for layout in known:
             if (octets & layout.mask).tobytes() == layout.template:
                 return layout.read(body)
         message = _MESSAGES[kind].FromString(encoded)
         if any(point.exemplars for point in message.data_points):
-            return self._read_apart(metric, kind, message)
-        learned = _learn(message, encoded, octets)
+            return self._read_apart(metric, kind, message, labels)
+        learned = _learn(message, encoded, octets, labels)
         self._bytes += learned.nbytes
         if self._bytes > self._max_bytes:
             self._layouts.clear()
@@ -125,17 +128,18 @@ class Layouts:
         self._layouts[place] = [learned, *known[: _ALTERNATIVES - 1]]
         return learned.read(body)
 
-    def _read_apart(self, metric: str, kind: str, message: Any) -> Numbers:
+    def _read_apart(self, metric: str, kind: str, message: Any, labels: tuple[bytes, ...]) -> Numbers:
         # Exemplars never repeat: with them inside no layout would ever be met again.
         points = message.data_points
         exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in points]
         for point in points:
             point.ClearField("exemplars")
-        return replace(self.read(metric, kind, message.SerializeToString()), exemplars=exemplars)
+        return replace(self.read(metric, kind, message.SerializeToString(), labels), exemplars=exemplars)
 
 
-def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8]) -> _Layout:
+def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8], labels: Sequence[bytes]) -> _Layout:
     points = message.data_points
+    shared = [KeyValue.FromString(each) for each in labels]
     mask = np.full(len(body), 0xFF, np.uint8)
     time_at = np.full(len(points), len(encoded), np.int64)  # in the padding
     value_at = time_at.copy()
@@ -150,7 +154,7 @@ def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8]) -> _Layout
                 value_at[index] = at
     kinds = ["empty" if point.flags & _NO_VALUE else point.WhichOneof("value") for point in points]
     return _Layout(
-        Points([mapping(point.attributes) for point in points]),
+        Points([mapping((*point.attributes, *shared)) for point in points]),
         getattr(message, "aggregation_temporality", 0),
         getattr(message, "is_monotonic", False),
         mask,

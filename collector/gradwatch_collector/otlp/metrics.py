@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Exemplar, NumberDataPoint
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
+from gradwatch import conventions as c
 from gradwatch_collector.otlp.attributes import clean, mapping, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
@@ -39,7 +40,8 @@ class _Read:
 _REMEMBERED: Final = 4 << 20
 _PER_POINT: Final = 64
 
-_Encoded = tuple[tuple[bytes, ...], ...]  # the attributes of each point
+_Labels = tuple[bytes, ...]  # attributes as encoded KeyValues
+_Encoded = tuple[_Labels, ...]  # those of each point
 
 # The fields of histogram and summary points that are one number each. What is left of a point when these and
 # its place in the stream are taken away (buckets, quantiles) is packed.
@@ -68,7 +70,12 @@ class MetricsDecoder:
             batches = []
             rejected = 0
             for resource in request.resource_metrics:
-                read = [self._read(metric) for scope in resource.scope_metrics for metric in scope.metrics]
+                read = [
+                    self._read(metric, labels)
+                    for scope in resource.scope_metrics
+                    for labels in [_scope_labels(scope.scope)]
+                    for metric in scope.metrics
+                ]
                 frames = [frame for each in read for frame in each.frames]
                 accepted = sum(each.accepted for each in read)
                 rejected += sum(each.rejected for each in read)
@@ -83,7 +90,7 @@ class MetricsDecoder:
             source = self._sources[encoded] = source_of(Resource.FromString(encoded))
         return source
 
-    def _read(self, metric: Any) -> _Read:
+    def _read(self, metric: Any, scope: _Labels) -> _Read:
         kind = metric.WhichOneof("data")
         if kind is None:
             return _Read()
@@ -94,13 +101,13 @@ class MetricsDecoder:
             if not is_usable or not points:
                 return _Read(rejected=len(points))
             temporality = getattr(data, "aggregation_temporality", 0)
-            return self._aggregates(_identity(metric, kind, temporality), points)
-        numbers = self._layouts.read(metric.name if is_usable else "", kind, data)
+            return self._aggregates(_identity(metric, kind, temporality), points, scope)
+        numbers = self._layouts.read(metric.name if is_usable else "", kind, data, scope)
         if not is_usable:
             return _Read(rejected=len(numbers.times))
         return _numbers(_identity(metric, kind, numbers.temporality, numbers.monotonic), numbers)
 
-    def _aggregates(self, metric: MetricIdentity, points: Sequence[Any]) -> _Read:
+    def _aggregates(self, metric: MetricIdentity, points: Sequence[Any], scope: _Labels) -> _Read:
         empty = sum(bool(point.flags & _NO_VALUE) for point in points)
         usable = [
             point
@@ -110,7 +117,7 @@ class MetricsDecoder:
             and not point.flags & _NO_VALUE
         ]
         if usable:
-            key = tuple(tuple(point.attributes) for point in usable)
+            key = tuple((*point.attributes, *scope) for point in usable)
             known = self._points.get(key)
             if known is None:
                 known = self._points[key] = Points([_attributes(each) for each in key])
@@ -120,6 +127,21 @@ class MetricsDecoder:
         else:
             frames = []
         return _Read(frames, len(usable), len(points) - len(usable) - empty)
+
+
+def _scope_labels(scope: Any) -> _Labels:
+    """Return what points of a scope have in addition to their own attributes, so that no two scopes share any.
+
+    Our agent's scope is the only one to send what it sends: its points need nothing.
+    """
+    if not (scope.name or scope.version) or scope.name == c.SCOPE_NAME:
+        return ()
+    told = (("otel.scope.name", scope.name), ("otel.scope.version", scope.version))
+    return tuple(
+        KeyValue(key=name, value=AnyValue(string_value=text[:MAX_NAME])).SerializeToString()
+        for name, text in told
+        if text
+    )
 
 
 def _size(points: _Encoded) -> int:
