@@ -210,6 +210,31 @@ def test_the_sum_of_a_histogram_may_be_no_number(served: Collector, client: Clie
     assert point["nonfinite"] == {"sum": "NaN", "min": "-Infinity", "max": "Infinity"}
 
 
+@pytest.mark.parametrize("kind", ["histogram", "exponential_histogram"])
+def test_what_a_histogram_does_not_say_is_not_what_it_says_is_no_number(
+    served: Collector, client: Client, run_id: str, kind: str
+) -> None:
+    metric = Metric(name="norms")
+    held = getattr(metric, kind).data_points
+    for label, told in (
+        ("all", {"sum": 1.0, "min": 0.0, "max": 1.0}),
+        ("nan", {"sum": math.nan, "max": math.nan}),
+        ("none", {}),
+    ):
+        held.add(time_unix_nano=START, count=1, attributes=attributes({"label": label}), **told)
+    assert client.send(of(run_id, metric)) == OK
+    found = {each["labels"]["label"]: each["points"][0] for each in series(served, run_id, "norms")}
+    shown = {
+        label: ([point["sum"], point["min"], point["max"]], point["nonfinite"])
+        for label, point in found.items()
+    }
+    assert shown == {
+        "all": ([1.0, 0.0, 1.0], None),
+        "nan": ([None, None, None], {"sum": "NaN", "max": "NaN"}),
+        "none": ([None, None, None], None),
+    }
+
+
 VALUES: dict[str, Any] = {
     "string": "ünï",
     "empty": "",

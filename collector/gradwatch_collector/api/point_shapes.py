@@ -5,6 +5,7 @@ Numbers that are not finite are null, and named in ``nonfinite``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -34,13 +35,25 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
 
 def point_json(kind: str, time: int, fields: Mapping[str, Any]) -> Json:
     """Return a point of ``time`` (Unix nanoseconds); ``fields``: what is stored, None where nothing is."""
-    numbers, nonfinite = _numbers({name: fields[name] for name in FIELDS[kind] if name not in _PACKED})
-    point = {"time": exactly(time), **numbers, "nonfinite": nonfinite}
+    values = {name: fields[name] for name in FIELDS[kind] if name not in _PACKED}
+    shape: Json = {}
     if kind in _SHAPES:
-        field, shape = _SHAPES[kind]
-        point |= shape(fields[field] or b"")
+        field, message, shaped = _SHAPES[kind]
+        packed = message.FromString(fields[field] or b"")
+        shape = shaped(packed)
+        values = {name: None if _is_absent(packed, name, value) else value for name, value in values.items()}
+    numbers, nonfinite = _numbers(values)
+    point = {"time": exactly(time), **numbers, "nonfinite": nonfinite, **shape}
     exemplars = NumberDataPoint.FromString(fields.get(EXEMPLARS) or b"").exemplars
     return {**point, EXEMPLARS: [_exemplar(each) for each in exemplars]}
+
+
+def _is_absent(packed: Any, name: str, value: float | None) -> bool:
+    """Return whether a NaN stands for a number that other points had and this one did not."""
+    if value is None or not math.isnan(value):
+        return False
+    is_told: bool = not packed.DESCRIPTOR.fields_by_name[name].has_presence or packed.HasField(name)
+    return not is_told
 
 
 def _numbers(values: Mapping[str, float | None]) -> tuple[Json, dict[str, str] | None]:
@@ -50,16 +63,14 @@ def _numbers(values: Mapping[str, float | None]) -> tuple[Json, dict[str, str] |
     return {name: None if name in nonfinite else value for name, value in told.items()}, nonfinite or None
 
 
-def _histogram(encoded: bytes) -> Json:
-    point = HistogramDataPoint.FromString(encoded)
+def _histogram(point: Any) -> Json:
     return {
         "explicit_bounds": [_or_null(each) for each in point.explicit_bounds],
         "bucket_counts": list(point.bucket_counts),
     }
 
 
-def _exponential_histogram(encoded: bytes) -> Json:
-    point = ExponentialHistogramDataPoint.FromString(encoded)
+def _exponential_histogram(point: Any) -> Json:
     return {
         "scale": point.scale,
         "zero_count": point.zero_count,
@@ -73,9 +84,9 @@ def _buckets(buckets: Any) -> Json:
     return {"offset": buckets.offset, "bucket_counts": list(buckets.bucket_counts)}
 
 
-def _summary(encoded: bytes) -> Json:
+def _summary(point: Any) -> Json:
     quantiles = []
-    for each in SummaryDataPoint.FromString(encoded).quantile_values:
+    for each in point.quantile_values:
         numbers, nonfinite = _numbers({"quantile": each.quantile, "value": each.value})
         quantiles.append({**numbers, "nonfinite": nonfinite})
     return {"quantiles": quantiles}
@@ -99,9 +110,10 @@ def _exemplar(exemplar: Exemplar) -> Json:
     }
 
 
-_SHAPES: Final[Mapping[str, tuple[str, Callable[[bytes], Json]]]] = {
-    "histogram": ("buckets", _histogram),
-    "exponential_histogram": ("buckets", _exponential_histogram),
-    "summary": ("quantiles", _summary),
+# The field that holds what is packed, what that is, and how it is shown.
+_SHAPES: Final[Mapping[str, tuple[str, Any, Callable[[Any], Json]]]] = {
+    "histogram": ("buckets", HistogramDataPoint, _histogram),
+    "exponential_histogram": ("buckets", ExponentialHistogramDataPoint, _exponential_histogram),
+    "summary": ("quantiles", SummaryDataPoint, _summary),
 }
 _PACKED: Final = frozenset({EXEMPLARS, "buckets", "quantiles"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -196,18 +197,21 @@ def _aggregate_frames(
     metric: MetricIdentity, points: Sequence[Any], groups: Sequence[Group]
 ) -> Iterator[Frame]:
     has = points[0].DESCRIPTOR.fields_by_name
+    no_numbers: list[tuple[str, int]] = []
     for name in (*_INTEGER_FIELDS, *_FLOAT_FIELDS):
         if name not in has:
             continue
         if has[name].has_presence:
-            # An optional number that is absent from some points is a NaN there, and no frame if from all.
+            # An optional number that is absent from some points is a NaN there, and no frame if from all. One
+            # that is there and NaN is told from these by staying in what is packed.
             present = np.array([point.HasField(name) for point in points])
         else:
             present = np.ones(len(points), bool)
         numbers = [getattr(point, name) for point in points]
         values: Vector
         values = np.array(numbers, np.int64) if name in _INTEGER_FIELDS else np.array(numbers, np.float64)
-        if not present.all():
+        if has[name].has_presence:
+            no_numbers += [(name, position) for position in np.flatnonzero(present & np.isnan(values)).tolist()]
             values[~present] = np.nan
         for group in groups:
             if present[group.index].any():
@@ -218,6 +222,8 @@ def _aggregate_frames(
     for point in points:
         for name in cleared:
             point.ClearField(name)
+    for name, position in no_numbers:
+        setattr(points[position], name, math.nan)
     rest = [point.SerializeToString() for point in points]
     for group in groups:
         at_times = tuple(packed.join(rest[i] for i in column) for column in group.index.T.tolist())

@@ -2,8 +2,9 @@
 
 The points follow each other as protobuf writes a repeated field number 1. A packed value of an exponential
 histogram is therefore an encoded ``opentelemetry.proto.metrics.v1.ExponentialHistogram`` whose data points
-carry their buckets and nothing else (likewise ``Histogram`` and ``Summary``). Exemplars, whatever the kind of
-their metric, are an encoded ``Gauge`` whose data points carry them and nothing else.
+carry their buckets and nothing else (likewise ``Histogram`` and ``Summary``) but those of ``sum``, ``min`` and
+``max`` that were sent as NaN. Exemplars, whatever the kind of their metric, are an encoded ``Gauge`` whose data
+points carry them and nothing else.
 """
 
 from __future__ import annotations
