@@ -398,7 +398,7 @@ def test_a_team_is_shown_its_own_runs_and_nothing_of_others(database: Engine) ->
     assert mine is not None
     assert everybodys is not None
     assert everybodys["findings"][0]["evidence"]["runs"] == ["a", "b"]
-    assert mine["findings"][0]["evidence"]["runs"] == ["a"]
+    assert mine["findings"][0]["evidence"] == {"runs": ["a"]}
     assert mine["findings"][0]["run_id"] == "a"
 
 

@@ -137,7 +137,7 @@ def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -
     """Return the contract's `finding` for each finding of a run, newest first.
 
     An outage of many runs is one finding, told of one of them; while it is open it is shown with each. With
-    ``alone`` it names this run only: the others may be another team's.
+    ``alone`` it tells of this run only, not even how many others there are: they may be another team's.
     """
     finding = schema.finding.c
     shared = (finding.rule == c.RULE_TELEMETRY_OUTAGE) & (finding.state == OPEN)
@@ -150,7 +150,7 @@ def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -
     if not alone:
         return found
     return [
-        {**each, "run_id": run_id, "evidence": {**each["evidence"], "runs": [run_id]}}
+        {**each, "run_id": run_id, "evidence": {"runs": [run_id]}}
         if each["rule"] == c.RULE_TELEMETRY_OUTAGE
         else each
         for each in found
