@@ -267,7 +267,7 @@ def judged_http(request: Request, status: int, headers: Mapping[str, str], body:
     if not request.sound:
         return Verdict(word)
     kind = headers.get("content-type", "")
-    if status == 404:
+    if not request.lines[0].split()[1].startswith("/v1/"):
         return _judged_json(word, kind, body)
     if kind != (JSON if request.media_type == JSON else PROTOBUF):
         return Verdict("BROKEN", f"{status} to {request.media_type!r}, in {kind!r}: {body[:300]!r}")

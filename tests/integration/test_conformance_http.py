@@ -284,11 +284,14 @@ def test_the_example_of_the_specification_is_understood(served: Collector, run_i
     assert (point["count"], point["sum"], point["bucket_counts"]) == (2, 2, [1, 1])
 
 
-def test_a_path_that_is_none_is_told_as_the_api_tells_errors(served: Collector) -> None:
-    for path in ("/v1/profiles", "/nothing"):
-        answer = requests.post(served.url + path, timeout=30)
-        assert answer.status_code == 404
-        assert answer.json()["error"]
+def test_a_path_that_is_none_is_told_as_its_clients_read_errors(served: Collector) -> None:
+    for path in ("/v1/profiles", "/v1/metrics/"):
+        answer = requests.post(served.url + path, headers={"Content-Type": PROTOBUF}, timeout=30)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (404, PROTOBUF)
+        assert Status.FromString(answer.content).code == Code.NOT_FOUND
+    answer = requests.post(f"{served.url}/nothing", timeout=30)
+    assert answer.status_code == 404
+    assert answer.json()["error"]
 
 
 def test_an_event_in_json_keeps_its_number(served: Collector, run_id: str) -> None:

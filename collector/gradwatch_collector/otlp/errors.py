@@ -20,12 +20,13 @@ from starlette.responses import Response
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode
 
 RETRY_AFTER_SECONDS: Final = 1.0
-_PATHS: Final = frozenset({"/v1/metrics", "/v1/logs", "/v1/traces"})
+_PATHS: Final = "/v1/"
 
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
     403: Code.PERMISSION_DENIED,
+    404: Code.NOT_FOUND,
     405: Code.UNIMPLEMENTED,
     413: Code.RESOURCE_EXHAUSTED,
     415: Code.INVALID_ARGUMENT,
@@ -115,7 +116,7 @@ class UnavailableError(OtlpError):
 
 def is_otlp_path(path: str) -> bool:
     """Return whether a request to this path expects OTLP's form of errors."""
-    return path in _PATHS
+    return path.startswith(_PATHS)
 
 
 def retry_info(seconds: float) -> RetryInfo:
