@@ -212,6 +212,8 @@ def test_a_team_sees_and_touches_its_own_runs_only(guarded: Collector, database:
         for run in ("vision-run", "speech-run")
     }
     assert series == {"vision-run": 200, "speech-run": 404}
+    (listed,) = guarded.get("/api/v1/metrics?name=norm", headers=bearer(teams["vision"])).json()["metrics"]
+    assert [source["run_id"] for source in listed["sources"]] == ["vision-run"]
 
 
 def test_objectives_are_told_to_a_team_over_its_own_runs(guarded: Collector, database: str, token: str) -> None:

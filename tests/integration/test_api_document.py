@@ -167,7 +167,7 @@ def test_whatever_a_team_asks_it_is_told_nothing_of_others(guarded: Collector) -
     told: list[str] = []
     seen = ask_all(guarded, told, headers={"Authorization": f"Bearer {token}"})
     assert 200 in seen["/api/v1/runs"]
-    assert seen["/api/v1/metrics"] == {403}
+    assert 200 in seen["/api/v1/metrics"]
     assert not any("of another team" in each for each in told)
 
 

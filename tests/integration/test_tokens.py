@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, select, text
 
 from gradwatch import conventions as c
 from gradwatch_collector.api import views
+from gradwatch_collector.api.metric_catalog import list_metrics
 from gradwatch_collector.auth import (
     Grant,
     Guard,
@@ -37,7 +38,7 @@ from gradwatch_collector.service import audit
 from gradwatch_collector.service.ingest import Ingest
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
-from tests.batches import SECOND, START, at, batch, event, source
+from tests.batches import SECOND, START, at, batch, event, scalar, source
 from tests.collector_process import eventually
 
 VISION, SPEECH = (Grant(name=team, team=team, roles=frozenset({Role.INGEST})) for team in ("vision", "speech"))
@@ -400,6 +401,27 @@ def test_a_team_is_shown_its_own_runs_and_nothing_of_others(database: Engine) ->
     assert everybodys["findings"][0]["evidence"]["runs"] == ["a", "b"]
     assert mine["findings"][0]["evidence"] == {"runs": ["a"]}
     assert mine["findings"][0]["run_id"] == "a"
+
+
+def test_a_team_is_shown_its_telemetry_that_is_no_run_and_nothing_of_others(database: Engine) -> None:
+    plain = source_of(Resource())
+    with ingesting(database) as ingest:
+        for grant, metrics in ((VISION, (c.LOSS, c.STEP_INDEX)), (SPEECH, (c.LOSS, c.LEARNING_RATE))):
+            frames = [scalar(metric, [1], [1.0]) for metric in metrics]
+            send(ingest, grant, batch(plain, frames=frames), replace(start(f"{grant.name}-run"), frames=frames))
+    with database.connect() as connection:
+        ids = {
+            row.resource[c.TEAM]: row.run_id
+            for row in connection.execute(select(schema.process).where(~schema.process.c.is_run))
+        }
+        listed = list_metrics(connection, team="vision")["metrics"]
+        assert {metric["name"] for metric in listed} == {c.LOSS.name, c.STEP_INDEX.name}
+        for metric in listed:
+            assert {each["run_id"] for each in metric["sources"]} == {ids["vision"], "vision-run"}
+        assert list_metrics(connection, team="vision", run_id=ids["speech"])["metrics"] == []
+        assert list_metrics(connection, team="vision", name=c.LEARNING_RATE.name)["metrics"] == []
+        shown = {run_id: views.is_shown(connection, run_id, "vision") for run_id in (*ids.values(), "none")}
+    assert shown == {ids["vision"]: True, ids["speech"]: False, "none": False}
 
 
 # --- The audit log -------------------------------------------------------------------------------------

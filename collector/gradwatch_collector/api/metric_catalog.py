@@ -15,6 +15,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import telling
+from gradwatch_collector.runs.facts import team_of
 from gradwatch_collector.storage import schema
 
 MAX_SOURCES: Final = 20
@@ -30,10 +31,11 @@ def list_metrics(
     name: str | None = None,
     limit: int = MAX_LIMIT,
     cursor: str | None = None,
+    team: str | None = None,
 ) -> Json:
     """Return ``{"metrics": [...], "next_cursor": ...}``, the metric that was first seen last coming first.
 
-    Each has the newest `MAX_SOURCES` of its senders, or only ``run_id``.
+    Each has the newest `MAX_SOURCES` of its senders, or only ``run_id``; with ``team`` only that team's.
 
     Raises:
         BadCursorError: the cursor is not one of ours.
@@ -44,15 +46,21 @@ def list_metrics(
         query = query.where(metric.metric_id < _open_cursor(cursor))
     if name is not None:
         query = query.where(metric.name == name)
+    series, process = schema.series.c, schema.process.c
+    senders = []
     if run_id is not None:
-        series = schema.series.c
-        query = query.where(metric.metric_id.in_(select(series.metric_id).where(series.run_id == run_id)))
+        senders.append(series.run_id == run_id)
+    if team is not None:
+        theirs = select(process.run_id).where(team_of(process.run_id) == team)
+        senders.append(series.run_id.in_(theirs))
+    if senders:
+        query = query.where(metric.metric_id.in_(select(series.metric_id).where(*senders)))
     rows = connection.execute(query).mappings().all()
     page = rows[:limit]
     known: dict[str, Json] = {}
     return {
         "metrics": [
-            {**metric_json(row), **_sources(connection, row["metric_id"], run_id, known)} for row in page
+            {**metric_json(row), **_sources(connection, row["metric_id"], run_id, team, known)} for row in page
         ],
         "next_cursor": str(page[-1]["metric_id"]) if len(rows) > limit else None,
     }
@@ -70,7 +78,9 @@ def metric_json(row: Mapping[Any, Any]) -> Json:
     }
 
 
-def _sources(connection: Connection, metric_id: int, run_id: str | None, known: dict[str, Json]) -> Json:
+def _sources(
+    connection: Connection, metric_id: int, run_id: str | None, team: str | None, known: dict[str, Json]
+) -> Json:
     seen: Sequence[str]
     if run_id is not None:
         seen, found = [run_id], [run_id]
@@ -78,7 +88,7 @@ def _sources(connection: Connection, metric_id: int, run_id: str | None, known: 
         series = schema.series.c
         seen = connection.scalars(
             select(series.run_id)
-            .where(series.metric_id == metric_id)
+            .where(series.metric_id == metric_id, *([] if team is None else [team_of(series.run_id) == team]))
             .order_by(series.series_id.desc())
             .limit(_LOOKED_AT)
         ).all()

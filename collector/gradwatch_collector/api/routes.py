@@ -1,7 +1,7 @@
 """The JSON API and the probes.
 
-Whoever has a team's token is shown that team's runs, and objectives over them. A route that can leave other
-teams out is named in ``auth/gate.py``; the others are refused there.
+Whoever has a team's token is shown that team's runs and other telemetry, and objectives over its runs. A route
+that can leave other teams out is named in ``auth/gate.py``; the others are refused there.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class Api:
                 name=query.get("name"),
                 limit=limit,
                 cursor=query.get("cursor"),
+                team=_team(request),
             )
         )
 

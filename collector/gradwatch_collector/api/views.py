@@ -11,7 +11,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, literal, select, tuple_
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.layers import layer_summaries
@@ -20,7 +20,7 @@ from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import checkpoints, telling
 from gradwatch_collector.runs.effective_time import effective_time
-from gradwatch_collector.runs.facts import RunRow, load_runs, moment
+from gradwatch_collector.runs.facts import RunRow, load_runs, moment, team_of
 from gradwatch_collector.storage import schema
 
 MAX_LIMIT = 1_000
@@ -107,8 +107,8 @@ def of_team(team: str | None) -> list[ColumnElement[bool]]:
 
 
 def is_shown(connection: Connection, run_id: str, team: str | None) -> bool:
-    """Return whether what is stored of a run may be shown to a team."""
-    return team is None or bool(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team)))
+    """Return whether what is stored of a run, or of what sent telemetry and is none, may be shown to a team."""
+    return team is None or connection.scalar(select(team_of(literal(run_id)))) == team
 
 
 def show_run(connection: Connection, run_id: str, team: str | None = None) -> Json | None:

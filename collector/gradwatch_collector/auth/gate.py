@@ -20,7 +20,13 @@ _PROBES: Final = ("/healthz", "/readyz")
 _READING: Final = ("GET", "HEAD")
 # What knows how to leave other teams' runs out, or tells of none. Everything else is refused to a team,
 # `/metrics` above all.
-_FOR_TEAMS: Final = ("/api/v1/runs", "/api/v1/series", "/api/v1/slos", "/api/v1/openapi.json")
+_FOR_TEAMS: Final = (
+    "/api/v1/runs",
+    "/api/v1/metrics",
+    "/api/v1/series",
+    "/api/v1/slos",
+    "/api/v1/openapi.json",
+)
 
 
 class ForeignHostError(OtlpError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.otlp.errors import ForbiddenError
 from gradwatch_collector.records import Source
-from gradwatch_collector.storage import schema
+from gradwatch_collector.runs.facts import team_of
 from gradwatch_collector.storage.series import TRUSTED_SECONDS, seconds
 
 _MOST_KNOWN: Final = 10_000
@@ -57,12 +57,5 @@ class Owners:
 
 
 def _team_of(connection: Connection, run_id: str) -> str | None:
-    run, process = schema.run.c, schema.process.c
-    row = connection.execute(select(run.team).where(run.run_id == run_id)).one_or_none()
-    if row is not None:
-        team: str | None = row.team
-        return team
-    resource = connection.scalar(
-        select(process.resource).where(process.run_id == run_id).order_by(process.started_at).limit(1)
-    )
-    return None if resource is None else resource.get(c.TEAM)
+    team: str | None = connection.scalar(select(team_of(literal(run_id))))
+    return team

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select, union
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exists, func, select, union
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes
@@ -111,6 +111,23 @@ def described(resource: Attributes) -> dict[str, Any]:
         "target": text(resource.get(c.TARGET)),
         "deadline_seconds": deadline if deadline is not None and 0 < deadline <= _LONGEST_DEADLINE else None,
     }
+
+
+def team_of(run_id: ColumnElement[str]) -> ColumnElement[str | None]:
+    """Return SQL for the team of a run, or of what sent telemetry that is no run; ``run_id`` may be a column.
+
+    A run's is the one that it is shown with; else it is that of the process that was first to send anything.
+    """
+    run, process = schema.run.alias().c, schema.process.alias().c
+    of_sender = (
+        select(process.resource[c.TEAM].as_string())
+        .where(process.run_id == run_id)
+        .order_by(process.started_at)
+        .limit(1)
+    )
+    of_run = select(run.team).where(run.run_id == run_id)
+    is_run = exists().where(run.run_id == run_id)
+    return case((is_run, of_run.scalar_subquery()), else_=of_sender.scalar_subquery())
 
 
 def moment(nanos: int) -> datetime:
