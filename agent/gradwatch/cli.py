@@ -13,7 +13,7 @@ import click
 # SQL and the collector without torch, and `gradwatch --help` costs neither.
 COMMANDS: Final = {
     "alerts": ("gradwatch_collector.commands.export:alerts", "Copy the Prometheus rules and runbooks."),
-    "audit": ("gradwatch_collector.commands.audit:audit", "Who did what to the service and to runs."),
+    "audit": ("gradwatch_collector.commands.audit:audit", "Who did what to the service."),
     "checkpoint": ("gradwatch.checkpoints.command:checkpoint", "Are the checkpoints whole?"),
     "collector": ("gradwatch_collector.commands.serve:collector", "Receive, store and evaluate telemetry."),
     "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),

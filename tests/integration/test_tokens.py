@@ -430,7 +430,7 @@ def test_a_team_is_shown_its_telemetry_that_is_no_run_and_nothing_of_others(data
 def test_an_act_that_is_rolled_back_is_not_written_down(database: Engine) -> None:
     def act(fails: bool) -> None:
         with db.transaction(database) as connection:
-            audit.record(connection, "somebody@here", "run.edited", "a", {"field": "team"}, now=START)
+            audit.record(connection, "somebody@here", "token.revoked", "ci", {"team": "vision"}, now=START)
             if fails:
                 raise ZeroDivisionError
 
@@ -439,7 +439,7 @@ def test_an_act_that_is_rolled_back_is_not_written_down(database: Engine) -> Non
     act(fails=False)
     with database.connect() as connection:
         newest, *older = audit.entries(connection, 10)
-    assert newest == audit.Entry(START, "somebody@here", "run.edited", "a", {"field": "team"})
+    assert newest == audit.Entry(START, "somebody@here", "token.revoked", "ci", {"team": "vision"})
     assert [entry.action for entry in older] == ["db.upgraded"]
 
 

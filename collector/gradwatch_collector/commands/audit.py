@@ -15,7 +15,7 @@ from gradwatch_slo.tables import print_table
 
 @click.group()
 def audit() -> None:
-    """Who did what to the service and to runs."""
+    """Who did what to the service."""
 
 
 @audit.command("list")
@@ -23,7 +23,7 @@ def audit() -> None:
 @format_option("table", "json")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, MAX_LIMIT))
 def list_command(database: str, output: str, limit: int) -> None:
-    """List administrative acts and edits of runs, newest first.
+    """List administrative acts, newest first.
 
     \b
     Example:

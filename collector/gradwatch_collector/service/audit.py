@@ -1,4 +1,4 @@
-"""The audit log: who did what to the service or to a run, and when. Rows are only ever added."""
+"""The audit log: who did what to the service, and when. Rows are only ever added."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def record(
 ) -> None:
     """Write an act down, in the transaction that does it. ``details`` go into JSON and hold no secrets.
 
-    ``actor``: :func:`operator` for a command, the token's name for a request. ``now`` in Unix nanoseconds.
+    ``actor``: :func:`operator`. ``now`` in Unix nanoseconds.
     """
     connection.execute(
         insert(schema.audit).values(

@@ -338,7 +338,7 @@ token = Table(
     Column("revoked_at", BigInteger),
 )
 
-# What people did to the service and to runs; rows are only ever added.
+# What people did to the service; rows are only ever added.
 audit = Table(
     "audit",
     metadata,
