@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from sqlalchemy import event, text
 
 from gradwatch import conventions as c
-from tests.collector_process import Collector, gradwatch
+from gradwatch_collector.api.metric_points import SeriesQuery, list_series
+from gradwatch_collector.storage import database as db
+from tests.collector_process import Collector, collector, eventually, gradwatch
+from tests.fuzzing.samples import events_request
 from tests.metric_views import metrics, points, series
 from tests.otlp_clients import Answer, Client, ProtobufClient, attributes, gauge, metrics_request
 
@@ -105,6 +110,39 @@ def test_many_series_come_in_pages(served: Collector, sdk: Client, run_id: str) 
             break
         cursor = {"cursor": page["next_cursor"]}
     assert seen == [f"{n:02}" for n in range(25)]
+
+
+def test_a_page_reads_no_series_but_its_own(served: Collector, sdk: Client, run_id: str) -> None:
+    assert sdk.send(of(run_id, *(steps(1, layer=n) for n in range(200)))) == OK
+    engine, statements = db.connect(served.database), []
+    event.listen(engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    with engine.connect() as connection:
+        page = list_series(connection, SeriesQuery(run_id, "norm", limit=5))
+    engine.dispose()
+    assert page is not None
+    assert [values(each["points"]) for each in page["series"]] == [[1]] * 5
+    assert len(statements) < 100
+
+
+@pytest.mark.postgresql
+def test_slow_reads_keep_no_sender_waiting(new_database: Callable[[str], str], run_id: str) -> None:
+    engine = db.connect(url := new_database("postgresql"))
+    started = events_request({c.RUN_ID: run_id}, [c.RUN_STARTED], START)
+    with (
+        collector(url, "--grpc", "127.0.0.1:0") as running,
+        ProtobufClient(running.url, running.grpc) as client,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        assert client.send(started) == OK
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE checkpoint IN ACCESS EXCLUSIVE MODE"))
+            asked = [pool.submit(running.get, f"/api/v1/runs/{run_id}") for _ in range(20)]
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            eventually(lambda: connection.scalar(waiting) >= 8, "readers to wait")
+            assert client.send(of(run_id, steps(1))) == OK
+            assert running.get("/readyz").json() == {"ready": True}
+        assert [answer.result().status_code for answer in asked] == [200] * 20
+    engine.dispose()
 
 
 def test_an_answer_stays_bounded_however_many_series_share_it(

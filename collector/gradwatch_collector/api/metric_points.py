@@ -97,9 +97,8 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     page = places[start : start + query.limit]
     points = max(1, min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width)))
     read = {
-        metric: _read(connection, query, metric, points)
-        for metric in metrics
-        if any(place.metric == metric for place in page)
+        metric: _read(connection, query, metric, points, [place for place in page if place.metric == metric])
+        for metric in {place.metric for place in page}
     }
     return {
         "series": [_series_json(query.run_id, place, read[place.metric], points) for place in page],
@@ -147,7 +146,10 @@ def _after(cursor: str, places: Sequence[_Place]) -> int:
 _Columns = Mapping[str, Mapping[_Key, PointSeries]]
 
 
-def _read(connection: Connection, query: SeriesQuery, metric: MetricIdentity, points: int) -> _Columns:
+def _read(
+    connection: Connection, query: SeriesQuery, metric: MetricIdentity, points: int, places: Sequence[_Place]
+) -> _Columns:
+    shown = {_label_key(place.labels) for place in places}
     return {
         field: {
             _key(series.attempt, series.rank, series.attributes): series
@@ -158,7 +160,7 @@ def _read(connection: Connection, query: SeriesQuery, metric: MetricIdentity, po
                 field,
                 attempt=query.attempt,
                 rank=query.rank,
-                where=query.selects,
+                where=lambda labels: _label_key(labels) in shown,
                 since=query.since,
                 until=query.until,
                 newest=points + 1,  # one more tells whether there are more
@@ -198,7 +200,11 @@ def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
 
 
 def _key(attempt: int, rank: int, labels: Attributes) -> _Key:
-    return attempt, rank, json.dumps(labels, sort_keys=True)
+    return attempt, rank, _label_key(labels)
+
+
+def _label_key(labels: Attributes) -> str:
+    return json.dumps(labels, sort_keys=True)
 
 
 def _spellings(value: Any) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ that can leave other teams out is named in ``auth/gate.py``; the others are refu
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 # What Prometheus 2.x asks for by default and every version reads.
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+# Each takes one of the engine's connections: what is left is for the writer, the evaluator and tokens.
+_READS_AT_ONCE: Final = 8
 
 
 class _Text(Convertor[str]):
@@ -70,6 +75,7 @@ class Api:
         self._evaluator = evaluator
         self._objectives = objectives
         self._metrics = metrics
+        self._turns = asyncio.Semaphore(_READS_AT_ONCE)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -165,15 +171,23 @@ class Api:
 
     async def readyz(self, _: Request) -> Response:
         """Say whether the database answers."""
-        return await self._read(lambda connection: {"ready": connection.scalar(text("SELECT 1")) == 1})
+        return await self._read(
+            lambda connection: {"ready": connection.scalar(text("SELECT 1")) == 1}, turns=nullcontext()
+        )
 
-    async def _read(self, view: Callable[[Connection], Any], missing: str = "no such run") -> Response:
+    async def _read(
+        self,
+        view: Callable[[Connection], Any],
+        missing: str = "no such run",
+        turns: AbstractAsyncContextManager[Any] | None = None,
+    ) -> Response:
         def run() -> Any:
             with self._engine.connect() as connection:
                 return view(connection)
 
         try:
-            found = await run_in_threadpool(run)
+            async with turns or self._turns:
+                found = await run_in_threadpool(run)
         except views.BadCursorError as error:
             return _error(400, str(error))
         except DataError:
