@@ -44,6 +44,11 @@ class Collector:
     def show(self, run_id: str) -> Any:
         return self.get(f"/api/v1/runs/{run_id}").json()
 
+    def peak_mib(self) -> float:
+        """The most MiB that ever were resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+
     def await_status(self, run_id: str, status: str) -> Any:
         """The run, once it stands so."""
         return eventually(

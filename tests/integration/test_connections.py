@@ -40,6 +40,45 @@ def sending(running: Collector, behind: bytes = b"") -> socket.socket:
     return client
 
 
+def address(running: Collector) -> tuple[str, int]:
+    host, _, port = running.url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+HEADS = (
+    b"GET /" + b"a" * 100,
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ",
+    b"GET / HTTP/1.1\r\n",
+    b"POST /v1/logs HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Long: ",
+)
+
+
+@pytest.mark.parametrize("start", HEADS)
+def test_heads_that_do_not_end_are_not_read_to_their_end(running: Collector, start: bytes) -> None:
+    before = running.peak_mib()
+    with socket.create_connection(address(running), timeout=30) as client:
+        client.sendall(start)
+        sent = 0
+        with pytest.raises(ConnectionError):
+            while sent < 64 << 20:
+                sent += client.send(b"a" * (1 << 20))
+            raise AssertionError("all of it was read")
+    assert running.get("/healthz").status_code == 200
+    assert running.peak_mib() - before < 16
+
+
+@pytest.mark.parametrize("size", [100, 30_000])
+def test_a_head_of_a_few_kilobytes_in_pieces_is_read(running: Collector, size: int) -> None:
+    body = metrics_request({"training.run.id": "run"}, gauge("norm", (START, 1.5))).SerializeToString()
+    head = f"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nX-Long: {'a' * size}\r\n"
+    head += f"Content-Type: application/x-protobuf\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(address(running), timeout=30) as client:
+        for piece in (head[:20], head[20:-50], head[-50:]):
+            client.sendall(piece.encode())
+        client.sendall(body)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
 def test_what_is_no_http_behind_requests_is_no_failure_of_the_collector(
     running: Collector, log: IO[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -205,6 +207,42 @@ def test_the_guard_tells_unknown_from_forbidden_from_away(database: Engine, cloc
     clock.nanos += 10 * SECOND
     with pytest.raises(UnavailableError):
         guard.admit(authorization, Role.READ)
+
+
+def test_tokens_that_are_made_up_have_no_valid_one_forgotten(
+    database: Engine, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwatch_collector.auth.tokens._MOST_REMEMBERED", 5)
+    token = create(database)
+    assert tokens.grant(token) is not None
+    for number in range(20):
+        assert tokens.grant(f"gw_{number}") is None
+    assert tokens.remembers(token)
+    assert tokens.remembers("gw_19")
+    assert not tokens.remembers("gw_0")
+
+
+def test_what_is_no_token_is_refused_without_the_database(database: Engine, tokens: Tokens) -> None:
+    with db.transaction(database) as connection:
+        connection.execute(text("ALTER TABLE token RENAME TO gone"))
+    assert tokens.grant("") is None
+    assert tokens.grant("nonsense") is None
+    assert tokens.remembers("nonsense")
+
+
+def test_tokens_that_are_made_up_take_the_turn_of_nobody_who_is_known(database: Engine, clock: Clock) -> None:
+    guard = Guard(Tokens(database, clock), Limits())
+    known = f"Bearer {create(database)}"
+    assert guard.admit(known, Role.INGEST).name == "ci"
+    clock.nanos += 10 * SECOND  # it has to be looked up again
+
+    async def ask() -> list[Grant | BaseException]:
+        made_up = [guard.admit_async(f"Bearer gw_{number}", Role.INGEST) for number in range(300)]
+        return await asyncio.gather(*made_up, guard.admit_async(known, Role.INGEST), return_exceptions=True)
+
+    *strangers, grant = asyncio.run(ask())
+    assert isinstance(grant, Grant)
+    assert Counter(map(type, strangers)) == {UnauthenticatedError: 100, UnavailableError: 200}
 
 
 # --- Teams ---------------------------------------------------------------------------------------------

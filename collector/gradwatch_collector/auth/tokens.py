@@ -180,11 +180,18 @@ class Tokens:
         self._engine = engine
         self._now = now
         self._lock = threading.Lock()
-        self._remembered: dict[bytes, tuple[int, Grant | None]] = {}
+        # Apart, so that whoever makes tokens up does not have the valid ones looked up again.
+        self._granted: dict[bytes, tuple[int, Grant | None]] = {}
+        self._unknown: dict[bytes, tuple[int, Grant | None]] = {}
 
     def remembers(self, token: str) -> bool:
         """Return whether :meth:`grant` would answer without the database."""
-        return self._recall(_digest(token), self._now()) is not None
+        return not token.startswith(TOKEN_PREFIX) or self._recall(_digest(token), self._now()) is not None
+
+    def was_valid(self, token: str) -> bool:
+        """Return whether it was, when it was last looked up."""
+        with self._lock:
+            return _digest(token) in self._granted
 
     def grant(self, token: str) -> Grant | None:
         """Return what the token allows, or None if it is not valid.
@@ -192,14 +199,18 @@ class Tokens:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database had to be asked, and is away.
         """
+        if not token.startswith(TOKEN_PREFIX):
+            return None
         digest, now = _digest(token), self._now()
         known = self._recall(digest, now)
         if known is None:
             known = now, self._look_up(digest, now)
             with self._lock:
-                if len(self._remembered) >= _MOST_REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[digest] = known
+                self._granted.pop(digest, None)
+                kept = self._unknown if known[1] is None else self._granted
+                if len(kept) >= _MOST_REMEMBERED:
+                    kept.clear()
+                kept[digest] = known
         grant = known[1]
         if grant is not None and grant.expires_at is not None and grant.expires_at <= now:
             return None
@@ -207,7 +218,7 @@ class Tokens:
 
     def _recall(self, digest: bytes, now: int) -> tuple[int, Grant | None] | None:
         with self._lock:
-            known = self._remembered.get(digest)
+            known = self._granted.get(digest) or self._unknown.get(digest)
         # A clock that was set back must not make an answer last.
         return known if known is not None and 0 <= now - known[0] < _REMEMBERED_NANOS else None
 
