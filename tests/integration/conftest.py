@@ -27,7 +27,9 @@ def collectors(
                     url = request.getfixturevalue("new_postgresql")(template(kind))
                 else:
                     url = f"sqlite:///{tmp_path_factory.mktemp('served')}/gradwatch.db"
-                running[kind] = stack.enter_context(collector(url, "--grpc", "127.0.0.1:0"))
+                # What tests send is of any year: none of it is to be pruned meanwhile.
+                kept = ("--keep-raw", "forever", "--keep-rollups", "forever")
+                running[kind] = stack.enter_context(collector(url, "--grpc", "127.0.0.1:0", *kept))
             return running[kind]
 
         yield of
