@@ -83,6 +83,7 @@ class ExportThread:
         self._beat = beat
         self._lock = threading.Lock()
         self._collecting = threading.Lock()
+        self._handing_over = threading.Lock()
         self._events: deque[Event] = deque()
         self._dropped = 0
         self._cpu = 0
@@ -205,10 +206,11 @@ class ExportThread:
         self._hand_over_events()
 
     def _hand_over_events(self) -> None:
-        with self._lock:
-            batch, self._events = self._events, deque()
-        if batch:
-            self._exporter.send_events(self._resource(), tuple(batch))
+        with self._handing_over:  # in the order in which they were emitted, whichever thread does it
+            with self._lock:
+                batch, self._events = self._events, deque()
+            if batch:
+                self._exporter.send_events(self._resource(), tuple(batch))
 
     def _hand_over_metrics(self) -> None:
         dropped = self._exporter.take_lost()
