@@ -67,7 +67,7 @@ class Service:
             with transaction(self.database) as connection:
                 (key,) = self.registry.resolve(connection, [(received.source, now)])
                 self.registry.apply(connection, [Received(key, received, now)])
-            self.live.update([(key, received, now)])
+            self.live.update([Received(key, received, now)])
 
     def tick(self, seconds: float) -> None:
         """Evaluate every ten seconds up to a moment within the next two minutes, or jump there."""

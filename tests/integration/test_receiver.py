@@ -35,9 +35,9 @@ from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.otlp.errors import RejectedError, UnavailableError
-from gradwatch_collector.records import Batch, EventRecord, Source
+from gradwatch_collector.records import Batch, EventRecord, Received, Source
 from gradwatch_collector.runs.registry import Registry
-from gradwatch_collector.service.ingest import Committed, Ingest
+from gradwatch_collector.service.ingest import Ingest
 from gradwatch_collector.service.instruments import Instruments
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.reading import read_series
@@ -206,7 +206,7 @@ def note(attributes: dict[str, Any]) -> EventRecord:
 
 def test_requests_that_wait_together_are_committed_together(database: Engine) -> None:
     gate = Gatekeeper()
-    groups: list[list[Committed]] = []
+    groups: list[list[Received]] = []
     with running(Ingest(database, gate, on_committed=groups.append)) as ingest:
         waiting = [ingest.put([batch("first")], 1, START)]
         assert gate.entered.wait(30)
@@ -214,7 +214,7 @@ def test_requests_that_wait_together_are_committed_together(database: Engine) ->
         gate.leave.set()
         for each in waiting:
             each.result(30)
-    assert [[key.run_id for key, _, _ in group] for group in groups] == [["first"], ["a", "b", "c"]]
+    assert [[each.key.run_id for each in group] for group in groups] == [["first"], ["a", "b", "c"]]
 
 
 def test_data_the_database_refuses_does_not_take_its_neighbours_down(database: Engine) -> None:
@@ -250,7 +250,7 @@ def test_what_was_queued_is_committed_before_the_writer_stops(database: Engine) 
 def test_a_listener_that_fails_does_not_fail_the_sender(
     database: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def listen(_: list[Committed]) -> None:
+    def listen(_: list[Received]) -> None:
         raise ZeroDivisionError
 
     with running(Ingest(database, Registry(), on_committed=listen)) as ingest:

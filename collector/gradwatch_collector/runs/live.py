@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from gradwatch import conventions as c
-from gradwatch_collector.records import Batch, Frame, ProcessKey
+from gradwatch_collector.records import Batch, Frame, ProcessKey, Received
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.facts import JobLabels, job_labels_of
 
@@ -40,14 +40,14 @@ class LiveRuns:
         # job -> newest value of each logged metric over its runs; outlives the runs.
         self._jobs: dict[JobLabels, dict[str, float]] = {}
 
-    def update(self, committed: Iterable[tuple[ProcessKey, Batch, int]]) -> None:
+    def update(self, committed: Iterable[Received]) -> None:
         """Take in batches that have just been committed."""
         with self._lock:
-            for key, batch, received_at in committed:
-                self._heard[key.run_id] = received_at
-                for frame in batch.frames:
+            for each in committed:
+                self._heard[each.key.run_id] = each.received_at
+                for frame in each.batch.frames:
                     if frame.metric.name in _KEPT and frame.values is not None:
-                        self._take(key, batch, frame)
+                        self._take(each.key, each.batch, frame)
 
     def _take(self, key: ProcessKey, batch: Batch, frame: Frame) -> None:
         values = self._runs.pop(key.run_id, None)

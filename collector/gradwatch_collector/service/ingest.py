@@ -33,8 +33,6 @@ _MAX_GROUP_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 3
 _STOP_SECONDS: Final = 5.0
 
-Committed = tuple[ProcessKey, Batch, int]
-
 
 class ProcessRegistry(Protocol):
     """What the writer asks of the run registry."""
@@ -67,7 +65,7 @@ class Ingest:
         registry: ProcessRegistry,
         *,
         instruments: Instruments | None = None,
-        on_committed: Callable[[list[Committed]], None] | None = None,
+        on_committed: Callable[[list[Received]], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self.instruments = instruments or Instruments(CollectorRegistry())
@@ -187,12 +185,12 @@ class Ingest:
                 logger.exception("a request could not be stored")
                 return RejectedError(f"the data cannot be stored: {type(error).__name__}")
             self._series.keep()
-            self.instruments.commit(batch for _, batch, _ in committed)
+            self.instruments.commit(each.batch for each in committed)
             self._tell(committed)
             return None
         raise AssertionError("unreachable")
 
-    def _write(self, connection: Connection, group: Sequence[_Request]) -> list[Committed]:
+    def _write(self, connection: Connection, group: Sequence[_Request]) -> list[Received]:
         arrived = [(batch, request.received_at) for request in group for batch in request.batches]
         take_turns(connection, {batch.source.run_id for batch, _ in arrived})
         self._owners.require(connection, [batch.source for batch, _ in arrived])
@@ -200,9 +198,9 @@ class Ingest:
         received = [Received(key, batch, at) for key, (batch, at) in zip(keys, arrived, strict=True)]
         store(connection, self._series, received)
         self._registry.apply(connection, received)
-        return [(each.key, each.batch, each.received_at) for each in received]
+        return received
 
-    def _tell(self, committed: list[Committed]) -> None:
+    def _tell(self, committed: list[Received]) -> None:
         if self._on_committed is None:
             return
         try:

@@ -13,7 +13,7 @@ from gradwatch_collector.otlp.errors import UnavailableError
 from gradwatch_collector.otlp.memory import Holding, Memory
 from gradwatch_collector.otlp.metrics import MetricsDecoder
 from gradwatch_collector.otlp.points import Remembered
-from gradwatch_collector.records import ProcessKey
+from gradwatch_collector.records import ProcessKey, Received
 from gradwatch_collector.runs.live import LiveRuns
 from tests.batches import batch, frame, source
 from tests.otlp_clients import gauge, metrics_request
@@ -90,7 +90,9 @@ def test_the_newest_numbers_of_a_run_are_so_many_however_its_points_are_told_apa
     tracemalloc.start()
     for turn in range(20):
         points = [{c.METRIC_NAME: f"metric {turn}/{i}"} for i in range(5_000)]
-        live.update([(key, batch(source(), frames=[frame(c.LOGGED, points, [turn], [[1.0]] * 5_000)]), 0)])
+        live.update(
+            [Received(key, batch(source(), frames=[frame(c.LOGGED, points, [turn], [[1.0]] * 5_000)]), 0)]
+        )
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 20 << 20
@@ -101,7 +103,7 @@ def test_the_newest_numbers_of_all_runs_are_so_many() -> None:
     points = [{"i": i} for i in range(5_000)]
     for number in range(100):
         sent = batch(source(f"run-{number}"), frames=[frame(c.LOSS, points, [1], [[1.0]] * 5_000)])
-        live.update([(ProcessKey(f"run-{number}", 1, 0, "one"), sent, 0)])
+        live.update([Received(ProcessKey(f"run-{number}", 1, 0, "one"), sent, 0)])
     kept = [number for number in range(100) if live.gauge(f"run-{number}", c.LOSS) is not None]
     assert kept[-1] == 99
     assert 50 <= len(kept) <= 61
