@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Gauge, NumberDataPoint, Sum
 
 from gradwatch_collector.otlp.attributes import mapping
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.points import Points
 
 _MESSAGES: Final[dict[str, Any]] = {"gauge": Gauge, "sum": Sum}
@@ -101,11 +102,12 @@ class Layouts:
         # Metrics of one name and length differ only between runs: a few alternatives are kept.
         self._layouts: dict[tuple[str, str, int], list[_Layout]] = {}
 
-    def read(self, metric: str, kind: str, encoded: bytes) -> Numbers:
+    def read(self, metric: str, kind: str, encoded: bytes, parts: Parts) -> Numbers:
         """Read an encoded ``Gauge`` or ``Sum``, as ``kind`` says.
 
         Raises:
             DecodeError: it is none.
+            TooLargeError: it has too many parts, and no layout like it is known.
         """
         body = encoded + _PADDING
         octets = np.frombuffer(body, np.uint8)
@@ -114,10 +116,13 @@ class Layouts:
         for layout in known:
             if (octets & layout.mask).tobytes() == layout.template:
                 return layout.read(body)
+        parts.add(encoded, _MESSAGES[kind])
         message = _MESSAGES[kind].FromString(encoded)
         if any(point.exemplars for point in message.data_points):
-            return self._read_apart(metric, kind, message)
+            return self._read_apart(metric, kind, message, parts)
         learned = _learn(message, encoded, octets)
+        if learned.nbytes > self._max_bytes:
+            return learned.read(body)
         self._bytes += learned.nbytes
         if self._bytes > self._max_bytes:
             self._layouts.clear()
@@ -125,13 +130,13 @@ class Layouts:
         self._layouts[place] = [learned, *known[: _ALTERNATIVES - 1]]
         return learned.read(body)
 
-    def _read_apart(self, metric: str, kind: str, message: Any) -> Numbers:
+    def _read_apart(self, metric: str, kind: str, message: Any, parts: Parts) -> Numbers:
         # Exemplars never repeat: with them inside no layout would ever be met again.
         points = message.data_points
         exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in points]
         for point in points:
             point.ClearField("exemplars")
-        return replace(self.read(metric, kind, message.SerializeToString()), exemplars=exemplars)
+        return replace(self.read(metric, kind, message.SerializeToString(), parts), exemplars=exemplars)
 
 
 def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8]) -> _Layout:

@@ -13,12 +13,13 @@ from starlette.routing import Route
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode, media_type
 from gradwatch_collector.otlp.errors import (
     OtlpError,
+    SlowError,
     TooLargeError,
     UnavailableError,
     UnsupportedError,
     error_response,
 )
-from gradwatch_collector.otlp.intake import Intake, decompressed
+from gradwatch_collector.otlp.intake import Intake
 from gradwatch_collector.otlp.json_bodies import JsonRequest
 from gradwatch_collector.otlp.memory import Holding
 from gradwatch_collector.otlp.signals import Signal
@@ -41,10 +42,10 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
             kind = media_type(request.headers.get("content-type", ""))
             try:
                 with intake.hold() as holding:
-                    body = await _body(request, kind, intake.max_body, limits, holding)
+                    body = await _body(request, kind, intake, limits, holding)
                     if kind == JSON:
-                        body = await _to_protobuf(json_request, body, json_turn)
-                    answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
+                        body = await _to_protobuf(json_request, body, json_turn, intake)
+                    answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"), holding)
             except OtlpError as error:
                 return _refusal(intake, error, kind)
             except asyncio.CancelledError:
@@ -65,18 +66,27 @@ def _refusal(intake: Intake, error: OtlpError, kind: str) -> Response:
 
 
 async def _body(
-    request: Request, kind: str, max_body: int, limits: Mapping[str, int], holding: Holding
+    request: Request, kind: str, intake: Intake, limits: Mapping[str, int], holding: Holding
 ) -> bytes:
     if kind not in limits:
         raise UnsupportedError(f"Content-Type {kind or 'missing'!r}: only {' and '.join(limits)} are read here")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedError(f"Content-Encoding {encoding!r}: only gzip and identity are read here")
-    if encoding != "gzip":
-        max_body = min(max_body, limits[kind])
+    max_body = intake.max_body if encoding == "gzip" else min(intake.max_body, limits[kind])
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_body:
         raise TooLargeError(f"the body has {length} bytes; the limit is {max_body}")
+    try:
+        # A host that vanishes says nothing of it, and what it sent would be held for ever.
+        async with asyncio.timeout(intake.body_seconds):
+            body = await _read(request, max_body, holding)
+    except TimeoutError:
+        raise SlowError(f"the body did not arrive within {intake.body_seconds:g} s") from None
+    return await intake.decompressed(body, limits[kind], holding) if encoding == "gzip" else body
+
+
+async def _read(request: Request, max_body: int, holding: Holding) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -85,12 +95,14 @@ async def _body(
             raise TooLargeError(f"the body has more than {max_body} bytes")
         holding.grow(len(chunk))
         chunks.append(chunk)
-    body = b"".join(chunks)
-    return await decompressed(body, limits[kind], holding) if encoding == "gzip" else body
+    return b"".join(chunks)
 
 
-async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock) -> bytes:
+async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock, intake: Intake) -> bytes:
+    # Each part begins with one of these; in texts they count, too.
+    if body.count(b"{") + body.count(b"[") > intake.most_parts:
+        raise TooLargeError(f"the request has more than {intake.most_parts} parts; send fewer at once")
     if len(body) <= _JSON_INLINE:
         return json_request.to_protobuf(body)
     async with turn:
-        return await asyncio.to_thread(json_request.to_protobuf, body)
+        return await intake.aside(json_request.to_protobuf, body)
