@@ -61,6 +61,7 @@ class Intake:
         self._ingest = ingest
         self._memory = memory or Memory.of_process()
         ingest.instruments.queue_limit.set(self._memory.limit)
+        ingest.instruments.queue_bytes.set_function(lambda: float(self._memory.held))
         self._now = now
         self._decoders = ThreadPoolExecutor(_DECODERS, "gradwatch-decode")
 
@@ -91,6 +92,8 @@ class Intake:
         decoded = await self._decoded(signal, body, received_at, holding)
         batches = decoded.batches if grant is None else grant.stamp(decoded.batches)
         await self._ingest.submit(batches, holding.size, received_at)
+        if decoded.rejected:
+            self._ingest.instruments.reject_items(signal.name, decoded.rejected)
         return signal.answer(decoded)
 
     async def _decoded(self, signal: Signal, body: bytes, received_at: int, holding: Holding) -> Decoded:
