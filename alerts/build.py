@@ -212,8 +212,9 @@ SERVICE: Final = Group(
             "GradwatchCollectorQueueFull",
             f"{_queue} > {QUEUE_NEARLY_FULL}",
             summary="The collector takes in more than it can commit",
-            description="The requests that wait for a commit fill {{ $value | humanizePercentage }} of the"
-            " queue. When it is full, further ones are refused; agents keep them on disk and send them again.",
+            description="The requests that arrive or wait for a commit hold {{ $value | humanizePercentage }}"
+            " of the memory there is for them. Further ones are put off; agents keep them on disk and send"
+            " them again.",
             hold="2m",
         ),
         Alert(

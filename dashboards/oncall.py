@@ -193,10 +193,13 @@ _COLLECTOR: Final = Row(
         Panel(
             kind="timeseries",
             title="Rejected",
-            description="Requests the collector refused, by reason.",
-            unit="reqps",
+            description="Requests the collector refused, by reason, and items of requests it took in part.",
+            unit="cps",
             empty="No request was refused",
-            queries=(Query(_rate(names.COLLECTOR_REJECTED, "reason"), "{{reason}}"),),
+            queries=(
+                Query(_rate(names.COLLECTOR_REJECTED, "reason"), "{{reason}}"),
+                Query(_rate(names.COLLECTOR_REJECTED_ITEMS, "signal"), "items of {{signal}}"),
+            ),
             width=12,
             least=0,
         ),
@@ -223,8 +226,8 @@ _COLLECTOR: Final = Row(
         Panel(
             kind="timeseries",
             title="Queue filled",
-            description="How much of the queue the waiting requests fill, in the fullest replica. At 100 %"
-            " further requests are refused, and agents keep them.",
+            description="How much of the memory for requests those hold that arrive or wait for a commit, in"
+            " the fullest replica. At 100 % further ones are put off, and agents keep them.",
             unit="percentunit",
             empty=_NO_COLLECTOR,
             queries=(Query(_QUEUE_FILLED, "filled"),),

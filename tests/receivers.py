@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ def running(ingest: Ingest) -> Iterator[Ingest]:
 @contextmanager
 def serving(ingest: Ingest, **limits: Any) -> Iterator[str]:
     """Serve OTLP/HTTP on a free port of loopback; yield the address."""
-    with _serving_http(otlp.Intake(ingest, **limits), None) as url:
+    with _serving_http(otlp.Intake(ingest, **limits), None, ingest.instruments.reject) as url:
         yield url
 
 
@@ -55,17 +55,17 @@ def receiving(ingest: Ingest, *, guard: Guard | None = None, **limits: Any) -> I
     grpc = GrpcServer(Address("127.0.0.1", 0), max_body=intake.max_body)
     grpc.start(intake, guard)
     try:
-        with _serving_http(intake, guard) as url:
+        with _serving_http(intake, guard, ingest.instruments.reject) as url:
             yield Addresses(url, str(grpc.address))
     finally:
         grpc.stop(10)
 
 
 @contextmanager
-def _serving_http(intake: otlp.Intake, guard: Guard | None) -> Iterator[str]:
+def _serving_http(intake: otlp.Intake, guard: Guard | None, on_refused: Callable[[str], None]) -> Iterator[str]:
     app = Starlette(
         routes=otlp.routes(intake),
-        middleware=[Middleware(Gate, hosts=(), guard=guard, on_refused=lambda _: None)],
+        middleware=[Middleware(Gate, hosts=(), guard=guard, on_refused=on_refused)],
         exception_handlers=EXCEPTION_HANDLERS,
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))

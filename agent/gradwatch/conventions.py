@@ -501,6 +501,10 @@ COLLECTOR_COMMITTED: Final = Family(
 COLLECTOR_REJECTED: Final = Family(
     "gradwatch_collector_rejected_total", "counter", "Requests refused, by reason.", ("reason",)
 )
+COLLECTOR_REJECTED_ITEMS: Final = Family(
+    "gradwatch_collector_rejected_items_total", "counter",
+    "Items of accepted requests that could not be stored (partial success), by signal.", ("signal",),
+)
 COLLECTOR_COMMIT_DURATION: Final = Family(
     "gradwatch_collector_commit_duration_seconds", "histogram", "Time of one group commit."
 )
@@ -508,11 +512,12 @@ COLLECTOR_QUEUE_DEPTH: Final = Family(
     "gradwatch_collector_queue_depth", "gauge", "Requests waiting for a commit."
 )
 COLLECTOR_QUEUE_BYTES: Final = Family(
-    "gradwatch_collector_queue_bytes", "gauge", "Size of the requests waiting for a commit."
+    "gradwatch_collector_queue_bytes", "gauge",
+    "What requests hold that arrive or wait for a commit; many small parts count for more than their bytes.",
 )
 COLLECTOR_QUEUE_LIMIT: Final = Family(
     "gradwatch_collector_queue_limit_bytes", "gauge",
-    "Size of waiting requests at which further ones are refused.",
+    "What requests may hold together; further ones are put off.",
 )
 COLLECTOR_CONNECTIONS: Final = Family(
     "gradwatch_collector_connections", "gauge", "Open HTTP connections."
@@ -546,7 +551,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     RUN_INFO, RUN_STARTED_TIMESTAMP, RUN_LAST_SEEN_TIMESTAMP, RUN_MEMORY_HEADROOM, RUNS_LIVE, RUNS_ENDED,
     TIME_TO_TARGET, LAST_METRIC, FINDING_ACTIVE, FINDINGS_OPENED,
     SLO_VERDICT, SLO_SLI, SLO_TARGET, SLO_BUDGET_REMAINING, SLO_EVENTS, SLO_P_VALUE,
-    COLLECTOR_RECEIVED, COLLECTOR_COMMITTED, COLLECTOR_REJECTED, COLLECTOR_COMMIT_DURATION,
+    COLLECTOR_RECEIVED, COLLECTOR_COMMITTED, COLLECTOR_REJECTED, COLLECTOR_REJECTED_ITEMS,
+    COLLECTOR_COMMIT_DURATION,
     COLLECTOR_QUEUE_DEPTH, COLLECTOR_QUEUE_BYTES, COLLECTOR_QUEUE_LIMIT, COLLECTOR_CONNECTIONS,
     COLLECTOR_DATABASE_CONNECTIONS, COLLECTOR_DATABASE_SIZE, COLLECTOR_EVALUATED_TIMESTAMP,
 )

@@ -58,8 +58,9 @@ def test_a_broken_gzip_body_is_refused(served: Collector) -> None:
 
 
 def size_limit(client: Client) -> int:
-    # As objects of Python JSON takes ten times its size, so its limit is lower.
-    return 16 * MIB if isinstance(client, JsonClient) else 20 * MIB
+    # As objects of Python JSON takes ten times its size, and gRPC's messages are held before anybody can look.
+    limits = {JsonClient: 16 * MIB, GrpcClient: 4 * MIB}
+    return limits.get(type(client), 20 * MIB)
 
 
 def test_a_body_up_to_the_limit_is_taken_and_a_larger_one_is_not(client: Client) -> None:
@@ -82,8 +83,9 @@ def test_the_limit_after_decompression_is_another(client: Client) -> None:
 @each_transport
 def test_an_overload_is_a_reason_to_try_again_later(database: Engine, transport: str) -> None:
     gate = Gatekeeper()
+    registry = CollectorRegistry()
     with (
-        running(Ingest(database, gate)) as ingest,
+        running(Ingest(database, gate, instruments=Instruments(registry))) as ingest,
         receiving(ingest, memory=Memory(1)) as addresses,
         CLIENTS[transport](addresses.url, addresses.grpc) as client,
         ThreadPoolExecutor(1) as pool,
@@ -91,6 +93,8 @@ def test_an_overload_is_a_reason_to_try_again_later(database: Engine, transport:
         first = pool.submit(client.send, of("first"))
         assert gate.entered.wait(30)  # while that is being committed, it holds all that there is
         answer = client.send(of("second"))
+        held = registry.get_sample_value(c.COLLECTOR_QUEUE_BYTES.name) or 0
+        assert held > (registry.get_sample_value(c.COLLECTOR_QUEUE_LIMIT.name) or 0) == 1  # as an alert does
         gate.leave.set()
         assert first.result(60) == OK
         assert client.send(of("second")) == OK
@@ -135,12 +139,14 @@ def broken_clock() -> int:
 
 @each_transport
 def test_an_internal_error_is_told_in_the_same_form(database: Engine, transport: str) -> None:
+    registry = CollectorRegistry()
     with (
-        running(Ingest(database, Registry())) as ingest,
+        running(Ingest(database, Registry(), instruments=Instruments(registry))) as ingest,
         receiving(ingest, now=broken_clock) as addresses,
         CLIENTS[transport](addresses.url, addresses.grpc) as client,
     ):
         assert client.send(of("run")) == Answer(Code.INTERNAL, "internal error")
+    assert registry.get_sample_value(c.COLLECTOR_REJECTED.name, {"reason": "internal"}) == 1
 
 
 @each_transport
@@ -154,8 +160,12 @@ def test_the_collector_counts_what_it_refused_and_why(database: Engine, transpor
     ):
         client.send(of("run"))
         client.post(ExportMetricsServiceRequest, b"\xff")
-    assert value(c.COLLECTOR_RECEIVED.name, {"signal": "metrics"}) == 1
+        in_part = metrics_request({c.RUN_ID: "run"}, gauge("norm", (0, 1.5), (START, 1.5)))
+        assert client.send(in_part).rejected == 1
+    assert value(c.COLLECTOR_RECEIVED.name, {"signal": "metrics"}) == 2
     assert value(c.COLLECTOR_REJECTED.name, {"reason": "malformed"}) == 1
+    assert value(c.COLLECTOR_REJECTED_ITEMS.name, {"signal": "metrics"}) == 1
+    assert value(c.COLLECTOR_REJECTED_ITEMS.name, {"signal": "logs"}) == 0
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,6 @@ from urllib.parse import quote
 import grpc
 import httptools
 import numpy as np
-import psutil
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -410,7 +409,7 @@ def fuzz(
             seconds = time.monotonic() - started
             if running.process.poll() is None:
                 reader.read(_READ_AT_THE_END)
-                peak = max(peak, _resident_mib(running))
+                peak = max(peak, running.peak_mib())
             else:
                 findings.told.append(f"the collector ended with {running.process.returncode}")
         log.seek(0)
@@ -436,17 +435,13 @@ def _watch(running: Collector, reader: Reader, sending: Sequence[Any], show: Cal
     """Look on until all is sent or the collector is gone; return the most MiB that were resident."""
     peak, looks = 0.0, 0
     while not all(each.done() for each in sending) and running.process.poll() is None:
-        peak = max(peak, _resident_mib(running))
+        peak = max(peak, running.peak_mib())
         looks += 1
         if looks % _LOOKS_A_READING == 0:
             reader.read(_READ_AT_ONCE)
         show()
         time.sleep(_LOOK_SECONDS)
     return peak
-
-
-def _resident_mib(running: Collector) -> float:
-    return float(psutil.Process(running.process.pid).memory_info().rss / (1 << 20))
 
 
 def main() -> None:

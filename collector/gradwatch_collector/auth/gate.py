@@ -80,8 +80,12 @@ class Gate:
             self._on_refused(refusal.reason)
             answer = refuse(scope, refusal.status, str(refusal), refusal.headers, refusal.retry_after)
             await answer(scope, receive, send)
-        else:
+            return
+        try:
             await self._app(scope, receive, send)
+        except Exception:
+            self._on_refused(OtlpError.reason)
+            raise
 
     def _check_host(self, host: str) -> None:
         if _without_port(host).lower() not in self._hosts:

@@ -114,6 +114,17 @@ class UnavailableError(OtlpError):
     retry_after = RETRY_AFTER_SECONDS
 
 
+class SlowError(UnavailableError):
+    """The body took too long to arrive. What is left of it will not be read."""
+
+    reason = "too_slow"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return what an HTTP response says beside its body."""
+        return {**super().headers, "Connection": "close"}
+
+
 def is_otlp_path(path: str) -> bool:
     """Return whether a request to this path expects OTLP's form of errors."""
     return path.startswith(_PATHS)

@@ -21,8 +21,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from gradwatch_collector.auth import Grant, Guard, Role
-from gradwatch_collector.otlp.errors import OtlpError, UnavailableError, retry_info, status_message
-from gradwatch_collector.otlp.intake import Intake, decompressed
+from gradwatch_collector.otlp.errors import (
+    MalformedError,
+    OtlpError,
+    SlowError,
+    UnavailableError,
+    retry_info,
+    status_message,
+)
+from gradwatch_collector.otlp.intake import Intake
 from gradwatch_collector.otlp.signals import Signal
 from gradwatch_collector.service.tls import TlsFiles
 
@@ -34,11 +41,15 @@ logger = logging.getLogger(__name__)
 _STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSIONS: Final = 1 << grpc.Compression.NoCompression | 1 << grpc.Compression.Gzip
 _GZIP: Final = b"\x1f\x8b"
+# The OpenTelemetry Collector's own limit for a message. Its size is not known before it is read, and then it is
+# in memory: so less than over HTTP, and only so many at a time.
+MAX_MESSAGE: Final = 4 << 20
+_STREAMS: Final = 100  # under way over one connection, as HTTP/2 recommends at least
 _START_SECONDS: Final = 30
 # In which those that are given up at the end are told so.
 _LAST_WORDS_SECONDS: Final = 1.0
 
-_Export = Callable[[bytes, Any], Awaitable[bytes]]
+_Export = Callable[[Any, Any], Awaitable[bytes]]
 _Calls = set[asyncio.Task[Any]]
 
 
@@ -52,12 +63,13 @@ class GrpcServer:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, address: Address, *, max_body: int, tls: TlsFiles | None = None) -> None:
+    def __init__(self, address: Address, *, max_body: int = MAX_MESSAGE, tls: TlsFiles | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
         self._thread.start()
         # Under way; grpcio would give them up without an answer.
         self._calls: _Calls = set()
+        self._max_body = max_body
         try:
             self._server, bound = self._run(_bind(str(address), max_body, tls))
         except OSError:
@@ -67,7 +79,8 @@ class GrpcServer:
 
     def start(self, intake: Intake, guard: Guard | None = None) -> None:
         """Begin to answer; with a guard only those whom that admits."""
-        services = (_service(intake, signal, guard, self._calls) for signal in intake.signals)
+        readers = asyncio.Semaphore(intake.most_messages(self._max_body))
+        services = (_service(intake, signal, guard, self._calls, readers) for signal in intake.signals)
         self._server.add_generic_rpc_handlers(tuple(services))
         self._run(self._server.start())
 
@@ -98,6 +111,11 @@ async def _bind(address: str, max_body: int, tls: TlsFiles | None) -> tuple[Any,
             # Two collectors would share the port, and each would get half of what is sent.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", max_body),
+            ("grpc.max_concurrent_streams", _STREAMS),
+            # Clients that vanished, and those that have nothing to say for long.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.max_connection_idle_ms", 600_000),
             # Compressed messages are left to us, because the limit above is for what comes in: a gzip bomb
             # would be unpacked before anybody could look. Of compressions only gzip is offered.
             ("grpc.per_message_decompression", 0),
@@ -123,25 +141,33 @@ def _credentials(tls: TlsFiles) -> Any:
     )
 
 
-def _service(intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls) -> Any:
+def _service(
+    intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls, readers: asyncio.Semaphore
+) -> Any:
     # No (de)serialisers: decoders take bytes, and the answer to nearly every request is no bytes at all.
-    method = grpc.unary_unary_rpc_method_handler(_export(intake, signal, guard, calls))
+    # To clients a stream of one message is that message. Here it is one that is read when we say so: after the
+    # token, and when there is room.
+    method = grpc.stream_unary_rpc_method_handler(_export(intake, signal, guard, calls, readers))
     return grpc.method_handlers_generic_handler(signal.service, {"Export": method})
 
 
-def _export(intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls) -> _Export:
-    async def export(request: bytes, context: Any) -> bytes:
+def _export(
+    intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls, readers: asyncio.Semaphore
+) -> _Export:
+    async def export(_: Any, context: Any) -> bytes:
         try:
-            grant = None if guard is None else await _grant(guard, context, len(request))
-            # No encoded message begins like gzip does: there is no wire type 7.
+            grant = None if guard is None else await _grant(guard, context)
             with _under_way(calls, context), intake.hold() as holding:
-                holding.grow(len(request))
-                body = request
-                if request[:2] == _GZIP:
-                    body = await decompressed(request, intake.max_decompressed, holding)
-                answer = await intake.accept(signal, body, grant)
+                async with readers:
+                    body = await _message(context, intake.body_seconds)
+                    holding.grow(len(body))
+                if guard is not None and grant is not None:
+                    guard.charge(grant, len(body))
+                # No encoded message begins like gzip does: there is no wire type 7.
+                if body[:2] == _GZIP:
+                    body = await intake.decompressed(body, intake.max_decompressed, holding)
+                answer = await intake.accept(signal, body, grant, holding)
         except OtlpError as error:
-            intake.refused(error)
             failure = error
         except Exception:
             logger.exception("a request failed")
@@ -149,9 +175,22 @@ def _export(intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls) 
         else:
             encoded: bytes = answer.SerializeToString()
             return encoded
+        intake.refused(failure)
         return await _abort(context, failure)
 
     return export
+
+
+async def _message(context: Any, seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            message: Any = await context.read()
+    except TimeoutError:
+        raise SlowError(f"the message did not arrive within {seconds:g} s") from None
+    if message is grpc.aio.EOF:
+        raise MalformedError("no message came")
+    encoded: bytes = message
+    return encoded
 
 
 @contextlib.contextmanager
@@ -170,11 +209,9 @@ def _under_way(calls: _Calls, context: Any) -> Iterator[None]:
         calls.discard(call)
 
 
-async def _grant(guard: Guard, context: Any, size: int) -> Grant:
+async def _grant(guard: Guard, context: Any) -> Grant:
     metadata = dict(context.invocation_metadata() or ())
-    grant = await guard.admit_async(metadata.get("authorization"), Role.INGEST)
-    guard.charge(grant, size)
-    return grant
+    return await guard.admit_async(metadata.get("authorization"), Role.INGEST)
 
 
 async def _abort(context: Any, error: OtlpError) -> NoReturn:

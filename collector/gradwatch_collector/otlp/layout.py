@@ -18,6 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Gauge, NumberDataPoint, Sum
 
 from gradwatch_collector.otlp.attributes import mapping
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.points import Points
 
 _MESSAGES: Final[dict[str, Any]] = {"gauge": Gauge, "sum": Sum}
@@ -102,13 +103,16 @@ class Layouts:
         # Metrics of one name and length differ only between runs: a few alternatives are kept.
         self._layouts: dict[tuple[str, str, tuple[bytes, ...], int], list[_Layout]] = {}
 
-    def read(self, metric: str, kind: str, encoded: bytes, labels: tuple[bytes, ...] = ()) -> Numbers:
+    def read(
+        self, metric: str, kind: str, encoded: bytes, parts: Parts, labels: tuple[bytes, ...] = ()
+    ) -> Numbers:
         """Read an encoded ``Gauge`` or ``Sum``, as ``kind`` says.
 
         ``labels``: attributes of all points beside their own, as encoded ``KeyValue``.
 
         Raises:
             DecodeError: it is none.
+            TooLargeError: it has too many parts, and no layout like it is known.
         """
         body = encoded + _PADDING
         octets = np.frombuffer(body, np.uint8)
@@ -117,10 +121,13 @@ class Layouts:
         for layout in known:
             if (octets & layout.mask).tobytes() == layout.template:
                 return layout.read(body)
+        parts.add(encoded, _MESSAGES[kind])
         message = _MESSAGES[kind].FromString(encoded)
         if any(point.exemplars for point in message.data_points):
-            return self._read_apart(metric, kind, message, labels)
+            return self._read_apart(metric, kind, message, parts, labels)
         learned = _learn(message, encoded, octets, labels)
+        if learned.nbytes > self._max_bytes:
+            return learned.read(body)
         self._bytes += learned.nbytes
         if self._bytes > self._max_bytes:
             self._layouts.clear()
@@ -128,13 +135,16 @@ class Layouts:
         self._layouts[place] = [learned, *known[: _ALTERNATIVES - 1]]
         return learned.read(body)
 
-    def _read_apart(self, metric: str, kind: str, message: Any, labels: tuple[bytes, ...]) -> Numbers:
+    def _read_apart(
+        self, metric: str, kind: str, message: Any, parts: Parts, labels: tuple[bytes, ...]
+    ) -> Numbers:
         # Exemplars never repeat: with them inside no layout would ever be met again.
         points = message.data_points
         exemplars = [NumberDataPoint(exemplars=each.exemplars).SerializeToString() for each in points]
         for point in points:
             point.ClearField("exemplars")
-        return replace(self.read(metric, kind, message.SerializeToString(), labels), exemplars=exemplars)
+        numbers = self.read(metric, kind, message.SerializeToString(), parts, labels)
+        return replace(numbers, exemplars=exemplars)
 
 
 def _learn(message: Any, encoded: bytes, body: npt.NDArray[np.uint8], labels: Sequence[bytes]) -> _Layout:

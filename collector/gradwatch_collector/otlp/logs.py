@@ -15,19 +15,22 @@ from gradwatch import conventions as c
 from gradwatch_collector.otlp.attributes import clean, mapping, plain, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.points import MAX_NANOS
 from gradwatch_collector.records import Batch, EventRecord
 
 _MAX_NAME: Final = 255
 
 
-def decode_logs(body: bytes, received_at: int) -> Decoded:
+def decode_logs(body: bytes, received_at: int, parts: Parts | None = None) -> Decoded:
     """Decode an ``ExportLogsServiceRequest``; a record without a time gets ``received_at`` (Unix nanoseconds).
 
     Raises:
         MalformedError: it is none, or says something impossible about who sent it.
+        TooLargeError: it has more parts than may be.
     """
     try:
+        (parts or Parts()).add(body, ExportLogsServiceRequest)
         request = ExportLogsServiceRequest.FromString(body)
     except DecodeError as error:
         raise MalformedError("the body is not an encoded ExportLogsServiceRequest") from error
@@ -38,7 +41,9 @@ def decode_logs(body: bytes, received_at: int) -> Decoded:
         records = [(scope, record) for scope in resource_logs.scope_logs for record in scope.log_records]
         events = [_event(scope, record, received_at, alike) for scope, record in records if _usable(record)]
         rejected += len(records) - len(events)
-        batches.append(Batch(source_of(resource_logs.resource), events=events))
+        source = source_of(resource_logs.resource)
+        if records:
+            batches.append(Batch(source, events=events))
     return Decoded(batches, rejected, f"records with a time after 2262 or a name over {_MAX_NAME} characters")
 
 

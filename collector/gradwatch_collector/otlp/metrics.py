@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gradwatch_collector.otlp.attributes import clean, mapping, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
 from gradwatch_collector.otlp.layout import Layouts, Numbers
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.points import MAX_NANOS, Group, Points, Remembered, valid_times
 from gradwatch_collector.otlp.wire import LazyMetricsRequest
 from gradwatch_collector.records import Attributes, Batch, Frame, MetricIdentity, Source, Vector
@@ -60,19 +62,22 @@ class MetricsDecoder:
         self._sources: Remembered[bytes, Source] = Remembered(_REMEMBERED, len)
         self._points: Remembered[_Encoded, Points] = Remembered(_REMEMBERED, _size)
 
-    def decode(self, body: bytes) -> Decoded:
+    def decode(self, body: bytes, parts: Parts | None = None) -> Decoded:
         """Decode an ``ExportMetricsServiceRequest``.
 
         Raises:
             MalformedError: it is none, or says something impossible about who sent it.
+            TooLargeError: it has more parts than may be; what is remembered from before is not counted.
         """
+        parts = parts or Parts()
         try:
+            parts.add(body, LazyMetricsRequest)
             request = LazyMetricsRequest.FromString(body)
             batches = []
             rejected = 0
             for resource in request.resource_metrics:
                 read = [
-                    self._read(metric, labels)
+                    self._read(metric, parts, labels)
                     for scope in resource.scope_metrics
                     for labels in [_scope_labels(scope.scope)]
                     for metric in scope.metrics
@@ -80,18 +85,21 @@ class MetricsDecoder:
                 frames = [frame for each in read for frame in each.frames]
                 accepted = sum(each.accepted for each in read)
                 rejected += sum(each.rejected for each in read)
-                batches.append(Batch(self._source(resource.resource), frames, datapoints=accepted))
+                source = self._source(resource.resource, parts)
+                if read:
+                    batches.append(Batch(source, frames, datapoints=accepted))
         except DecodeError as error:
             raise MalformedError("the body is not an encoded ExportMetricsServiceRequest") from error
         return Decoded(batches, rejected, "points without a usable metric name, time or value")
 
-    def _source(self, encoded: bytes) -> Source:
+    def _source(self, encoded: bytes, parts: Parts) -> Source:
         source = self._sources.get(encoded)
         if source is None:
+            parts.add(encoded, Resource)
             source = self._sources[encoded] = source_of(Resource.FromString(encoded))
         return source
 
-    def _read(self, metric: Any, scope: _Labels) -> _Read:
+    def _read(self, metric: Any, parts: Parts, scope: _Labels) -> _Read:
         kind = metric.WhichOneof("data")
         if kind is None:
             return _Read()
@@ -102,13 +110,13 @@ class MetricsDecoder:
             if not is_usable or not points:
                 return _Read(rejected=len(points))
             temporality = getattr(data, "aggregation_temporality", 0)
-            return self._aggregates(_identity(metric, kind, temporality), points, scope)
-        numbers = self._layouts.read(metric.name if is_usable else "", kind, data, scope)
+            return self._aggregates(_identity(metric, kind, temporality), points, parts, scope)
+        numbers = self._layouts.read(metric.name if is_usable else "", kind, data, parts, scope)
         if not is_usable:
             return _Read(rejected=len(numbers.times))
         return _numbers(_identity(metric, kind, numbers.temporality, numbers.monotonic), numbers)
 
-    def _aggregates(self, metric: MetricIdentity, points: Sequence[Any], scope: _Labels) -> _Read:
+    def _aggregates(self, metric: MetricIdentity, points: Sequence[Any], parts: Parts, scope: _Labels) -> _Read:
         empty = sum(bool(point.flags & _NO_VALUE) for point in points)
         usable = [
             point
@@ -121,6 +129,8 @@ class MetricsDecoder:
             key = tuple((*point.attributes, *scope) for point in usable)
             known = self._points.get(key)
             if known is None:
+                for each in itertools.chain.from_iterable(key):
+                    parts.add(each, KeyValue)
                 known = self._points[key] = Points([_attributes(each) for each in key])
             times = np.array([point.time_unix_nano for point in usable], np.int64)
             groups = list(known.group(times))

@@ -13,20 +13,24 @@ from starlette.routing import Route
 from gradwatch_collector.otlp.encodings import JSON, PROTOBUF, encode, media_type
 from gradwatch_collector.otlp.errors import (
     OtlpError,
+    SlowError,
     TooLargeError,
     UnavailableError,
     UnsupportedError,
     error_response,
 )
-from gradwatch_collector.otlp.intake import Intake, decompressed
+from gradwatch_collector.otlp.intake import Intake
 from gradwatch_collector.otlp.json_bodies import JsonRequest
 from gradwatch_collector.otlp.memory import Holding
+from gradwatch_collector.otlp.parts import TOO_MANY_PARTS
 from gradwatch_collector.otlp.signals import Signal
 
 # As Python objects JSON takes ten times its size, so less of it is read, and one large body at a time.
 MAX_JSON: Final = 16 << 20
 # At some 8 MB/s, a sixtieth of protobuf's speed, more than this takes milliseconds.
 _JSON_INLINE: Final = 16 << 10
+# An object or a list of it takes some 200 bytes. Nothing of it is held beyond its turn.
+_JSON_PART_WEIGHT: Final = 160
 
 
 def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
@@ -41,10 +45,10 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
             kind = media_type(request.headers.get("content-type", ""))
             try:
                 with intake.hold() as holding:
-                    body = await _body(request, kind, intake.max_body, limits, holding)
+                    body = await _body(request, kind, intake, limits, holding)
                     if kind == JSON:
-                        body = await _to_protobuf(json_request, body, json_turn)
-                    answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"))
+                        body = await _to_protobuf(json_request, body, json_turn, intake)
+                    answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"), holding)
             except OtlpError as error:
                 return _refusal(intake, error, kind)
             except asyncio.CancelledError:
@@ -65,18 +69,27 @@ def _refusal(intake: Intake, error: OtlpError, kind: str) -> Response:
 
 
 async def _body(
-    request: Request, kind: str, max_body: int, limits: Mapping[str, int], holding: Holding
+    request: Request, kind: str, intake: Intake, limits: Mapping[str, int], holding: Holding
 ) -> bytes:
     if kind not in limits:
         raise UnsupportedError(f"Content-Type {kind or 'missing'!r}: only {' and '.join(limits)} are read here")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedError(f"Content-Encoding {encoding!r}: only gzip and identity are read here")
-    if encoding != "gzip":
-        max_body = min(max_body, limits[kind])
+    max_body = intake.max_body if encoding == "gzip" else min(intake.max_body, limits[kind])
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_body:
         raise TooLargeError(f"the body has {length} bytes; the limit is {max_body}")
+    try:
+        # A host that vanishes says nothing of it, and what it sent would be held for ever.
+        async with asyncio.timeout(intake.body_seconds):
+            body = await _read(request, max_body, holding)
+    except TimeoutError:
+        raise SlowError(f"the body did not arrive within {intake.body_seconds:g} s") from None
+    return await intake.decompressed(body, limits[kind], holding) if encoding == "gzip" else body
+
+
+async def _read(request: Request, max_body: int, holding: Holding) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -85,12 +98,14 @@ async def _body(
             raise TooLargeError(f"the body has more than {max_body} bytes")
         holding.grow(len(chunk))
         chunks.append(chunk)
-    body = b"".join(chunks)
-    return await decompressed(body, limits[kind], holding) if encoding == "gzip" else body
+    return b"".join(chunks)
 
 
-async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock) -> bytes:
+async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock, intake: Intake) -> bytes:
+    # Each part begins with one of these; in texts they count, too.
+    if (body.count(b"{") + body.count(b"[")) * _JSON_PART_WEIGHT > intake.most_weight:
+        raise TooLargeError(TOO_MANY_PARTS)
     if len(body) <= _JSON_INLINE:
         return json_request.to_protobuf(body)
     async with turn:
-        return await asyncio.to_thread(json_request.to_protobuf, body)
+        return await intake.aside(json_request.to_protobuf, body)

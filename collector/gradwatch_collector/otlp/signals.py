@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.logs import decode_logs
 from gradwatch_collector.otlp.metrics import MetricsDecoder
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.traces import decode_traces
 
 
@@ -21,15 +22,21 @@ class Signal:
     """One of the three.
 
     ``service``: full name of the gRPC service, whose only method is ``Export``. ``request``, ``response``: the
-    protobuf classes (Any: no stubs know them). ``decode`` takes an encoded request and when it was received.
+    protobuf classes (Any: no stubs know them). ``decode`` takes an encoded request, when it was received, and
+    what counts its parts.
     """
 
-    path: str
+    name: str
     service: str
     request: Any
     response: Any
     rejected_field: str
-    decode: Callable[[bytes, int], Decoded]
+    decode: Callable[[bytes, int, Parts], Decoded]
+
+    @property
+    def path(self) -> str:
+        """Where it is posted."""
+        return f"/v1/{self.name}"
 
     def answer(self, decoded: Decoded) -> Any:
         """Return the response to what was stored."""
@@ -46,15 +53,15 @@ def signals() -> Sequence[Signal]:
     metrics = MetricsDecoder()
     return (
         Signal(
-            "/v1/metrics",
+            "metrics",
             metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name,
             metrics_service_pb2.ExportMetricsServiceRequest,
             metrics_service_pb2.ExportMetricsServiceResponse,
             "rejected_data_points",
-            lambda body, _: metrics.decode(body),
+            lambda body, _, parts: metrics.decode(body, parts),
         ),
         Signal(
-            "/v1/logs",
+            "logs",
             logs_service_pb2.DESCRIPTOR.services_by_name["LogsService"].full_name,
             logs_service_pb2.ExportLogsServiceRequest,
             logs_service_pb2.ExportLogsServiceResponse,
@@ -62,11 +69,11 @@ def signals() -> Sequence[Signal]:
             decode_logs,
         ),
         Signal(
-            "/v1/traces",
+            "traces",
             trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name,
             trace_service_pb2.ExportTraceServiceRequest,
             trace_service_pb2.ExportTraceServiceResponse,
             "rejected_spans",
-            lambda body, _: decode_traces(body),
+            lambda body, _, parts: decode_traces(body, parts),
         ),
     )

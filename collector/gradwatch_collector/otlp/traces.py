@@ -9,17 +9,20 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from gradwatch_collector.otlp.attributes import clean, mapping, source_of
 from gradwatch_collector.otlp.decoded import Decoded
 from gradwatch_collector.otlp.errors import MalformedError
+from gradwatch_collector.otlp.parts import Parts
 from gradwatch_collector.otlp.points import MAX_NANOS
 from gradwatch_collector.records import Batch, SpanRecord
 
 
-def decode_traces(body: bytes) -> Decoded:
+def decode_traces(body: bytes, parts: Parts | None = None) -> Decoded:
     """Decode an ``ExportTraceServiceRequest``.
 
     Raises:
         MalformedError: it is none, or says something impossible about who sent it.
+        TooLargeError: it has more parts than may be.
     """
     try:
+        (parts or Parts()).add(body, ExportTraceServiceRequest)
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as error:
         raise MalformedError("the body is not an encoded ExportTraceServiceRequest") from error
@@ -29,7 +32,9 @@ def decode_traces(body: bytes) -> Decoded:
         spans = [span for scope in resource_spans.scope_spans for span in scope.spans]
         usable = [_span(span) for span in spans if _usable(span)]
         rejected += len(spans) - len(usable)
-        batches.append(Batch(source_of(resource_spans.resource), spans=usable))
+        source = source_of(resource_spans.resource)
+        if spans:
+            batches.append(Batch(source, spans=usable))
     return Decoded(batches, rejected, "spans without a valid id (16 and 8 bytes, not all zero) or time")
 
 

@@ -76,7 +76,6 @@ class Ingest:
         self._on_committed = on_committed
         self._series = SeriesIds()
         self._waiting: list[_Request] = []
-        self._queued_bytes = 0
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="gradwatch-ingest", daemon=True)
@@ -98,7 +97,7 @@ class Ingest:
             logger.warning("the database does not answer: what is not committed is left to its senders")
 
     def submit(self, batches: Sequence[Batch], size: int, received_at: int) -> asyncio.Future[None]:
-        """Queue a decoded request of ``size`` bytes; the result arrives once it is committed.
+        """Queue a decoded request that holds ``size`` bytes; the result arrives once it is committed.
 
         Raises (here or from the future):
             UnavailableError: the database is away or the collector stopping; the sender should try again.
@@ -114,8 +113,7 @@ class Ingest:
             if self._stopping:
                 raise UnavailableError("the collector is stopping")
             self._waiting.append(request)
-            self._queued_bytes += size
-            self._show_queue()
+            self.instruments.queue_depth.set(len(self._waiting))
             self._changed.notify()
         self.instruments.receive(batches)
         return request.done
@@ -134,17 +132,12 @@ class Ingest:
                 size += self._waiting[taken].size
                 taken += 1
             group, self._waiting = self._waiting[:taken], self._waiting[taken:]
-            self._queued_bytes -= size
-            self._show_queue()
+            self.instruments.queue_depth.set(len(self._waiting))
         # A client that went away has cancelled its request. What it sent is stored all the same: it was
         # received, and storing it is idempotent.
         for request in group:
             request.done.set_running_or_notify_cancel()
         return group
-
-    def _show_queue(self) -> None:
-        self.instruments.queue_depth.set(len(self._waiting))
-        self.instruments.queue_bytes.set(self._queued_bytes)
 
     def _commit_or_split(self, group: Sequence[_Request]) -> None:
         error = self._commit(group)

@@ -13,6 +13,7 @@ _SIGNALS = ("metrics", "logs", "traces")
 _REASONS = (
     "malformed",
     "too_large",
+    "too_slow",
     "unsupported",
     "foreign_host",
     "unauthenticated",
@@ -33,6 +34,7 @@ class Instruments:
         self._received = _counter(c.COLLECTOR_RECEIVED, registry)
         self._committed = _counter(c.COLLECTOR_COMMITTED, registry)
         self._rejected = _counter(c.COLLECTOR_REJECTED, registry)
+        self._rejected_items = _counter(c.COLLECTOR_REJECTED_ITEMS, registry)
         self.queue_depth = _gauge(c.COLLECTOR_QUEUE_DEPTH, registry)
         self.queue_bytes = _gauge(c.COLLECTOR_QUEUE_BYTES, registry)
         self.queue_limit = _gauge(c.COLLECTOR_QUEUE_LIMIT, registry)
@@ -48,6 +50,7 @@ class Instruments:
         for signal in _SIGNALS:
             self._received.labels(signal)
             self._committed.labels(signal)
+            self._rejected_items.labels(signal)
         for reason in _REASONS:
             self._rejected.labels(reason)
 
@@ -62,6 +65,10 @@ class Instruments:
     def reject(self, reason: str) -> None:
         """Count a request that was refused."""
         self._rejected.labels(reason).inc()
+
+    def reject_items(self, signal: str, count: int) -> None:
+        """Count the items of a request that were refused while the others were taken."""
+        self._rejected_items.labels(signal).inc(count)
 
 
 def _gauge(family: c.Family, registry: CollectorRegistry) -> Gauge:

@@ -28,7 +28,6 @@ from gradwatch_collector import otlp
 from gradwatch_collector.api.refusals import EXCEPTION_HANDLERS
 from gradwatch_collector.api.routes import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
-from gradwatch_collector.otlp.intake import MAX_BODY
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
@@ -146,7 +145,7 @@ def listen_grpc(settings: ServerSettings, engine: Engine) -> GrpcServer | None:
     _require_guard(settings, address, engine)
     try:
         _bind(address).close()  # grpcio does not say why it cannot
-        return GrpcServer(address, max_body=MAX_BODY, tls=settings.tls)
+        return GrpcServer(address, tls=settings.tls)
     except OSError as error:
         raise ListenError(
             f"cannot listen on {address}: {error.strerror or error}; choose another with --grpc HOST:PORT, "
@@ -170,6 +169,10 @@ def _bind(address: Address) -> socket.socket:
     info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     bound = socket.socket(info[0], info[1])
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Whatever is accepted has it, too: a host that vanished is noticed at some time.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
     try:
         bound.bind(info[4])
     except OSError:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, or_, select
 
 from gradwatch_collector.storage import schema, segments
-from gradwatch_collector.storage.database import return_pages
+from gradwatch_collector.storage.database import placeholders, return_pages
 from gradwatch_collector.storage.segments import PAYLOAD_COLUMNS, Segment
 
 MIN_TIMES: Final = 64
@@ -146,7 +146,7 @@ def _write_stretch(connection: Connection, series_id: int, frames: Sequence[Segm
     held = _segments(segments.fetch(connection, _TAKE_BLOCKS, (*span, first, *span)))
     written = [part for merged in segments.merge((*held, *frames)) for part in segments.cut(merged)]
     connection.exec_driver_sql(
-        segments.placeholders(connection, _INSERT_BLOCK),
+        placeholders(connection, _INSERT_BLOCK),
         [
             (
                 series_id,

@@ -176,11 +176,16 @@ def _free_pages(connection: Connection) -> int:
     return int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
 
-def batched(items: Collection[T], width: int = 1) -> Iterator[list[T]]:
-    """Yield the items in lists that fit into one statement as parameters, ``width`` for each."""
-    ordered, at_once = list(items), _MOST_PARAMETERS // width
+def batched(items: Collection[T], width: int = 1, *, most: int = _MOST_PARAMETERS) -> Iterator[list[T]]:
+    """Yield the items in lists that fit into one statement as parameters, ``width`` each, ``most`` in all."""
+    ordered, at_once = list(items), most // width
     for start in range(0, len(ordered), at_once):
         yield ordered[start : start + at_once]
+
+
+def placeholders(connection: Connection, statement: str) -> str:
+    """Return the statement with the driver's own placeholders instead of ``?``."""
+    return statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s")
 
 
 def is_deadlock(error: SQLAlchemyError) -> bool:

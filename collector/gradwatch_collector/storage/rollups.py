@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from gradwatch_collector.records import Vector
 from gradwatch_collector.storage import segments
+from gradwatch_collector.storage.database import placeholders
 from gradwatch_collector.storage.partitions import make_rollup_partition
 from gradwatch_collector.storage.segments import DAY, PAYLOAD_COLUMNS, Segment
 
@@ -89,7 +90,7 @@ def roll_up(connection: Connection, before: int, now: int, *, max_values: int = 
     for day in sorted({row[_TIME] // DAY for row in rows}):
         make_rollup_partition(connection, day * DAY, now)
     if rows:
-        connection.exec_driver_sql(segments.placeholders(connection, _INSERT), rows)
+        connection.exec_driver_sql(placeholders(connection, _INSERT), rows)
     return RolledUp(blocks, values, len(rows))
 
 

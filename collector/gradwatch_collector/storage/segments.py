@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gradwatch_collector.records import Frame, Times, Vector
 from gradwatch_collector.storage import packed, vectors
+from gradwatch_collector.storage.database import placeholders
 
 # In the order of `to_row` and `from_row`.
 PAYLOAD_COLUMNS: Final = ("count", "times", "f32", "f64", "i64", "packed")
@@ -217,8 +218,3 @@ def claim(connection: Connection, series_id: int) -> bool:
     return connection.dialect.name != "postgresql" or bool(
         connection.scalar(_CLAIM, {"series": f"series {series_id}"})
     )
-
-
-def placeholders(connection: Connection, statement: str) -> str:
-    """Return the statement with the driver's own placeholders instead of ``?``."""
-    return statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s")

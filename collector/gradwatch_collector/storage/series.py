@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from hashlib import blake2b
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Table, select
+from sqlalchemy import Connection, Table, select
 
-from gradwatch_collector.records import Attributes, AttributeSet, MetricIdentity, ProcessKey
+from gradwatch_collector.records import Attributes, AttributeSet, Frame, MetricIdentity, ProcessKey
 from gradwatch_collector.storage import schema
-from gradwatch_collector.storage.upsert import insert
+from gradwatch_collector.storage.interning import Natural, intern
 
 # A metric whose points come in ever new combinations would intern a long set for each.
 MAX_SETS: Final = 16
 _CACHED: Final = 100_000
 # Pruning forgets series that were silent for a day or more (`retention.LEAST`): no id is trusted so long.
 TRUSTED_SECONDS: Final = 12 * 3600.0
+_NOTHING_MORE: Final[Mapping[str, Any]] = {}
+_OF_METRIC: Final = ("run_id", "attempt", "rank", "metric_id")
+
+# Run, attempt, rank, metric, field, digest of the attribute set.
+_Place = tuple[str, int, int, MetricIdentity, str, bytes]
 
 
 def attribute_set(points: list[Attributes]) -> AttributeSet:
@@ -57,99 +64,88 @@ class SeriesIds:
             self._known.pop(key, None)
         self._unsure.clear()
 
-    def of(
-        self, connection: Connection, key: ProcessKey, metric: MetricIdentity, field: str, points: AttributeSet
-    ) -> tuple[int, ...]:
-        """Return the id of the series, or one id for each point if the metric has too many sets already."""
+    def of(self, connection: Connection, wanted: Sequence[tuple[ProcessKey, Frame]]) -> list[tuple[int, ...]]:
+        """Return the id of each frame's series, or one id a point if its metric has too many sets already."""
         if self._now() - self._since > TRUSTED_SECONDS:
             self._known.clear()
             self._since = self._now()
-        place = (key.run_id, key.attempt, key.rank, metric, field, points.digest)
-        known: tuple[int, ...] | None = self._known.get(place)
-        if known is None:
-            known = self._look_up(connection, key, metric, field, points)
-            self._remember(place, known)
-        return known
+        places = [
+            (key.run_id, key.attempt, key.rank, frame.metric, frame.field, frame.attribute_set.digest)
+            for key, frame in wanted
+        ]
+        new = {
+            place: frame.attribute_set
+            for place, (_, frame) in zip(places, wanted, strict=True)
+            if place not in self._known
+        }
+        if new:
+            self._remember(self._look_up(connection, new))
+        return [self._known[place] for place in places]
 
     def _look_up(
-        self, connection: Connection, key: ProcessKey, metric: MetricIdentity, field: str, points: AttributeSet
-    ) -> tuple[int, ...]:
-        process = {"run_id": key.run_id, "attempt": key.attempt, "rank": key.rank}
-        of_metric = {**process, "metric_id": self._metric(connection, metric)}
-        if points.width > 1 and _has_too_many_sets(connection, of_metric, points):
-            sets = [attribute_set([point]) for point in points.points]
-        else:
-            sets = [points]
-        return tuple(
-            _intern(
-                connection,
-                schema.series,
-                schema.series.c.series_id,
-                {**of_metric, "field": field, "set_id": self._set(connection, each)},
-            )
-            for each in sets
+        self, connection: Connection, new: Mapping[_Place, AttributeSet]
+    ) -> dict[_Place, tuple[int, ...]]:
+        natural = {metric: astuple(metric) for metric in {place[3] for place in new}}
+        metric_ids = self._intern(connection, schema.metric, dict.fromkeys(natural.values(), _NOTHING_MORE))
+        of_metric = {place: (*place[:3], metric_ids[natural[place[3]]]) for place in new}
+        sets = _narrowed(connection, of_metric, new)
+        set_ids = self._intern(
+            connection,
+            schema.attribute_set,
+            {
+                (each.digest,): {"width": each.width, "points": [dict(point) for point in each.points]}
+                for each in itertools.chain.from_iterable(sets.values())
+            },
         )
+        rows = {
+            place: [(*of_metric[place], place[4], set_ids[each.digest,]) for each in of_one]
+            for place, of_one in sets.items()
+        }
+        every = dict.fromkeys(itertools.chain.from_iterable(rows.values()), _NOTHING_MORE)
+        ids = intern(connection, schema.series, every)
+        return {place: tuple(ids[row] for row in of_one) for place, of_one in rows.items()}
 
-    def _metric(self, connection: Connection, metric: MetricIdentity) -> int:
-        place = ("metric", metric)
-        if place not in self._known:
-            natural = {
-                "name": metric.name,
-                "unit": metric.unit,
-                "kind": metric.kind,
-                "temporality": metric.temporality,
-                "monotonic": metric.monotonic,
-            }
-            self._remember(place, _intern(connection, schema.metric, schema.metric.c.metric_id, natural))
-        return int(self._known[place])
+    def _intern(
+        self, connection: Connection, table: Table, rows: Mapping[Natural, Mapping[str, Any]]
+    ) -> dict[Natural, int]:
+        new = {natural: rest for natural, rest in rows.items() if (table, natural) not in self._known}
+        self._remember(
+            {(table, natural): identity for natural, identity in intern(connection, table, new).items()}
+        )
+        return {natural: self._known[table, natural] for natural in rows}
 
-    def _set(self, connection: Connection, points: AttributeSet) -> int:
-        place = ("set", points.digest)
-        if place not in self._known:
-            found = _intern(
-                connection,
-                schema.attribute_set,
-                schema.attribute_set.c.set_id,
-                {"digest": points.digest},
-                {"width": points.width, "points": [dict(point) for point in points.points]},
-            )
-            self._remember(place, found)
-        return int(self._known[place])
-
-    def _remember(self, place: tuple[Any, ...], value: Any) -> None:
-        self._known[place] = value
-        self._unsure.append(place)
+    def _remember(self, looked_up: Mapping[tuple[Any, ...], Any]) -> None:
+        self._known |= looked_up
+        self._unsure += looked_up
 
 
-def _has_too_many_sets(connection: Connection, of_metric: Mapping[str, Any], points: AttributeSet) -> bool:
-    wide = (
+def _narrowed(
+    connection: Connection, of_metric: Mapping[_Place, Natural], new: Mapping[_Place, AttributeSet]
+) -> dict[_Place, list[AttributeSet]]:
+    """Return the sets to store each under: one of each point where a metric has too many wide ones already."""
+    wide: dict[Natural, set[bytes]] = {}
+    sets = {}
+    for place, points in new.items():
+        sets[place] = [points]
+        if points.width > 1:
+            natural = of_metric[place]
+            if natural not in wide:
+                wide[natural] = _wide_sets(connection, natural)
+            if points.digest not in wide[natural] and len(wide[natural]) >= MAX_SETS:
+                sets[place] = [attribute_set([point]) for point in points.points]
+            else:
+                wide[natural].add(points.digest)
+    return sets
+
+
+def _wide_sets(connection: Connection, of_metric: Natural) -> set[bytes]:
+    digests = (
         select(schema.attribute_set.c.digest)
         .join(schema.series, schema.series.c.set_id == schema.attribute_set.c.set_id)
         .where(
             schema.attribute_set.c.width > 1,
-            *(schema.series.c[name] == value for name, value in of_metric.items()),
+            *(schema.series.c[name] == value for name, value in zip(_OF_METRIC, of_metric, strict=True)),
         )
         .distinct()
     )
-    digests = {bytes(digest) for digest in connection.scalars(wide)}
-    return points.digest not in digests and len(digests) >= MAX_SETS
-
-
-def _intern(
-    connection: Connection,
-    table: Table,
-    identity: Column[Any],
-    natural: Mapping[str, Any],
-    rest: Mapping[str, Any] | None = None,
-) -> int:
-    find = select(identity).where(*(table.c[name] == value for name, value in natural.items()))
-    found = connection.scalar(find)
-    if found is None:
-        found = connection.scalar(
-            insert(connection, table)
-            .values(**natural, **(rest or {}))
-            .on_conflict_do_nothing()
-            .returning(identity)
-        )
-    # Another writer was faster; its row is committed, or the insert would still be waiting for it.
-    return int(found if found is not None else connection.execute(find).scalar_one())
+    return {bytes(digest) for digest in connection.scalars(digests)}

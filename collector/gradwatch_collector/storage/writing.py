@@ -9,9 +9,10 @@ import numpy as np
 from sqlalchemy import Connection, Table
 
 from gradwatch import conventions as c
-from gradwatch_collector.records import EventRecord, ProcessKey, Received, SpanRecord
+from gradwatch_collector.records import EventRecord, Frame, ProcessKey, Received, SpanRecord
 from gradwatch_collector.runs import checkpoints
 from gradwatch_collector.storage import schema, segments
+from gradwatch_collector.storage.database import batched, placeholders
 from gradwatch_collector.storage.segments import PAYLOAD_COLUMNS, Segment
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.upsert import insert
@@ -20,12 +21,16 @@ _Row = tuple[int, Segment]  # by series id
 _COLUMNS: Final = ("series_id", "time", *PAYLOAD_COLUMNS)
 _ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
 _MAX_ROWS: Final = 64
+# On its way into the database a frame of one point takes several kilobytes.
+_FRAMES_AT_ONCE: Final = 2048
 _HELD_TIMES: Final = "SELECT times FROM frame WHERE series_id = ? AND time = ?"
 
 
 def store(connection: Connection, series: SeriesIds, group: Sequence[Received]) -> None:
     """Store a group of batches inside the caller's transaction. What is there already stays as it is."""
-    store_frames(connection, _stretches(connection, series, group))
+    frames = [(received.key, frame) for received in group for frame in received.batch.frames]
+    for some in batched(frames, most=_FRAMES_AT_ONCE):
+        store_frames(connection, _stretches(connection, series, some))
     events = [
         _event(received, event)
         for received in group
@@ -52,17 +57,14 @@ def store_frames(connection: Connection, stretches: Iterable[tuple[int, Segment]
 
 
 def _stretches(
-    connection: Connection, series: SeriesIds, group: Iterable[Received]
+    connection: Connection, series: SeriesIds, frames: Sequence[tuple[ProcessKey, Frame]]
 ) -> Iterable[tuple[int, Segment]]:
-    for received in group:
-        for frame in received.batch.frames:
-            points = frame.attribute_set
-            ids = series.of(connection, received.key, frame.metric, frame.field, points)
-            segment = segments.of_frame(frame)
-            if len(ids) == points.width > 1:
-                yield from ((series_id, segment.point(index)) for index, series_id in enumerate(ids))
-            else:
-                yield ids[0], segment
+    for (_, frame), ids in zip(frames, series.of(connection, frames), strict=True):
+        segment = segments.of_frame(frame)
+        if len(ids) == frame.attribute_set.width > 1:
+            yield from ((series_id, segment.point(index)) for index, series_id in enumerate(ids))
+        else:
+            yield ids[0], segment
 
 
 def _insert_frames(connection: Connection, rows: Sequence[_Row]) -> int:
@@ -84,9 +86,7 @@ def _insert_frames(connection: Connection, rows: Sequence[_Row]) -> int:
                 *segments.to_row(segment, connection, compress=False),
             )
         ]
-        inserted += connection.exec_driver_sql(
-            segments.placeholders(connection, statement), tuple(parameters)
-        ).rowcount
+        inserted += connection.exec_driver_sql(placeholders(connection, statement), tuple(parameters)).rowcount
     return inserted
 
 

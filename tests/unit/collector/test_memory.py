@@ -39,6 +39,28 @@ def test_one_alone_is_never_refused() -> None:
         alone.grow(memory.limit)
 
 
+def test_large_requests_leave_room_for_small_ones() -> None:
+    memory = Memory(64 << 20)
+    with Holding(memory) as first, Holding(memory) as second, Holding(memory) as small:
+        first.grow(40 << 20)
+        second.grow(16 << 20)
+        with pytest.raises(UnavailableError):
+            second.grow(2 << 20)
+        small.grow(512 << 10)
+    assert memory.held == 0
+    with Holding(memory) as another:
+        another.grow(64 << 20)
+
+
+def test_what_is_given_up_while_it_is_read_holds_nothing_afterwards() -> None:
+    memory = Memory(1000)
+    with Holding(memory) as given_up:
+        given_up.grow(10)
+    with pytest.raises(UnavailableError):
+        given_up.grow(10)
+    assert memory.held == 0
+
+
 def test_what_a_failed_request_held_is_given_back() -> None:
     memory = Memory(1000)
     with pytest.raises(RuntimeError), Holding(memory) as failing:
@@ -52,12 +74,13 @@ def test_what_a_failed_request_held_is_given_back() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40 << 20)), max_size=50))
 def test_several_never_hold_more_than_the_limit(growths: list[tuple[int, int]]) -> None:
     memory = Memory(64 << 20)
+    for_large = memory.limit * 7 // 8
     holdings, held = [Holding(memory) for _ in range(4)], [0] * 4
     for who, size in growths:
         try:
             holdings[who].grow(size)
         except UnavailableError:
-            assert sum(held) + size > memory.limit
+            assert sum(held) + size > for_large
         else:
             held[who] += size
             assert sum(held) <= memory.limit or sum(held) == held[who]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def dense(values: npt.NDArray[Any]) -> dict[Statistic, float | None]:
         Statistic.LAST: float(values[-1]),
         Statistic.MINIMUM: min(finite, default=None),
         Statistic.MAXIMUM: max(finite, default=None),
-        Statistic.MEAN: sum(value / len(finite) for value in finite) if finite else None,
+        Statistic.MEAN: float(sum(map(Fraction, finite)) / len(finite)) if finite else None,
     }
 
 
