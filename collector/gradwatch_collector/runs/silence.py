@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from gradwatch_collector.records import NO_RANK
-from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, SURVIVAL_NANOS
+from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, heartbeat_of, survival
 from gradwatch_collector.runs.outages import PATIENCE, quiet_after, silent_together
 from gradwatch_collector.runs.refresh import refresh_run
 from gradwatch_collector.runs.turns import take_all_turns
@@ -52,9 +52,10 @@ def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int
     _note_outage(connection, now, lost_after, up_since)
     lost = _mark_lost(connection, now, lost_after, up_since)
     waiting = _give_up_waiting(connection, now, lost_after, up_since)
-    runs = sorted({*lost, *waiting, *_undecided(connection, now)})
+    heartbeat = heartbeat_of(lost_after)
+    runs = sorted({*lost, *waiting, *_undecided(connection, now - survival(heartbeat))})
     for run_id in runs:
-        refresh_run(connection, run_id, now)
+        refresh_run(connection, run_id, now, heartbeat)
     _end_outage(connection)
     return runs
 
@@ -166,9 +167,7 @@ def _give_up_waiting(connection: Connection, now: int, lost_after: int, up_since
     return runs
 
 
-def _undecided(connection: Connection, now: int) -> Iterable[str]:
-    """Return the runs that are thought to be over, and have had time to show that they are not."""
+def _undecided(connection: Connection, before: int) -> Iterable[str]:
+    """Return the runs thought to have been over before: they have had time to show that they are not."""
     over = _attempt.status.not_in((Status.RUNNING, Status.SUCCEEDED)) & _attempt.will_retry.is_(False)
-    return connection.scalars(
-        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - SURVIVAL_NANOS)
-    ).all()
+    return connection.scalars(_latest(Status.RUNNING).where(over, _attempt.ended_at < before)).all()
