@@ -285,6 +285,20 @@ def test_two_collectors_that_hear_of_the_same_runs_in_opposite_orders_never_dead
     assert {row["last_step"] for row in story.rows(schema.run)} == {39}
 
 
+def test_who_finds_nobody_silent_waits_for_no_writer(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    if story.database.dialect.name == "sqlite":
+        pytest.skip("one writer at a time")
+    with transaction(story.database) as connection, ThreadPoolExecutor(1) as pool:
+        take_turns(connection, {"run"})
+        assert pool.submit(story.wait, 5).result(timeout=30) == []
+        late = pool.submit(story.wait, 40)
+        with pytest.raises(TimeoutError):
+            late.result(timeout=0.5)
+        connection.rollback()
+        assert late.result(timeout=30) == ["run"]
+
+
 def test_two_collectors_that_meet_instances_of_a_run_at_once_count_different_attempts(story: Story) -> None:
     together = threading.Barrier(2)
 
