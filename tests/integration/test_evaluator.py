@@ -22,7 +22,7 @@ from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.schemas import load_schema
-from gradwatch_collector.service import evaluator
+from gradwatch_collector.service import evaluator, snapshot
 from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.exposition import RunMetrics
 from gradwatch_collector.service.lease import Lease
@@ -333,6 +333,21 @@ def test_an_ending_before_this_evaluator_started_is_not_counted_again(service: S
     restarted.tick(4)
     assert restarted.samples(c.RUNS_ENDED)[labels(c.RUNS_ENDED, status="failed")] == 0.0
     assert len(restarted.evaluator.snapshot.findings) == 1
+
+
+def test_only_of_the_newest_jobs_it_is_remembered_what_was_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_MAX_JOBS", 2)
+    for number in range(4):
+        service.tick(number * 2 * HOUR)
+        told = start(f"r{number}", number * 2 * HOUR, model=f"m{number}")
+        service.receive(told, end(f"r{number}", number * 2 * HOUR + 2, "failed", model=f"m{number}"))
+        service.tick(number * 2 * HOUR + 3)
+    counted = service.evaluator.snapshot
+    assert {job[1] for job, _ in counted.ended} == {job[1] for job, _ in counted.opened} == {"m2", "m3"}
+    ended = service.samples(c.RUNS_ENDED)
+    assert {ended[labels(c.RUNS_ENDED, status="failed", model=model)] for model in ("m2", "m3")} == {1.0}
 
 
 def fleet(service: Service, *tiers: str) -> list[Batch]:

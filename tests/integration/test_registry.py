@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.records import NO_RANK, Batch, Received
+from gradwatch_collector.records import NO_RANK, Batch, Frame, Received
 from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
@@ -102,6 +102,35 @@ def test_steps_and_loss_follow_the_newest_point(story: Story) -> None:
     frames = [scalar(c.STEP_INDEX, [1, 2, 3], [0, 1, 2]), scalar(c.LOSS, [1, 2, 3], [3.0, 2.0, 1.0])]
     story.receive(batch(source(), frames=frames), 3)
     assert (story.run()["last_step"], story.run()["last_loss"]) == (2, 1.0)
+
+
+def test_what_a_rank_tells_late_does_not_take_the_run_back(story: Story) -> None:
+    def step(step: int, loss: float) -> list[Frame]:
+        return [scalar(c.STEP_INDEX, [step], [step]), scalar(c.LOSS, [step], [loss])]
+
+    slow, fast = source(rank=1), source(rank=0)
+    story.receive(batch(slow, STARTED, frames=step(2, 3.0)), 2)
+    story.receive(batch(fast, STARTED, frames=step(9, 1.0)), 9)
+    story.receive(batch(slow, frames=step(4, math.nan)), 10)
+    assert (story.run()["last_step"], story.run()["last_loss"]) == (9, 1.0)
+    assert not story.run()["last_loss_nonfinite"]
+    story.receive(batch(slow, frames=step(10, 0.5)), 11)
+    assert (story.run()["last_step"], story.run()["last_loss"]) == (10, 0.5)
+
+
+def test_memory_that_was_told_of_late_is_not_what_is_left_now(story: Story) -> None:
+    def used(seconds: float, share: float) -> list[Frame]:
+        peak, limit = (
+            scalar(c.DEVICE_MEMORY_PEAK, [seconds], [share]),
+            scalar(c.DEVICE_MEMORY_LIMIT, [seconds], [1.0]),
+        )
+        return [peak, limit]
+
+    story.receive(batch(source(), STARTED, frames=used(5, 0.5)), 5)
+    story.receive(batch(source(), frames=used(3, 0.9)), 6)
+    assert [row["memory_headroom"] for row in story.rows(schema.process)] == [0.5]
+    story.receive(batch(source(), frames=used(7, 0.75)), 7)
+    assert [row["memory_headroom"] for row in story.rows(schema.process)] == [0.25]
 
 
 def test_a_heartbeat_moves_the_last_sign_of_life_and_the_step(story: Story) -> None:
@@ -254,6 +283,20 @@ def test_two_collectors_that_hear_of_the_same_runs_in_opposite_orders_never_dead
         for result in [pool.submit(tell, 0, "abcdefgh"), pool.submit(tell, 1, "hgfedcba")]:
             result.result(60)
     assert {row["last_step"] for row in story.rows(schema.run)} == {39}
+
+
+def test_who_finds_nobody_silent_waits_for_no_writer(story: Story) -> None:
+    story.receive(batch(source(), STARTED), 1)
+    if story.database.dialect.name == "sqlite":
+        pytest.skip("one writer at a time")
+    with transaction(story.database) as connection, ThreadPoolExecutor(1) as pool:
+        take_turns(connection, {"run"})
+        assert pool.submit(story.wait, 5).result(timeout=30) == []
+        late = pool.submit(story.wait, 40)
+        with pytest.raises(TimeoutError):
+            late.result(timeout=0.5)
+        connection.rollback()
+        assert late.result(timeout=30) == ["run"]
 
 
 def test_two_collectors_that_meet_instances_of_a_run_at_once_count_different_attempts(story: Story) -> None:

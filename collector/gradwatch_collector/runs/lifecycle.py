@@ -40,8 +40,19 @@ _OPEN: Final = (Status.RUNNING, Status.LOST)
 # A supervisor says within seconds whether it tries again; torchrun, which does not say, starts again in less.
 DECISION_NANOS: Final = 30 * 1_000_000_000
 HEARTBEAT_NANOS: Final = 5 * 1_000_000_000
-# Who has outlived its supervisor's child has sent a heartbeat by then.
-SURVIVAL_NANOS: Final = 2 * HEARTBEAT_NANOS
+
+
+def heartbeat_of(lost_after: int) -> int:
+    """Return how far apart signs of life are where silence counts after ``lost_after``; in nanoseconds.
+
+    Agents are told to send six within it, and send one every 5 s unless they are told.
+    """
+    return max(HEARTBEAT_NANOS, lost_after // 6)
+
+
+def survival(heartbeat: int) -> int:
+    """Return the time after which whoever has outlived its supervisor's child has sent a heartbeat."""
+    return 2 * heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +113,19 @@ class _Verdict:
     rank: int | None = None
 
 
-def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] = ()) -> AttemptState:
+def roll_up(
+    ranks: Sequence[ProcessState],
+    supervisors: Sequence[ProcessState] = (),
+    *,
+    heartbeat: int = HEARTBEAT_NANOS,
+) -> AttemptState:
     """Decide how an attempt stands from its ranks and supervisors (together at least one process).
 
-    A rank that was started again within the attempt stands as its newest process.
+    A rank that was started again within the attempt stands as its newest process. ``heartbeat``: nanoseconds
+    between two signs of life.
     """
     members = [_seen_from_outside(rank, supervisors) for rank in _newest(ranks)]
-    verdict = _verdict(members, supervisors)
+    verdict = _verdict(members, supervisors, heartbeat)
     if verdict.status is Status.SUCCEEDED:
         verdict = _overruled(members, supervisors) or _going_on(supervisors) or verdict
     everyone = [*ranks, *supervisors]
@@ -119,7 +136,7 @@ def roll_up(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState] =
     elif verdict.status is not Status.RUNNING:
         ended_at = max(_end(process) for process in members or supervisors)
     said = [each for each in supervisors if each.status not in _OPEN]
-    patience = _patience(cause, supervisors)
+    patience = _patience(cause, supervisors, heartbeat)
     over = verdict.status not in (Status.RUNNING, Status.SUCCEEDED)
     return AttemptState(
         status=verdict.status,
@@ -218,42 +235,42 @@ def _outlived(rank: ProcessState, supervisor: ProcessState) -> bool:
     )
 
 
-def _patience(cause: ProcessState | None, supervisors: Sequence[ProcessState]) -> int:
+def _patience(cause: ProcessState | None, supervisors: Sequence[ProcessState], heartbeat: int) -> int:
     """Return how long after its end an attempt may still turn out to go on."""
     if any(each.status is Status.RUNNING for each in supervisors):
         return DECISION_NANOS
-    return SURVIVAL_NANOS if cause is not None and cause.may_live else 0
+    return survival(heartbeat) if cause is not None and cause.may_live else 0
 
 
-def _verdict(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState]) -> _Verdict:
+def _verdict(ranks: Sequence[ProcessState], supervisors: Sequence[ProcessState], heartbeat: int) -> _Verdict:
     if not ranks:
         return _word(supervisors)
     by_status = {status: [rank for rank in ranks if rank.status is status] for status in Status}
     if by_status[Status.FAILED]:
         # A lost rank may be what its peers' failures are about.
-        return _decided(Status.FAILED, [*by_status[Status.FAILED], *by_status[Status.LOST]])
+        return _decided(Status.FAILED, [*by_status[Status.FAILED], *by_status[Status.LOST]], heartbeat)
     if by_status[Status.RUNNING]:
         return _Verdict(Status.RUNNING)
     if lost := by_status[Status.LOST]:
         # Some ranks told how they ended, so the machine did not vanish: the silent one died.
-        return _decided(Status.LOST if len(lost) == len(ranks) else Status.FAILED, lost)
+        return _decided(Status.LOST if len(lost) == len(ranks) else Status.FAILED, lost, heartbeat)
     if cancelled := by_status[Status.CANCELLED]:
-        return _decided(Status.CANCELLED, cancelled)
+        return _decided(Status.CANCELLED, cancelled, heartbeat)
     return _Verdict(Status.SUCCEEDED)
 
 
-def _decided(status: Status, candidates: Sequence[ProcessState]) -> _Verdict:
+def _decided(status: Status, candidates: Sequence[ProcessState], heartbeat: int) -> _Verdict:
     cause = _first(candidates)
     others = [each for each in candidates if each is not cause]
-    return _Verdict(status, cause, None if _as_early(cause, others) else cause.rank)
+    return _Verdict(status, cause, None if _as_early(cause, others, heartbeat) else cause.rank)
 
 
-def _as_early(silent: ProcessState, others: Iterable[ProcessState]) -> bool:
+def _as_early(silent: ProcessState, others: Iterable[ProcessState], heartbeat: int) -> bool:
     """Return whether another rank fell silent in the same moment, as far as heartbeats can tell."""
     return silent.told_at is None and any(
         other.told_at is None
-        and _end(other) - _end(silent) < HEARTBEAT_NANOS
-        and other.last_seen_at - silent.last_seen_at < HEARTBEAT_NANOS
+        and _end(other) - _end(silent) < heartbeat
+        and other.last_seen_at - silent.last_seen_at < heartbeat
         for other in others
     )
 

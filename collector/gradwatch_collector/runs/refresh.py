@@ -14,6 +14,7 @@ from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
 from gradwatch_collector.runs.facts import described
 from gradwatch_collector.runs.lifecycle import (
+    HEARTBEAT_NANOS,
     AttemptState,
     ProcessState,
     latest_of,
@@ -42,17 +43,19 @@ class _Attempt:
         """Whether its processes knew which attempt they were in, and did not leave the counting to us."""
         return all(row["resource"].get(c.RUN_ATTEMPT) is not None for row in self.rows)
 
-    def state(self) -> AttemptState:
-        return roll_up([_state(row) for row in self.ranks], [_state(row) for row in self.supervisors])
+    def state(self, heartbeat: int) -> AttemptState:
+        supervisors = [_state(row) for row in self.supervisors]
+        return roll_up([_state(row) for row in self.ranks], supervisors, heartbeat=heartbeat)
 
 
-def refresh_run(connection: Connection, run_id: str, now: int) -> None:
-    """Recompute the attempts and the run; append to the history what changed. ``now`` in Unix nanoseconds.
+def refresh_run(connection: Connection, run_id: str, now: int, heartbeat: int = HEARTBEAT_NANOS) -> None:
+    """Recompute the attempts and the run; append to the history what changed.
 
-    It is the caller's turn (:mod:`gradwatch_collector.runs.turns`).
+    ``now`` in Unix nanoseconds, ``heartbeat`` in nanoseconds between two. It is the caller's turn
+    (:mod:`gradwatch_collector.runs.turns`).
     """
     attempts = _load(connection, run_id)
-    states = {number: attempt.state() for number, attempt in attempts.items()}
+    states = {number: attempt.state(heartbeat) for number, attempt in attempts.items()}
     for number, state in states.items():
         _write_attempt(connection, run_id, number, state)
     numbered = all(attempt.is_numbered for attempt in attempts.values())

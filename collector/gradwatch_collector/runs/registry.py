@@ -12,12 +12,27 @@ from dataclasses import asdict, astuple, replace
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, case, select, true, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    RowMapping,
+    bindparam,
+    case,
+    func,
+    select,
+    tuple_,
+    update,
+)
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
+from gradwatch_collector.runs.lifecycle import heartbeat_of
 from gradwatch_collector.runs.refresh import refresh_run
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
@@ -25,7 +40,6 @@ from gradwatch_collector.storage.upsert import insert
 from gradwatch_slo.runs import Status
 
 _NANOS = 1_000_000_000
-_PROGRESS_COLUMNS = ("last_step", "last_loss", "last_loss_nonfinite")
 # What decides how the attempt and the run stand.
 _STANDING_COLUMNS = ("status", "reason", "evidence", "will_retry", "started_at", "ended_at")
 _EVIDENCE = (c.EXIT_CODE, c.EXCEPTION_TYPE, c.EXCEPTION_MESSAGE, c.EVIDENCE)
@@ -57,6 +71,29 @@ _HEARD = (
     # Retried batches arrive late: the newest moment stands.
     .values(heard_at=case((_process.heard_at < bindparam("now"), bindparam("now")), else_=_process.heard_at))
 )
+_run = schema.run.c
+# A rank may be behind, or tell only now what it kept while nobody heard it.
+_IS_AHEAD = _run.last_step.is_(None) | (_run.last_step <= bindparam("step", type_=BigInteger))
+_TELLS_LOSS = _IS_AHEAD & bindparam("tells_loss", type_=Boolean)
+_TOUCHED = (
+    update(schema.run)
+    .where(
+        _run.run_id == bindparam("of_run_id"),
+        _run.attempt == func.coalesce(bindparam("of_attempt", type_=Integer), _run.attempt),
+        _run.last_seen_at <= bindparam("received_at"),
+    )
+    .values(
+        last_seen_at=case(
+            (_run.last_seen_at < bindparam("seen_at"), bindparam("seen_at")), else_=_run.last_seen_at
+        ),
+        last_step=case((_IS_AHEAD, bindparam("step", type_=BigInteger)), else_=_run.last_step),
+        last_loss=case((_TELLS_LOSS, bindparam("loss", type_=Double)), else_=_run.last_loss),
+        last_loss_nonfinite=case(
+            (_TELLS_LOSS, bindparam("loss_nonfinite", type_=Boolean)), else_=_run.last_loss_nonfinite
+        ),
+    )
+    .returning(_run.status)
+)
 
 
 class Registry:
@@ -68,6 +105,7 @@ class Registry:
 
     def __init__(self, lost_after: float = 30.0) -> None:
         self._lost_after = int(lost_after * _NANOS)
+        self._heartbeat = heartbeat_of(self._lost_after)
 
     def resolve(self, connection: Connection, senders: Sequence[tuple[Source, int]]) -> list[ProcessKey]:
         """Return the key of each sending process, and note that it was heard.
@@ -113,10 +151,12 @@ class Registry:
             return False
         known = Clock(**row["clock"])
         run_events = sorted((e for e in run_events if not _is_corrected(e, known)), key=attrgetter("time"))
-        changes = _progress_changes(batch.frames, row) | _memory_changes(batch.frames)
+        oldest, newest = _stretch(batch, received_at)
+        changes = _progress_changes(batch.frames, row)
+        if known.newest is None or newest >= known.newest:  # not kept on a disk since
+            changes |= _memory_changes(batch.frames)
         for event in run_events:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
-        oldest, newest = _stretch(batch, received_at)
         clock = _heard(known, run_events, received_at)
         clock = replace(clock, newest=newest if clock.newest is None else max(clock.newest, newest))
         changes |= {"clock": asdict(clock), **_moments(known, clock, row, oldest, received_at)}
@@ -130,10 +170,10 @@ class Registry:
         connection.execute(update(schema.process).where(_is(key)).values(is_run=True, **changes))
         stands_otherwise = any(name in changes and changes[name] != row[name] for name in _STANDING_COLUMNS)
         if stands_otherwise or not row["is_run"]:
-            refresh_run(connection, key.run_id, received_at)
-        elif _touch_run(connection, key, changes, received_at) and row["status"] == Status.RUNNING:
+            refresh_run(connection, key.run_id, received_at, self._heartbeat)
+        elif _touch_run(connection, row, changes, received_at) and row["status"] == Status.RUNNING:
             # It goes on, and the run was thought to be over.
-            refresh_run(connection, key.run_id, received_at)
+            refresh_run(connection, key.run_id, received_at, self._heartbeat)
         _note_target(connection, key.run_id, batch.events, clock, received_at)
         return True
 
@@ -181,18 +221,22 @@ def _attempt_by_order(source: Source, known: Sequence[tuple[int, str]]) -> int:
     return max(mine) if mine else 1 + max((attempt for attempt, _ in known), default=0)
 
 
-def _touch_run(connection: Connection, key: ProcessKey, changes: dict[str, Any], received_at: int) -> bool:
+def _touch_run(connection: Connection, row: RowMapping, changes: dict[str, Any], received_at: int) -> bool:
     """Note a heartbeat or an export of a run that stands as before; return whether it stands as over."""
-    # The common case: one statement.
-    progress = {name: changes[name] for name in _PROGRESS_COLUMNS if name in changes}
-    run, seen = schema.run.c, changes["last_seen_at"]
-    # A supervisor speaks for the attempts that its command begins by itself, too.
-    same_attempt = true() if key.rank == NO_RANK else run.attempt == key.attempt
+    now = {**row, **changes}
     status = connection.scalar(
-        update(schema.run)
-        .where(run.run_id == key.run_id, same_attempt, run.last_seen_at <= received_at)
-        .values(last_seen_at=case((run.last_seen_at < seen, seen), else_=run.last_seen_at), **progress)
-        .returning(run.status)
+        _TOUCHED,
+        {
+            "of_run_id": row["run_id"],
+            # A supervisor speaks for the attempts that its command begins by itself, too.
+            "of_attempt": None if row["rank"] == NO_RANK else row["attempt"],
+            "received_at": received_at,
+            "seen_at": now["last_seen_at"],
+            "step": now["last_step"],
+            "tells_loss": "last_loss_at" in changes,
+            "loss": now["last_loss"],
+            "loss_nonfinite": now["last_loss_nonfinite"],
+        },
     )
     return status not in (None, Status.RUNNING)
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from gradwatch_collector.records import NO_RANK
-from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, SURVIVAL_NANOS
+from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, heartbeat_of, survival
 from gradwatch_collector.runs.outages import PATIENCE, quiet_after, silent_together
 from gradwatch_collector.runs.refresh import refresh_run
 from gradwatch_collector.runs.turns import take_all_turns
@@ -48,15 +48,31 @@ def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int
     All in Unix nanoseconds. Silence counts only from ``up_since``: nobody could be heard before. A run that
     fell silent in an outage is given ten times as long.
     """
+    if not _is_any_quiet(connection, now, lost_after, up_since):
+        return []
+    # Whoever writes waits meanwhile.
     take_all_turns(connection)
     _note_outage(connection, now, lost_after, up_since)
     lost = _mark_lost(connection, now, lost_after, up_since)
-    waiting = _give_up_waiting(connection, now, lost_after, up_since)
-    runs = sorted({*lost, *waiting, *_undecided(connection, now)})
+    given_up = _give_up_waiting(connection, _waiting(now, lost_after, up_since))
+    runs = sorted({*lost, *given_up, *connection.scalars(_undecided(now, lost_after))})
     for run_id in runs:
-        refresh_run(connection, run_id, now)
+        refresh_run(connection, run_id, now, heartbeat_of(lost_after))
     _end_outage(connection)
     return runs
+
+
+def _is_any_quiet(connection: Connection, now: int, lost_after: int, up_since: int) -> bool:
+    """Return whether anything may have to be done."""
+    quiet = now - min(quiet_after(lost_after), _only_old(lost_after))
+    causes = (
+        select(_run.run_id).where(_run.status == Status.RUNNING, _run.last_seen_at <= quiet),
+        select(_run.run_id).where(_run.outage_at.is_not(None)),
+        select(_process.run_id).where(_heard_before(quiet)),
+        _waiting(now, lost_after, up_since),
+        _undecided(now, lost_after),
+    )
+    return any(connection.execute(cause.limit(1)).first() is not None for cause in causes)
 
 
 def _note_outage(connection: Connection, now: int, lost_after: int, up_since: int) -> None:
@@ -92,11 +108,11 @@ def _end_outage(connection: Connection) -> None:
 
 
 def _mark_lost(connection: Connection, now: int, lost_after: int, up_since: int) -> list[str]:
-    only_old = min(lost_after, max(_ONLY_OLD_DATA, lost_after // 3))
+    only_old = _only_old(lost_after)
     silent = connection.execute(
         select(*_KEY, _process.last_seen_at, _process.heard_at, _IN_OUTAGE.label("in_outage"))
         .join(schema.run, _run.run_id == _process.run_id)
-        .where(_process.is_run, _process.status == Status.RUNNING, _process.heard_at < now - only_old)
+        .where(_heard_before(now - only_old))
     ).mappings()
     runs = []
     for row in silent.all():
@@ -109,6 +125,14 @@ def _mark_lost(connection: Connection, now: int, lost_after: int, up_since: int)
             _lose(connection, row, now)
             runs.append(row["run_id"])
     return runs
+
+
+def _only_old(lost_after: int) -> int:
+    return min(lost_after, max(_ONLY_OLD_DATA, lost_after // 3))
+
+
+def _heard_before(moment: int) -> ColumnElement[bool]:
+    return and_(_process.is_run, _process.status == Status.RUNNING, _process.heard_at < moment)
 
 
 def _lose(connection: Connection, row: RowMapping, now: int) -> None:
@@ -138,20 +162,23 @@ def _silent(since: int, up_since: int) -> ColumnElement[bool]:
     return false() if up_since >= since else _run.last_seen_at < since
 
 
-def _give_up_waiting(connection: Connection, now: int, lost_after: int, up_since: int) -> Iterable[str]:
-    """End the wait for attempts that were promised by somebody who has fallen silent.
+def _waiting(now: int, lost_after: int, up_since: int) -> Select[str, int]:
+    """Select the runs that wait for an attempt which was promised by somebody who has fallen silent.
 
     A supervisor lives until the next attempt. A worker of a launcher is gone with the attempt, and the next one
     is heard of only when it watches: it is given as long as a run that fell silent in an outage.
     """
     is_supervised = exists().where(_process.run_id == _run.run_id, _process.rank == NO_RANK)
-    waiting = _latest(Status.RUNNING).where(
+    return _latest(Status.RUNNING).where(
         _attempt.will_retry,
         or_(
             and_(is_supervised, _silent(now - lost_after, up_since)),
             _silent(now - PATIENCE * lost_after, up_since),
         ),
     )
+
+
+def _give_up_waiting(connection: Connection, waiting: Select[str, int]) -> Iterable[str]:
     runs = list(connection.scalars(waiting))
     for run_id in runs:
         promised = _process.run_id == run_id, _process.will_retry
@@ -166,9 +193,7 @@ def _give_up_waiting(connection: Connection, now: int, lost_after: int, up_since
     return runs
 
 
-def _undecided(connection: Connection, now: int) -> Iterable[str]:
-    """Return the runs that are thought to be over, and have had time to show that they are not."""
+def _undecided(now: int, lost_after: int) -> Select[str, int]:
+    """Select the runs that are thought to be over, and have had time to show that they are not."""
     over = _attempt.status.not_in((Status.RUNNING, Status.SUCCEEDED)) & _attempt.will_retry.is_(False)
-    return connection.scalars(
-        _latest(Status.RUNNING).where(over, _attempt.ended_at < now - SURVIVAL_NANOS)
-    ).all()
+    return _latest(Status.RUNNING).where(over, _attempt.ended_at < now - survival(heartbeat_of(lost_after)))

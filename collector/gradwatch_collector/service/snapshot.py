@@ -101,7 +101,7 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
     if known is not None:
         history = [row for row in history if row.history_id not in known.later]
         snapshot = _count(connection, snapshot, history, _opened(stored, known))
-    snapshot = replace(snapshot, jobs=_newest_jobs(snapshot))
+    snapshot = _of_newest_jobs(snapshot)
     if now - before.slos_at >= _SLOS_EVERY or snapshot.ended != before.ended:
         snapshot = replace(
             snapshot,
@@ -156,11 +156,18 @@ def _count(
     return replace(snapshot, ended=ended, opened=opened, jobs=list(jobs))
 
 
-def _newest_jobs(snapshot: Snapshot) -> list[JobLabels]:
+def _of_newest_jobs(snapshot: Snapshot) -> Snapshot:
+    """Leave out what was counted of jobs that have not run for long. If one runs again, it counts from zero."""
     jobs = dict.fromkeys(snapshot.jobs)
     for run in snapshot.runs:
         _move_to_end(jobs, run.job_labels)
-    return list(jobs)[-_MAX_JOBS:]
+    newest = dict.fromkeys(list(jobs)[-_MAX_JOBS:])
+    return replace(
+        snapshot,
+        jobs=list(newest),
+        ended=Counter({key: n for key, n in snapshot.ended.items() if key[0] in newest}),
+        opened=Counter({key: n for key, n in snapshot.opened.items() if key[0] in newest}),
+    )
 
 
 def _is(run_id: str) -> ColumnElement[bool]:

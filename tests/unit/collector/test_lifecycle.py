@@ -15,12 +15,13 @@ from gradwatch_collector.runs.clocks import TOLERANCE
 from gradwatch_collector.runs.lifecycle import (
     DECISION_NANOS,
     HEARTBEAT_NANOS,
-    SURVIVAL_NANOS,
     ProcessState,
+    heartbeat_of,
     latest_of,
     roll_up,
     spoken_for,
     stands,
+    survival,
 )
 from gradwatch_slo.runs import Status
 
@@ -173,8 +174,10 @@ def test_a_rank_that_outlives_the_shell_above_it_goes_on() -> None:
     shell = supervisor(Status.FAILED, "SIGKILL")
     below = replace(RUNNING, parent_pid=43, active_at=24)
     state = roll_up([below], [shell])
-    assert stands(state, 25 + SURVIVAL_NANOS) is Status.RUNNING  # it may yet be heard
-    assert stands(state, 26 + SURVIVAL_NANOS) is Status.FAILED
+    assert stands(state, 25 + survival(HEARTBEAT_NANOS)) is Status.RUNNING  # it may yet be heard
+    assert stands(state, 26 + survival(HEARTBEAT_NANOS)) is Status.FAILED
+    slow = roll_up([below], [shell], heartbeat=6 * HEARTBEAT_NANOS)
+    assert stands(slow, 26 + survival(HEARTBEAT_NANOS)) is Status.RUNNING  # it says less often that it lives
     later = 26 + TOLERANCE
     assert roll_up([replace(below, active_at=later)], [shell]).status is Status.RUNNING
     assert roll_up([replace(below, active_at=later, parent_pid=42)], [shell]).status is Status.FAILED
@@ -278,19 +281,24 @@ def test_a_silent_rank_is_the_cause_of_peers_that_only_lost_their_connection() -
     assert roll_up([told, silent], [supervisor(Status.FAILED, "exit 1")]).reason == "ValueError"
 
 
-@pytest.mark.parametrize(
-    ("later", "cause"), [(0, None), (HEARTBEAT_NANOS - 1, None), (HEARTBEAT_NANOS, 1)], ids=str
-)
+def test_heartbeats_come_as_often_as_silence_is_long() -> None:
+    assert heartbeat_of(180 * 10**9) == 30 * 10**9
+    assert heartbeat_of(30 * 10**9) == heartbeat_of(6 * 10**9) == HEARTBEAT_NANOS
+
+
+@pytest.mark.parametrize(("beats", "cause"), [(0, None), (1, 1)])
 @pytest.mark.parametrize("supervised", [False, True], ids=["alone", "supervised"])
+@pytest.mark.parametrize("heartbeat", [HEARTBEAT_NANOS, 6 * HEARTBEAT_NANOS])
 def test_of_ranks_that_fell_silent_within_a_heartbeat_none_is_the_cause(
-    later: int, cause: int | None, supervised: bool
+    beats: int, cause: int | None, supervised: bool, heartbeat: int
 ) -> None:
+    later = heartbeat if beats else heartbeat - 1
     victim = process(0, Status.LOST, 15 + later, "heartbeat_timeout")
     first = process(1, Status.LOST, 15, "heartbeat_timeout")
     told = process(2, Status.CANCELLED, 16, "SIGTERM")
-    end = 2 * HEARTBEAT_NANOS
+    end = 2 * heartbeat
     seen = [supervisor(Status.FAILED, "exit 1", ended_at=end)] if supervised else []
-    state = roll_up([victim, first, told], seen)
+    state = roll_up([victim, first, told], seen, heartbeat=heartbeat)
     assert (state.status, state.cause_rank) == (Status.FAILED, cause)
     assert (state.reason, state.ended_at) == (("exit 1", end) if supervised else ("heartbeat_timeout", 15))
 
