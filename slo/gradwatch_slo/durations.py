@@ -24,7 +24,7 @@ _LONGEST_MONTHS: Final = 1_200
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """``28d``, ``1Q``: days and shorter have a fixed length, months and longer follow the calendar."""
+    """``28d``, ``1Q``: weeks and shorter have a fixed length on the clock, months and longer do not."""
 
     count: int
     unit: str
@@ -46,6 +46,11 @@ class Duration:
 
     def __str__(self) -> str:
         return f"{self.count}{self.unit}"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it has the same length wherever and whenever: a day does not, where clocks change."""
+        return self.unit in "mh"
 
     def shift(self, moment: datetime, times: int) -> datetime:
         """Return ``moment`` moved by ``times`` durations (negative: into the past).

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
 from gradwatch_slo.openslo import (
@@ -287,12 +288,10 @@ def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:
 def _unsupported(slo: SLO) -> str | None:
     if slo.spec.budgeting_method != "Occurrences":
         return f"the budgeting method {slo.spec.budgeting_method} is not evaluated yet, only Occurrences"
-    calendar = slo.spec.time_window[0].calendar
-    if calendar is not None and calendar.time_zone != "UTC":
-        return f"calendar windows in {calendar.time_zone} are not evaluated yet, only in UTC"
     return None
 
 
 def _window(spec: TimeWindowSpec) -> TimeWindow:
-    start = None if spec.calendar is None else spec.calendar.start_time.replace(tzinfo=UTC)
+    calendar = spec.calendar
+    start = None if calendar is None else calendar.start_time.replace(tzinfo=ZoneInfo(calendar.time_zone))
     return TimeWindow(spec.duration, start)

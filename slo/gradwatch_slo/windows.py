@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from gradwatch_slo.durations import Duration
 
@@ -24,7 +24,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """A rule for windows: rolling without ``calendar_start``, else aligned to it (UTC)."""
+    """A rule for windows: rolling without ``calendar_start``, else aligned to it in its own time zone.
+
+    Days and longer are the zone's: a day in which clocks change has 23 or 25 hours. Hours and minutes always
+    have the same length. Where clocks skip the start it comes as much later as they skip; where they show it
+    twice it is the first of the two.
+    """
 
     duration: Duration
     calendar_start: datetime | None = None
@@ -33,10 +38,17 @@ class TimeWindow:
         """Return the window that ends at ``moment`` (rolling) or contains it (calendar)."""
         if self.calendar_start is None:
             return Window(str(self.duration), True, self.duration.shift(moment, -1), moment)
-        periods = self.duration.periods_between(self.calendar_start, moment)
-        return Window(
-            str(self.duration),
-            False,
-            self.duration.shift(self.calendar_start, periods),
-            self.duration.shift(self.calendar_start, periods + 1),
-        )
+        zone = UTC if self.duration.is_exact else self.calendar_start.tzinfo
+        # Within a zone Python counts by the clock on the wall.
+        anchor = self.calendar_start.astimezone(zone)
+
+        def start(period: int) -> datetime:
+            return self.duration.shift(anchor, period).astimezone(UTC)
+
+        period = self.duration.periods_between(anchor, moment.astimezone(zone))
+        # Of an hour that clocks show twice they do not say which it is.
+        if start(period) > moment:
+            period -= 1
+        elif start(period + 1) <= moment:
+            period += 1
+        return Window(str(self.duration), False, start(period), start(period + 1))

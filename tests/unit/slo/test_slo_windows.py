@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradwatch_slo.durations import Duration, parse_length
 from gradwatch_slo.windows import TimeWindow
 
+DAY = timedelta(days=1)
 moments = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 durations = st.builds(Duration, st.integers(1, 40), st.sampled_from("mhdwMQY"))
 
@@ -84,6 +86,51 @@ def test_calendar_windows_follow_each_other_without_a_gap(
     assert rule.at(window.end).start == window.end
     assert window.contains(window.start)
     assert not window.contains(window.end)
+
+
+@pytest.mark.parametrize(
+    ("duration", "zone", "moment", "start", "end"),
+    [
+        # Clocks go from 2 to 3 on 2026-03-29 and from 3 to 2 on 2026-10-25.
+        ("1d", "Europe/Berlin", "2026-03-29 12:00", "2026-03-28 23:00", "2026-03-29 22:00"),
+        ("1d", "Europe/Berlin", "2026-10-25 12:00", "2026-10-24 22:00", "2026-10-25 23:00"),
+        ("1M", "Europe/Berlin", "2026-03-15 12:00", "2026-02-28 23:00", "2026-03-31 22:00"),
+        ("1M", "Asia/Kathmandu", "2026-03-31 18:14", "2026-02-28 18:15", "2026-03-31 18:15"),
+        ("1w", "America/New_York", "2026-03-09 12:00", "2026-03-09 04:00", "2026-03-16 04:00"),
+        ("12h", "Europe/Berlin", "2026-03-29 12:00", "2026-03-29 11:00", "2026-03-29 23:00"),
+    ],
+)
+def test_a_calendar_window_begins_when_the_clocks_of_its_zone_say_so(
+    duration: str, zone: str, moment: str, start: str, end: str
+) -> None:
+    anchor = datetime(2026, 1, 5 if duration == "1w" else 1, tzinfo=ZoneInfo(zone))
+    window = TimeWindow(Duration.parse(duration), anchor).at(utc(moment))
+    assert (window.start, window.end) == (utc(start), utc(end))
+
+
+@given(
+    durations,
+    st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1)),
+    # Half an hour of summer time; a whole day that was skipped; clocks that change at midnight.
+    st.sampled_from(
+        ["Europe/Berlin", "Australia/Lord_Howe", "Pacific/Apia", "America/Havana", "Asia/Kathmandu"]
+    ),
+    moments,
+)
+@example(Duration(1, "d"), datetime(2011, 1, 1), "Pacific/Apia", utc("2011-12-30 09:59"))
+@example(Duration(1, "d"), datetime(2011, 1, 1), "Pacific/Apia", utc("2011-12-30 10:00"))
+@example(Duration(1, "d"), datetime(2026, 1, 1, 2, 30), "Europe/Berlin", utc("2026-10-25 01:10"))
+def test_windows_of_a_time_zone_follow_each_other_without_a_gap(
+    duration: Duration, start: datetime, zone: str, moment: datetime
+) -> None:
+    rule = TimeWindow(duration, start.replace(tzinfo=ZoneInfo(zone)))
+    window = rule.at(moment)
+    assert window.start <= moment < window.end
+    assert rule.at(window.end).start == window.end
+    assert rule.at(window.start) == window
+    clock, before = (at.astimezone(rule.calendar_start.tzinfo) for at in (window.start, window.start - 2 * DAY))
+    if not duration.is_exact and clock.time() != start.time():
+        assert clock.utcoffset() > before.utcoffset()  # it would have come within what was skipped
 
 
 @given(durations, moments)
