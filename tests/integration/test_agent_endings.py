@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ import pytest
 
 from gradwatch import conventions as names
 from gradwatch.life.flight_recorder import decode
+from tests.collector_process import free_port
 from tests.otlp_sink import OtlpSink, otlp_sink
 
 LOOP = """
@@ -503,9 +503,7 @@ def test_spawned_ranks_watch_for_themselves(sink: OtlpSink, tmp_path: Path) -> N
 
 
 def test_without_a_collector_training_is_the_same_and_says_so_once() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    nowhere = f"http://127.0.0.1:{free_port()}"
     weights = "train(50); print(model.weight.detach().numpy().tobytes().hex())"
     outputs = []
     environ: dict[str, str]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import Any, Final
 import pytest
 
 from gradwatch import conventions as c
-from tests.collector_process import GRADWATCH, Collector, collector, environment, eventually
+from tests.collector_process import GRADWATCH, Collector, collector, environment, eventually, free_port
 from tests.tee import tee
 
 # As by default: torchrun takes most of it to start its workers again on a busy machine. The silence of those
@@ -638,9 +637,7 @@ def test_the_kernels_oom_kill(collectors: list[Collector], tmp_path: Path, limit
 @pytest.fixture
 def listening() -> tuple[str, ...]:
     """Options for collectors that listen at the same address, one after the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return ("--listen", f"127.0.0.1:{free.getsockname()[1]}")
+    return ("--listen", f"127.0.0.1:{free_port()}")
 
 
 def test_a_collector_that_is_started_anew_knows_what_ended_meanwhile(

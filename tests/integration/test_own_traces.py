@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sqlalchemy import select
 from gradwatch_collector.service.tracing import ENDPOINT
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
-from tests.collector_process import Collector, collector, eventually
+from tests.collector_process import Collector, collector, eventually, free_port
 from tests.faulty_servers import unused_endpoint
 from tests.otlp_sink import OtlpSink, otlp_sink
 
@@ -86,9 +85,7 @@ def test_nothing_is_traced_unless_an_endpoint_is_named_for_the_collector(
 def test_a_collector_that_traces_into_itself_does_not_trace_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv(ENDPOINT, f"http://{address}")
     url = f"sqlite:///{tmp_path}/gradwatch.db"
     with collector(url, "--listen", address) as running:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from gradwatch import conventions as c
 from gradwatch.export.otlp_values import key_values
-from tests.collector_process import Collector, collector, eventually, train
+from tests.collector_process import Collector, collector, eventually, free_port, train
 
 LOST_AFTER = 4.0
 HOUR = 3600.0
@@ -163,9 +162,7 @@ time.sleep(float(os.environ["LINGERS"]))
 def test_the_next_run_on_the_host_tells_of_a_killed_one_when_it_ended(tmp_path: Path) -> None:
     script = tmp_path / "loop.py"
     script.write_text(LOOP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = {"GRADWATCH_DIR": str(tmp_path), "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
     with train(script, None, GRADWATCH_RUN_ID="killed", LINGERS="600", **place) as process:
         assert process.stdout is not None

@@ -20,7 +20,7 @@ from gradwatch.export.spool import drain
 from gradwatch.export.spool_records import unpack
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.reading import read_series
-from tests.collector_process import Collector, collector, eventually, train
+from tests.collector_process import Collector, collector, eventually, free_port, train
 from tests.soak.outage import outage
 
 STEPS = 40
@@ -59,9 +59,7 @@ class Place:
         self.database = f"sqlite:///{folder}/gradwatch.db"
         self.script = folder / "loop.py"
         self.script.write_text(LOOP)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.started: list[subprocess.Popen[str]] = []
 

@@ -9,7 +9,6 @@ delivered to a real collector that is started when they are all on disk.
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from gradwatch import conventions as names
 from gradwatch.export.spool_records import unpack
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.reading import read_series
-from tests.collector_process import collector
+from tests.collector_process import collector, free_port
 
 _RUN: str = "outage"
 
@@ -51,9 +50,7 @@ class Figures:
 
 def outage(folder: Path, exports: int, interval: float) -> Figures:
     """Train through an outage of so many exports, ``interval`` seconds apart; then the collector comes back."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint, database = f"http://127.0.0.1:{port}", f"sqlite:///{folder}/gradwatch.db"
     spool = folder / "host" / "spool"
     model = nn.Sequential(*[nn.Linear(32, 32) for _ in range(10)])
