@@ -154,6 +154,37 @@ def test_whatever_the_order_each_number_is_in_one_bucket_and_in_no_other(
     assert all(point.last[i] == sent[(int(t) - START) // 10**12] for i, t in enumerate(point.times))
 
 
+def roll_up_again(database: Engine, seconds: Sequence[float], values: Sequence[float]) -> PointRollup:
+    """Take numbers in, roll them up at once, and return all roll-ups there are."""
+    receive(database, losses(seconds, values), 5 * DAYS)
+    compact_all(database, 19 * DAYS)
+    prune_at(database, 20 * DAYS)
+    (point,) = rolled(database)
+    return point
+
+
+def test_late_numbers_are_kept_though_their_bucket_would_end_with_one_that_is_there(database: Engine) -> None:
+    roll_up_again(database, range(100), [1.0] * 100)
+    # All of one row, whose first bucket ends at 63 as one does that is there.
+    point = roll_up_again(database, [n + 0.5 for n in range(63)] + [63, *range(200, 250)], [2.0] * 114)
+    assert [(int(t) - START) / 1e9 for t in point.times] == [63, 99, 200, 249]
+    assert point.count.tolist() == [64, 36, 64, 49]
+    assert point.mean.tolist() == [1, 1, 2, 2]
+
+
+def test_a_late_bucket_hides_none_of_which_it_shares_the_end(database: Engine) -> None:
+    roll_up_again(database, range(100), [1.0] * 100)
+    point = roll_up_again(database, [98.5, 99], [2.0, 3.0])
+    assert [(int(t) - START) / 1e9 for t in point.times] == [63, 98.5, 99]
+    assert (point.count.tolist(), point.last.tolist()) == ([64, 1, 36], [1, 2, 1])
+
+
+def test_a_time_that_ends_a_bucket_is_not_counted_again(database: Engine) -> None:
+    first = roll_up_again(database, [5], [1.0])
+    again = roll_up_again(database, [5], [1.0])
+    assert (again.times.tolist(), again.count.tolist()) == (first.times.tolist(), [1])
+
+
 def test_the_summary_of_layers_is_the_same_before_and_after(database: Engine) -> None:
     receive(database, start(), 0)
     layers = [{c.LAYER_NAME: name} for name in ("a", "b")]
