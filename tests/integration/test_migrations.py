@@ -14,7 +14,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from sqlalchemy import Engine, inspect, select, text
 
 from gradwatch import conventions as c
@@ -22,6 +22,7 @@ from gradwatch.cli import main
 from gradwatch_collector.auth import UNLIMITED, list_tokens
 from gradwatch_collector.records import EventRecord, Received
 from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.compaction import compact
@@ -273,6 +274,68 @@ def test_db_status_tells_before_and_after_db_upgrade(empty_database: Engine) -> 
     assert "applied" in upgrade.output
     assert "already up to date" in again.output
     assert ": current " in after.output
+
+
+def downgrade(database_url: str, *arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(main, ["db", "downgrade", "--db", database_url, *arguments], input=answer)
+
+
+def test_db_downgrade_says_what_is_lost_and_asks(database: Engine, database_url: str) -> None:
+    newest = db.schema_version(database).current
+    declined = downgrade(database_url, "0006_history_by_time", answer="n\n")
+    assert declined.exit_code == 1
+    assert "takes 0008_spans_of_runs back, and loses of spans with the same ids all but one" in declined.output
+    assert "takes 0007_storage_life back, and loses roll-ups; processes' memory headroom" in declined.output
+    assert db.schema_version(database).current == newest
+    done = downgrade(database_url, "0006_history_by_time", answer="y\n")
+    assert (done.exit_code, done.output.splitlines()[-1].split(": ")[-1]) == (0, "schema 0006_history_by_time")
+    assert db.schema_version(database).current == "0006_history_by_time"
+    with database.connect() as connection:
+        newest_entry, *_ = audit.entries(connection, 1)
+    assert (newest_entry.action, newest_entry.subject) == ("db.downgraded", "0006_history_by_time")
+    again = downgrade(database_url, "0006_history_by_time")
+    assert (again.exit_code, "already at schema" in again.output) == (0, True)
+
+
+def test_db_downgrade_needs_no_answer_where_it_is_told_so(database: Engine, database_url: str) -> None:
+    done = downgrade(database_url, "base", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "takes 0001 back, and loses all that is stored" in done.output
+    assert set(inspect(database).get_table_names()) == {"alembic_version"}
+
+
+@pytest.mark.parametrize("revision", ["0099_never", "0008_spans_of_runs", "-1"])
+def test_a_schema_that_is_none_of_those_before_is_refused_with_those_that_are(
+    database: Engine, database_url: str, revision: str
+) -> None:
+    db.downgrade(database, "0003_endings")
+    refused = downgrade(database_url, "--yes", "--", revision)
+    assert refused.exit_code == 1
+    assert refused.output.count("\n") == 1
+    assert refused.output.endswith(f"to {revision!r}: choose 0002_checkpoint, 0001, base\n")
+    assert db.schema_version(database).current == "0003_endings"
+
+
+def test_a_downgrade_that_fails_says_why_in_one_line_and_changes_nothing(
+    database: Engine, database_url: str
+) -> None:
+    with db.transaction(database) as connection:
+        connection.execute(text("DROP INDEX run_history_recorded_at_idx"))
+    newest = db.schema_version(database).current
+    failed = downgrade(database_url, "0001", "--yes")
+    assert failed.exit_code == 1
+    assert re.match(r"Error: cannot downgrade .*run_history_recorded_at_idx", failed.output.splitlines()[-1])
+    assert db.schema_version(database).current == newest
+
+
+def test_every_migration_says_what_taking_it_back_loses(database: Engine) -> None:
+    losses = {step.revision: step.loses for step in db.steps_back(database, "base")}
+    script = ScriptDirectory.from_config(db._config())
+    assert list(losses) == [revision.revision for revision in script.walk_revisions()]
+    assert [revision for revision, loses in losses.items() if not loses] == [
+        "0006_history_by_time",
+        "0004_series_by_metric",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, func, select, text
@@ -21,6 +23,7 @@ from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, R
 from gradwatch_collector.runs.effective_time import effective_time
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.compaction import compact
@@ -398,6 +401,67 @@ def test_the_command_tells_what_it_would_do_and_then_does_it(database: Engine, d
     assert rows(database, schema.block) == 1
     assert "pruned 1 values in 1 blocks (now 5 rows of roll-ups)" in run()
     assert rows(database, schema.block) == 0
+
+
+def pruned_by_hand(database_url: str, *options: str) -> Result:
+    return CliRunner().invoke(main, ["db", "prune", "--db", database_url, *options])
+
+
+def audited(database: Engine) -> dict[str, Any]:
+    """What the audit log says, by act; without the making of the schema."""
+    with database.connect() as connection:
+        return {each.action: each.details for each in audit.entries(connection, 10)[:-1]}
+
+
+def test_a_machine_whose_clock_is_ahead_prunes_by_the_databases(
+    database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    receive(database, losses([now - START / 1e9], [1.0]), now - START / 1e9)
+    compact_all(database, now - START / 1e9 + 3600)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9) + 400 * DAY)
+    assert "would prune 0 values" in pruned_by_hand(database_url, "--dry-run").output
+    assert "pruned 0 values" in pruned_by_hand(database_url).output
+    assert rows(database, schema.block) == 1
+    assert audited(database) == {}
+
+
+def test_a_pass_by_hand_is_written_down_from_its_beginning_to_its_end(
+    database: Engine, database_url: str
+) -> None:
+    old = time.time() - 40 * DAYS - START / 1e9
+    receive(database, losses([old], [1.0]), old)
+    compact_all(database, old + 3600)
+    assert pruned_by_hand(database_url, "--older-than", "3d", "--rollups-older-than", "52w").exit_code == 0
+    assert audited(database) == {
+        "db.pruning": {"raw": 3 * DAY, "rollups": 364 * DAY, "runs": FOREVER},
+        "db.pruned": asdict(Pruned(blocks=1, values=1, rollups=5)),
+    }
+
+
+def test_a_pass_that_fails_half_way_says_why_in_one_line_and_is_written_down(
+    database: Engine, database_url: str
+) -> None:
+    old = time.time() - 40 * DAYS - START / 1e9
+    span = SpanRecord("ab" * 16, "cd" * 8, None, "step", 1, at(old), at(old), 0, {}, [])
+    receive(database, Batch(source(), [scalar(c.LOSS, [old], [1.0])], (), (span,)), old)
+    compact_all(database, old + 3600)
+    with transaction(database) as connection:
+        if database.dialect.name == "sqlite":
+            connection.exec_driver_sql(
+                "CREATE TRIGGER kept BEFORE DELETE ON span BEGIN SELECT RAISE(ABORT, 'spans are kept'); END"
+            )
+        else:
+            connection.exec_driver_sql(
+                "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE 'spans are kept'; END $$;"
+                "CREATE TRIGGER kept BEFORE DELETE ON span EXECUTE FUNCTION keep()"
+            )
+    failed = pruned_by_hand(database_url)
+    assert failed.exit_code == 1
+    assert re.fullmatch(r"Error: cannot prune (sqlite|postgresql)\S+: spans are kept\n", failed.output)
+    assert rows(database, schema.block) == 0
+    assert list(audited(database)) == ["db.pruning"]
 
 
 def test_the_collector_prunes_by_itself(database: Engine, database_url: str) -> None:

@@ -122,16 +122,25 @@ class Pruned:
         return Pruned(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
-def prune(begin: Begin, policy: Policy, now: int, *, go_on: Callable[[], bool] = lambda: True) -> Pruned:
+def prune(
+    begin: Begin,
+    policy: Policy,
+    now: int,
+    *,
+    go_on: Callable[[], bool] = lambda: True,
+    takes: Callable[[Connection, Pruned], None] = lambda *_: None,
+) -> Pruned:
     """Apply the policy; ``begin`` begins a transaction that writes. ``now`` in Unix nanoseconds.
 
-    ``go_on`` is asked before each transaction.
+    ``go_on`` is asked before each transaction, ``takes`` is told at the end of each that takes anything away.
     """
     pruned = Pruned()
     for step in _steps(policy, now):
         while go_on():
             with begin() as connection:
                 done = step(connection)
+                if done != Pruned():
+                    takes(connection, done)
             pruned += done
             if done == Pruned():
                 break
