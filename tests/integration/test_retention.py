@@ -25,7 +25,7 @@ from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
-from gradwatch_collector.storage import schema
+from gradwatch_collector.storage import retention, schema
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.reading import PointRollup, read_rollups, read_series
@@ -281,6 +281,27 @@ def test_a_series_whose_process_still_speaks_is_kept(database: Engine) -> None:
     receive(database, batch(source(), event(c.RUN_HEARTBEAT, 99 * DAYS, 2)), 99 * DAYS)
     assert prune_at(database, 100 * DAYS).series == 0
     assert rows(database, schema.series) == 1
+
+
+def test_series_that_were_empty_before_their_process_fell_silent_go_in_the_end(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ROWS_AT_ONCE", 2)
+    receive(database, start(), 0)
+    for step in range(5):
+        receive(database, batch(source(), frames=[scalar(c.LOSS, [step], [1.0], layer=f"{step}")]), 5)
+    compact_all(database, DAYS)
+    prune_at(database, 20 * DAYS)
+    receive(database, batch(source(), frames=[scalar(c.LEARNING_RATE, [99 * DAYS], [1.0])]), 99 * DAYS)
+    other = source("other", instance="other")
+    receive(database, batch(other, frames=[scalar(c.LOSS, [150 * DAYS], [1.0])]), 150 * DAYS)
+    prune_at(database, 150 * DAYS)
+    assert rows(database, schema.series) == 7
+    compact_all(database, 189.1 * DAYS)
+    forgotten = [prune_at(database, 189.1 * DAYS + 600 * turn).series for turn in range(4)]
+    # The last of them still has its numbers: they go by whole days.
+    assert (sum(forgotten), max(forgotten), rows(database, schema.series)) == (5, 2, 2)
+    assert len(rolled(database, c.LEARNING_RATE)) == 1
 
 
 def test_whoever_comes_back_after_its_series_were_forgotten_is_stored_anew(database: Engine) -> None:
