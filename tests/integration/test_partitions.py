@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,17 +14,21 @@ from sqlalchemy import Engine, text
 from gradwatch import conventions as c
 from gradwatch_collector.records import Received
 from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service import upkeep
+from gradwatch_collector.service.lease import Lease
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import partitions
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.database_clock import DatabaseClock
 from gradwatch_collector.storage.partitions import maintain_partitions, make_rollup_partition
 from gradwatch_collector.storage.reading import read_rollups, read_series
-from gradwatch_collector.storage.retention import Policy, prune
+from gradwatch_collector.storage.retention import FOREVER, Policy, prune
 from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
 from tests.batches import START, at, batch, scalar, source
+from tests.collector_process import eventually
 
 DAYS = 86_400
 WEEK = Policy(raw=7 * DAY, rollups=90 * DAY)
@@ -76,7 +81,7 @@ def losses(database: Engine) -> list[float]:
     return values
 
 
-@contextmanager
+@contextlib.contextmanager
 def backup_of(database: Engine, *tables: str) -> Iterator[None]:
     """Hold what `pg_dump` holds on every table from its first moment to its last."""
     with database.connect() as connection, connection.begin():
@@ -206,3 +211,29 @@ def test_what_waits_for_a_lock_waits_as_before_once_partitions_were_made(databas
     with transaction(database) as connection:
         maintain_partitions(connection, START)
         assert connection.scalar(text("SHOW lock_timeout")) == "0"
+
+
+def test_upkeep_goes_on_during_a_backup_and_says_once_what_is_still_to_be_made(
+    database: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "_INTERVAL_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, logger=upkeep.__name__)
+    with transaction(database) as connection:
+        (day,) = connection.scalars(text("SELECT max(relname) FROM pg_class WHERE relname ~ '^frame_d[0-9]+$'"))
+        connection.execute(text(f"DROP TABLE {day}"))
+    receive(database, 0, 1.0)
+    lease = Lease(database, seconds=600)
+    assert lease.acquire()
+    running = upkeep.Upkeep(database, lease, DatabaseClock(), Policy(raw=7 * DAY, rollups=FOREVER))
+    with contextlib.ExitStack() as stack:
+        backup = stack.enter_context(contextlib.ExitStack())
+        backup.enter_context(backup_of(database, "frame", "block", "rollup"))
+        stack.callback(running.stop)
+        running.start()
+        unmade = f"partitions that cannot be made yet: {day}"
+        eventually(lambda: unmade in caplog.messages, "a word of what is to be made")
+        eventually(lambda: stored(database)["rollup_default"], "what is old to be compacted and rolled up")
+        backup.close()
+        made = "partitions that cannot be made yet: none"
+        eventually(lambda: made in caplog.messages, "the partition to be made")
+    assert [each for each in caplog.messages if not each.startswith("pruned")] == [unmade, made]
