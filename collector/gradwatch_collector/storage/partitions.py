@@ -51,14 +51,13 @@ def maintain_partitions(connection: Connection, now: int) -> frozenset[str]:
     existing = _existing(connection)
     days = [today + timedelta(days=offset) for offset in range(DAYS_AHEAD + 1)]
     left: set[str] = set()
-    for table in _DAILY:
-        missing = [(day, day + timedelta(days=1)) for day in days if _name(table, day) not in existing]
-        left.update(_make(connection, table, missing))
-    for name in sorted(existing):
-        table, _, began = name.partition("_d")
-        is_old = began.isdigit() and began < f"{today - timedelta(days=_KEPT_DAYS):%Y%m%d}"
-        if is_old and not _drop_if_empty(connection, table, name):
-            break  # nor are the locks of the others to be had
+    # One table after the other, as writers go, and first what needs the stronger locks: a writer may wait for
+    # the weak one meanwhile, and hold what keeps us from the strong one.
+    for table in (*_DAILY, _MONTHLY):
+        _drop_empty(connection, table, sorted(existing), today - timedelta(days=_KEPT_DAYS))
+        if table in _DAILY:
+            missing = [(day, day + timedelta(days=1)) for day in days if _name(table, day) not in existing]
+            left.update(_make(connection, table, missing))
     return frozenset(left)
 
 
@@ -149,6 +148,15 @@ def _early_bytes(connection: Connection, table: str, days: _Range) -> int:
 
 def _bounds(days: _Range) -> tuple[int, int]:
     return int(days[0].timestamp()) * _NANOS, int(days[1].timestamp()) * _NANOS
+
+
+def _drop_empty(connection: Connection, table: str, existing: Sequence[str], before: datetime) -> None:
+    """Drop partitions that began before a day and have no rows."""
+    for name in existing:
+        parent, _, began = name.partition("_d")
+        is_old = parent == table and began.isdigit() and began < f"{before:%Y%m%d}"
+        if is_old and not _drop_if_empty(connection, table, name):
+            return  # nor are the locks of the others to be had
 
 
 def _drop_if_empty(connection: Connection, table: str, name: str) -> bool:
