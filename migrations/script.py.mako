@@ -10,6 +10,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+# What a downgrade takes away, as `gradwatch db downgrade` tells it.
+loses = ""
 
 
 def upgrade() -> None:

@@ -9,6 +9,7 @@ revision = "0002_checkpoint"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+loses = "the record of checkpoints"
 
 
 def upgrade() -> None:

@@ -10,6 +10,7 @@ revision = "0003_endings"
 down_revision = "0002_checkpoint"
 branch_labels = None
 depends_on = None
+loses = "what is known of senders' clocks, outages, the evidence of attempts' endings, who will be retried"
 
 _JSON = sa.JSON().with_variant(JSONB(), "postgresql")
 

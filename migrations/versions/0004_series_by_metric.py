@@ -8,6 +8,7 @@ revision = "0004_series_by_metric"
 down_revision = "0003_endings"
 branch_labels = None
 depends_on = None
+loses = ""
 
 
 def upgrade() -> None:

@@ -12,6 +12,7 @@ revision = "0005_access"
 down_revision = "0004_series_by_metric"
 branch_labels = None
 depends_on = None
+loses = "the audit log; roles, limits and expiry of tokens, of which those that would gain by it are revoked"
 
 _ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _JSON = sa.JSON().with_variant(JSONB(), "postgresql")

@@ -8,6 +8,7 @@ revision = "0006_history_by_time"
 down_revision = "0005_access"
 branch_labels = None
 depends_on = None
+loses = ""
 
 
 def upgrade() -> None:

@@ -10,6 +10,7 @@ revision = "0007_storage_life"
 down_revision = "0006_history_by_time"
 branch_labels = None
 depends_on = None
+loses = "roll-ups; processes' memory headroom"
 
 ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 FLOAT32S = sa.LargeBinary().with_variant(postgresql.ARRAY(sa.REAL()), "postgresql")

@@ -8,6 +8,7 @@ revision = "0008_spans_of_runs"
 down_revision = "0007_storage_life"
 branch_labels = None
 depends_on = None
+loses = "of spans with the same ids all but one"
 
 
 def upgrade() -> None:

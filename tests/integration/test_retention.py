@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, func, select, text
@@ -21,8 +23,9 @@ from gradwatch_collector.records import Batch, EventRecord, Frame, ProcessKey, R
 from gradwatch_collector.runs.effective_time import effective_time
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
+from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
-from gradwatch_collector.storage import schema
+from gradwatch_collector.storage import retention, schema
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.reading import PointRollup, read_rollups, read_series
@@ -154,6 +157,37 @@ def test_whatever_the_order_each_number_is_in_one_bucket_and_in_no_other(
     assert all(point.last[i] == sent[(int(t) - START) // 10**12] for i, t in enumerate(point.times))
 
 
+def roll_up_again(database: Engine, seconds: Sequence[float], values: Sequence[float]) -> PointRollup:
+    """Take numbers in, roll them up at once, and return all roll-ups there are."""
+    receive(database, losses(seconds, values), 5 * DAYS)
+    compact_all(database, 19 * DAYS)
+    prune_at(database, 20 * DAYS)
+    (point,) = rolled(database)
+    return point
+
+
+def test_late_numbers_are_kept_though_their_bucket_would_end_with_one_that_is_there(database: Engine) -> None:
+    roll_up_again(database, range(100), [1.0] * 100)
+    # All of one row, whose first bucket ends at 63 as one does that is there.
+    point = roll_up_again(database, [n + 0.5 for n in range(63)] + [63, *range(200, 250)], [2.0] * 114)
+    assert [(int(t) - START) / 1e9 for t in point.times] == [63, 99, 200, 249]
+    assert point.count.tolist() == [64, 36, 64, 49]
+    assert point.mean.tolist() == [1, 1, 2, 2]
+
+
+def test_a_late_bucket_hides_none_of_which_it_shares_the_end(database: Engine) -> None:
+    roll_up_again(database, range(100), [1.0] * 100)
+    point = roll_up_again(database, [98.5, 99], [2.0, 3.0])
+    assert [(int(t) - START) / 1e9 for t in point.times] == [63, 98.5, 99]
+    assert (point.count.tolist(), point.last.tolist()) == ([64, 1, 36], [1, 2, 1])
+
+
+def test_a_time_that_ends_a_bucket_is_not_counted_again(database: Engine) -> None:
+    first = roll_up_again(database, [5], [1.0])
+    again = roll_up_again(database, [5], [1.0])
+    assert (again.times.tolist(), again.count.tolist()) == (first.times.tolist(), [1])
+
+
 def test_the_summary_of_layers_is_the_same_before_and_after(database: Engine) -> None:
     receive(database, start(), 0)
     layers = [{c.LAYER_NAME: name} for name in ("a", "b")]
@@ -247,6 +281,27 @@ def test_a_series_whose_process_still_speaks_is_kept(database: Engine) -> None:
     receive(database, batch(source(), event(c.RUN_HEARTBEAT, 99 * DAYS, 2)), 99 * DAYS)
     assert prune_at(database, 100 * DAYS).series == 0
     assert rows(database, schema.series) == 1
+
+
+def test_series_that_were_empty_before_their_process_fell_silent_go_in_the_end(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ROWS_AT_ONCE", 2)
+    receive(database, start(), 0)
+    for step in range(5):
+        receive(database, batch(source(), frames=[scalar(c.LOSS, [step], [1.0], layer=f"{step}")]), 5)
+    compact_all(database, DAYS)
+    prune_at(database, 20 * DAYS)
+    receive(database, batch(source(), frames=[scalar(c.LEARNING_RATE, [99 * DAYS], [1.0])]), 99 * DAYS)
+    other = source("other", instance="other")
+    receive(database, batch(other, frames=[scalar(c.LOSS, [150 * DAYS], [1.0])]), 150 * DAYS)
+    prune_at(database, 150 * DAYS)
+    assert rows(database, schema.series) == 7
+    compact_all(database, 189.1 * DAYS)
+    forgotten = [prune_at(database, 189.1 * DAYS + 600 * turn).series for turn in range(4)]
+    # The last of them still has its numbers: they go by whole days.
+    assert (sum(forgotten), max(forgotten), rows(database, schema.series)) == (5, 2, 2)
+    assert len(rolled(database, c.LEARNING_RATE)) == 1
 
 
 def test_whoever_comes_back_after_its_series_were_forgotten_is_stored_anew(database: Engine) -> None:
@@ -367,6 +422,67 @@ def test_the_command_tells_what_it_would_do_and_then_does_it(database: Engine, d
     assert rows(database, schema.block) == 1
     assert "pruned 1 values in 1 blocks (now 5 rows of roll-ups)" in run()
     assert rows(database, schema.block) == 0
+
+
+def pruned_by_hand(database_url: str, *options: str) -> Result:
+    return CliRunner().invoke(main, ["db", "prune", "--db", database_url, *options])
+
+
+def audited(database: Engine) -> dict[str, Any]:
+    """What the audit log says, by act; without the making of the schema."""
+    with database.connect() as connection:
+        return {each.action: each.details for each in audit.entries(connection, 10)[:-1]}
+
+
+def test_a_machine_whose_clock_is_ahead_prunes_by_the_databases(
+    database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    receive(database, losses([now - START / 1e9], [1.0]), now - START / 1e9)
+    compact_all(database, now - START / 1e9 + 3600)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9) + 400 * DAY)
+    assert "would prune 0 values" in pruned_by_hand(database_url, "--dry-run").output
+    assert "pruned 0 values" in pruned_by_hand(database_url).output
+    assert rows(database, schema.block) == 1
+    assert audited(database) == {}
+
+
+def test_a_pass_by_hand_is_written_down_from_its_beginning_to_its_end(
+    database: Engine, database_url: str
+) -> None:
+    old = time.time() - 40 * DAYS - START / 1e9
+    receive(database, losses([old], [1.0]), old)
+    compact_all(database, old + 3600)
+    assert pruned_by_hand(database_url, "--older-than", "3d", "--rollups-older-than", "52w").exit_code == 0
+    assert audited(database) == {
+        "db.pruning": {"raw": 3 * DAY, "rollups": 364 * DAY, "runs": FOREVER},
+        "db.pruned": asdict(Pruned(blocks=1, values=1, rollups=5)),
+    }
+
+
+def test_a_pass_that_fails_half_way_says_why_in_one_line_and_is_written_down(
+    database: Engine, database_url: str
+) -> None:
+    old = time.time() - 40 * DAYS - START / 1e9
+    span = SpanRecord("ab" * 16, "cd" * 8, None, "step", 1, at(old), at(old), 0, {}, [])
+    receive(database, Batch(source(), [scalar(c.LOSS, [old], [1.0])], (), (span,)), old)
+    compact_all(database, old + 3600)
+    with transaction(database) as connection:
+        if database.dialect.name == "sqlite":
+            connection.exec_driver_sql(
+                "CREATE TRIGGER kept BEFORE DELETE ON span BEGIN SELECT RAISE(ABORT, 'spans are kept'); END"
+            )
+        else:
+            connection.exec_driver_sql(
+                "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE 'spans are kept'; END $$;"
+                "CREATE TRIGGER kept BEFORE DELETE ON span EXECUTE FUNCTION keep()"
+            )
+    failed = pruned_by_hand(database_url)
+    assert failed.exit_code == 1
+    assert re.fullmatch(r"Error: cannot prune (sqlite|postgresql)\S+: spans are kept\n", failed.output)
+    assert rows(database, schema.block) == 0
+    assert list(audited(database)) == ["db.pruning"]
 
 
 def test_the_collector_prunes_by_itself(database: Engine, database_url: str) -> None:

@@ -29,7 +29,6 @@ from gradwatch_collector.storage import compaction, packed, schema, segments
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
-from gradwatch_collector.storage.partitions import maintain_partitions
 from gradwatch_collector.storage.reading import PointSeries, read_series
 from gradwatch_collector.storage.series import MAX_SETS, SeriesIds, attribute_set
 from gradwatch_collector.storage.writing import store
@@ -339,6 +338,68 @@ def test_one_call_of_compaction_is_bounded_and_says_that_there_is_more(database:
     assert rows(database, schema.frame) == 0
 
 
+def looked_at(database: Engine, monkeypatch: pytest.MonkeyPatch, frames: int) -> list[int]:
+    """Go round once, looking at so many frames a call; return how many series each call compacted."""
+    monkeypatch.setattr(compaction, "_LOOKED_AT", frames)
+    series, after = [], 0
+    while True:
+        with transaction(database) as connection:
+            stats = compact(connection, LATER, after=after)
+        series.append(stats.series)
+        after = stats.after
+        if not after:
+            return series
+
+
+def test_a_round_of_compaction_reaches_every_series_however_little_one_call_looks_at(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in {"a": 1, "b": 30, "c": 2, "d": 5, "e": 1}.items():
+        for second in range(count):
+            write(database, frame(layers(name), [second], [1.0]))
+    assert looked_at(database, monkeypatch, frames=8) == [1, 1, 2, 1]
+    assert rows(database, schema.frame) == 0
+
+
+def test_series_that_are_not_ready_keep_no_other_from_being_compacted(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = (LATER - START) // SECOND
+    for name in "abcd":
+        write(database, frame(layers(name), [late], [1.0]))
+        write(database, frame(layers(name), [late + 1], [1.0]))
+    write(database, frame(layers("e"), [0], [1.0]))
+    assert sum(looked_at(database, monkeypatch, frames=5)) == 1
+    assert (rows(database, schema.frame), rows(database, schema.block)) == (8, 1)
+
+
+def test_looking_for_what_is_ready_costs_the_same_however_much_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path}/many.db")
+    db.upgrade(engine)
+    monkeypatch.setattr(compaction, "_LOOKED_AT", 50)
+
+    def instructions() -> int:
+        """How many instructions of its machine SQLite needs for one call."""
+        counted: list[int] = []
+        with transaction(engine) as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.set_progress_handler(lambda: counted.append(1), 10)
+            compact(connection, START)
+            driver.set_progress_handler(None, 0)
+        return len(counted) * 10
+
+    ids = SeriesIds()
+    costs = []
+    for waiting in (100, 2_000):
+        names = map(str, range(waiting))
+        write(engine, *(frame(layers(name), [0], [1.0]) for name in names), series=ids)
+        costs.append(instructions())
+    engine.dispose()
+    assert costs[1] < 1.2 * costs[0]
+
+
 def test_idle_compaction_gives_the_space_of_frames_back(tmp_path: Path) -> None:
     engine = db.connect(f"sqlite:///{tmp_path}/space.db")
     db.upgrade(engine)
@@ -457,42 +518,6 @@ def test_the_sample_view_shows_one_row_a_value(database: Engine) -> None:
             ("b", 1, "4", "norm"),
         ]
         compact_all(database)
-
-
-def test_partitions_are_made_ahead_and_dropped_once_empty(database: Engine) -> None:
-    if database.dialect.name != "postgresql":
-        pytest.skip("SQLite has no partitions")
-
-    def partitions() -> set[str]:
-        with database.connect() as connection:
-            return set(
-                connection.scalars(
-                    text("SELECT relname FROM pg_class WHERE relname ~ '_d[0-9]+$' AND relkind = 'r'")
-                )
-            )
-
-    with transaction(database) as connection:
-        maintain_partitions(connection, START)
-    made = partitions()
-    assert {"frame_d20250615", "frame_d20250618", "block_d20250615", "block_d20250618"} <= made
-    write(database, frame([{}], [0], [1.0]))  # on 2025-06-15
-    with transaction(database) as connection:
-        maintain_partitions(connection, START + 10 * DAY)
-    assert "frame_d20250615" in partitions()
-    assert "frame_d20250616" not in partitions()
-    compact_all(database)
-    with transaction(database) as connection:
-        maintain_partitions(connection, START + 10 * DAY)
-    assert "frame_d20250615" not in partitions()
-    assert contents(read(database)) == {"": {0: 1.0}}
-
-
-def test_a_day_whose_frames_came_early_stays_in_the_default_partition(database: Engine) -> None:
-    write(database, frame([{}], [0], [1.0]))
-    with transaction(database) as connection:
-        maintain_partitions(connection, START)
-        maintain_partitions(connection, START)
-    assert contents(read(database)) == {"": {0: 1.0}}
 
 
 def test_a_segment_row_needs_no_python_object_a_value(database: Engine) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+from sqlalchemy import Connection, Engine
 
 from gradwatch_collector.commands.options import AGE, connected, database_option, open_database
 from gradwatch_collector.service import audit
@@ -16,11 +16,15 @@ from gradwatch_collector.storage.database import (
     DatabaseError,
     SchemaState,
     describe,
+    downgrade,
+    failing_in_one_line,
     schema_version,
+    steps_back,
     transaction,
     upgrade,
 )
-from gradwatch_collector.storage.retention import LEAST, Pruned, due, policy_for, prune
+from gradwatch_collector.storage.database_clock import database_now
+from gradwatch_collector.storage.retention import LEAST, Policy, Pruned, due, policy_for, prune
 
 
 @click.group()
@@ -46,6 +50,34 @@ def upgrade_command(database: str) -> None:
         click.echo(f"{describe(engine)}: applied {', '.join(applied)}")
     else:
         click.echo(f"{describe(engine)}: already up to date")
+
+
+@db.command("downgrade")
+@click.argument("revision")
+@database_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def downgrade_command(revision: str, database: str, yes: bool) -> None:
+    """Take the schema back to REVISION, for an older version of gradwatch; "base" leaves nothing.
+
+    Says what would be lost, and asks. What is lost stays so when the database is upgraded again: take a backup,
+    and stop the collectors.
+
+    \b
+    Example:
+      gradwatch db downgrade 0006_history_by_time --db sqlite:///gradwatch.db
+    """
+    try:
+        engine = connected(database, must_exist=True)
+        steps = steps_back(engine, revision)
+        for step in steps:
+            click.echo(f"takes {step.revision} back, and loses {step.loses or 'nothing'}")
+        if steps and not yes:
+            click.confirm(f"Downgrade {describe(engine)}?", abort=True)
+        if steps:
+            downgrade(engine, revision)
+    except DatabaseError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{describe(engine)}: {'schema' if steps else 'already at schema'} {revision}")
 
 
 @db.command("status")
@@ -102,18 +134,38 @@ def prune_command(database: str, dry_run: bool, **ages: int | None) -> None:
       gradwatch db prune --db sqlite:///gradwatch.db --older-than 7d --dry-run
     """
     engine = open_database(database)
-    policy, now = policy_for(engine.dialect.name, **ages), time.time_ns()
+    policy = policy_for(engine.dialect.name, **ages)
     if policy.runs < LEAST or policy.rollups < LEAST:
         raise click.UsageError("runs and roll-ups are kept for a day at least")
-    if dry_run:
-        with engine.connect() as connection:
-            click.echo(f"would prune {_told(due(connection, policy, now))}")
-        return
-    pruned = prune(lambda: transaction(engine), policy, now)
-    if pruned != Pruned():
+    try:
+        with failing_in_one_line(engine, "prune"):
+            click.echo(_would_prune(engine, policy) if dry_run else _prune(engine, policy))
+    except DatabaseError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _would_prune(engine: Engine, policy: Policy) -> str:
+    with engine.connect() as connection:
+        return f"would prune {_told(due(connection, policy, database_now(connection)))}"
+
+
+def _prune(engine: Engine, policy: Policy) -> str:
+    # By the database's clock, as all that is stored: by one that is ahead everything would be old.
+    with engine.connect() as connection:
+        now = database_now(connection)
+    begun: list[Pruned] = []
+
+    def tell(connection: Connection, what: Pruned) -> None:
+        # With the first thing that goes, because a pass that fails half-way has no end.
+        if not begun:
+            audit.record(connection, audit.operator(), "db.pruning", describe(engine), asdict(policy), now=now)
+        begun.append(what)
+
+    pruned = prune(lambda: transaction(engine), policy, now, takes=tell)
+    if begun:
         with transaction(engine) as connection:
             audit.record(connection, audit.operator(), "db.pruned", describe(engine), asdict(pruned), now=now)
-    click.echo(f"pruned {_told(pruned)}")
+    return f"pruned {_told(pruned)}"
 
 
 def _told(pruned: Pruned) -> str:

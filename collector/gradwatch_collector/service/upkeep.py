@@ -39,6 +39,8 @@ class Upkeep:
         self._clock = clock
         self._policy = policy
         self._pruned_at = 0
+        self._compacted = 0
+        self._unmade: frozenset[str] = frozenset()
         # Bytes; None before it was first looked at.
         self.database_size: int | None = None
         self._stop = threading.Event()
@@ -79,12 +81,16 @@ class Upkeep:
         more = True
         while more and not self._stop.is_set() and time.monotonic() < until:
             with transaction(self._engine) as connection:
-                more = compact(connection, self._clock.now()).more
+                done = compact(connection, self._clock.now(), after=self._compacted)
+            self._compacted, more = done.after, done.more
 
     def _prepare(self) -> None:
         if self._lease.is_held:
             with self._lease.transaction() as connection:
-                maintain_partitions(connection, self._clock.now())
+                unmade = maintain_partitions(connection, self._clock.now())
+            if unmade != self._unmade:
+                self._unmade = unmade
+                logger.info("partitions that cannot be made yet: %s", ", ".join(sorted(unmade)) or "none")
 
     def _prune(self) -> None:
         now = self._clock.now()

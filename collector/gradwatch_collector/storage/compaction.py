@@ -2,6 +2,9 @@
 
 One call does a bounded amount of work in the caller's transaction, so that a crash leaves either the frames or
 the block, and ingest waits for little. Frames that arrive late for times already in blocks are merged in.
+
+Calls go round the series that have frames, a stretch of the frame table each, so that what one costs does not
+grow with how many wait.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, select
 
 from gradwatch_collector.storage import schema, segments
-from gradwatch_collector.storage.database import placeholders, return_pages
+from gradwatch_collector.storage.database import batched, placeholders, return_pages
 from gradwatch_collector.storage.segments import PAYLOAD_COLUMNS, Segment
 
 MIN_TIMES: Final = 64
@@ -22,9 +25,16 @@ MIN_TIMES: Final = 64
 _READY_FRAMES: Final = 128
 _QUIET_NANOS: Final = 600 * 1_000_000_000
 _FRAMES_AT_ONCE: Final = 512
-_SERIES_AT_ONCE: Final = 256
+# How many keys of frames one call looks at: some 20 ms of reading.
+_LOOKED_AT: Final = 16_384
 
 _PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
+# The limit comes first: a stretch of the key's index is read, and all else is of that.
+_WAITING: Final = (
+    "SELECT series_id, count(*), max(time) FROM "
+    "(SELECT series_id, time FROM frame WHERE series_id > ? ORDER BY series_id, time LIMIT ?) AS stretch "
+    "GROUP BY series_id ORDER BY series_id"
+)
 _TAKE_FRAMES: Final = (
     "DELETE FROM frame WHERE series_id = ? AND time IN "  # noqa: S608 - our names
     "(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT ?) "
@@ -45,61 +55,66 @@ _INSERT_BLOCK: Final = f"INSERT INTO block ({', '.join(_COLUMNS)}) VALUES ({', '
 
 @dataclass(frozen=True, slots=True)
 class CompactionStats:
-    """What one call did. ``values``: numbers written to blocks (bytes for packed fields)."""
+    """What one call did. ``values``: numbers written to blocks (bytes for packed fields).
+
+    ``more`` says that another call may find work, from the series after ``after`` on.
+    """
 
     series: int = 0
     frames: int = 0
     blocks: int = 0
     values: int = 0
+    after: int = 0
     more: bool = False
 
 
 def compact(
-    connection: Connection, now: int, *, quiet: int = _QUIET_NANOS, max_values: int = 500_000
+    connection: Connection, now: int, *, after: int = 0, quiet: int = _QUIET_NANOS, max_values: int = 500_000
 ) -> CompactionStats:
     """Move frames that are ready into blocks; stop once ``max_values`` are written.
 
     ``now`` and ``quiet`` in nanoseconds: a series whose newest frame is older than ``quiet`` is compacted
-    however few it has. ``more`` says that another call will find work.
+    however few it has. ``after``: where the last call stopped (`CompactionStats.after`); 0 begins a round.
     """
-    ready = _ready(connection, now - quiet)
+    ready, reached = _look(connection, after, now - quiet)
     series = frames = blocks = values = 0
-    more = len(ready) == _SERIES_AT_ONCE
+    unfinished = False
     for series_id, width in ready:
-        if values >= max_values:
-            more = True
-            break
         at_once = segments.rows_at_once(_FRAMES_AT_ONCE, width)
         moved = _take_frames(connection, series_id, at_once)
         written = _write_blocks(connection, series_id, moved)
         series += 1
         frames += len(moved)
-        more |= len(moved) == at_once
+        unfinished |= len(moved) == at_once
         blocks += len(written)
         values += sum(segment.size for segment in written)
+        if values >= max_values and series < len(ready):
+            reached = series_id
+            break
     if not ready:
         return_pages(connection)
-    # Where another collector is at all of them there is nothing to do for now.
-    return CompactionStats(series, frames, blocks, values, more=more and frames > 0)
+    return CompactionStats(series, frames, blocks, values, reached, more=reached > 0 or unfinished)
 
 
-def _ready(connection: Connection, quiet_since: int) -> Sequence[tuple[int, int]]:
-    """Return series and the width of each."""
-    frame, series, points = schema.frame.c, schema.series.c, schema.attribute_set.c
-    ready = (
-        select(frame.series_id)
-        .group_by(frame.series_id)
-        .having(or_(func.count() >= _READY_FRAMES, func.max(frame.time) < quiet_since))
-        .limit(_SERIES_AT_ONCE)
-        .subquery()
-    )
+def _look(connection: Connection, after: int, quiet_since: int) -> tuple[Sequence[tuple[int, int]], int]:
+    """Return the series that are ready with their widths, and after which one to look next; 0 at the end."""
+    found = segments.fetch(connection, _WAITING, (after, _LOOKED_AT))
+    reached = 0
+    if sum(frames for _, frames, _ in found) == _LOOKED_AT:
+        # The last may have more than was looked at. Unless it is ready even so, it is the next call's first.
+        found = found if len(found) == 1 else found[:-1]
+        reached = int(found[-1][0])
+    ready = [int(one) for one, frames, last in found if frames >= _READY_FRAMES or last < quiet_since]
+    return _widths(connection, ready), reached
+
+
+def _widths(connection: Connection, ids: Sequence[int]) -> list[tuple[int, int]]:
+    series, sets = schema.series.c, schema.attribute_set.c
+    query = select(series.series_id, sets.width).join(schema.attribute_set, sets.set_id == series.set_id)
     return [
         (row.series_id, row.width)
-        for row in connection.execute(
-            select(ready.c.series_id, points.width)
-            .join(schema.series, series.series_id == ready.c.series_id)
-            .join(schema.attribute_set, points.set_id == series.set_id)
-        )
+        for some in batched(ids)
+        for row in connection.execute(query.where(series.series_id.in_(some)).order_by(series.series_id))
     ]
 
 

@@ -224,7 +224,7 @@ def upgrade(engine: Engine, *, now: Callable[[], int] = time.time_ns) -> list[st
     if version.state is SchemaState.NEWER:
         raise _newer(engine, version)
     applied: list[str] = []
-    try:
+    with failing_in_one_line(engine, "upgrade"):
         while revision := _apply_next(engine):
             applied.append(revision)
         with transaction(engine) as connection:
@@ -233,20 +233,63 @@ def upgrade(engine: Engine, *, now: Callable[[], int] = time.time_ns) -> list[st
                 audit.record(
                     connection, audit.operator(), "db.upgraded", applied[-1], {"applied": applied}, now=now()
                 )
-    except SQLAlchemyError as error:
-        raise DatabaseError(f"cannot upgrade {describe(engine)}: {_reason(error)}") from error
     return applied
 
 
+@dataclass(frozen=True, slots=True)
+class StepBack:
+    """A migration that a downgrade takes back, and what goes with it: nothing, if ``loses`` is empty."""
+
+    revision: str
+    loses: str
+
+
+def steps_back(engine: Engine, revision: str) -> list[StepBack]:
+    """Return what `downgrade` would do, in order; nothing if the database has that schema.
+
+    Raises:
+        DatabaseError: ``revision`` is no schema that the database can be taken back to.
+    """
+    with failing_in_one_line(engine, "read"):
+        version = schema_version(engine)
+    if version.state is SchemaState.NEWER:
+        raise _newer(engine, version)
+    if version.current is None:
+        raise DatabaseError(f"{describe(engine)} has no gradwatch tables")
+    script = ScriptDirectory.from_config(_config())
+    steps = list(script.iterate_revisions(version.current, "base"))
+    known = [*(step.revision for step in steps), "base"]
+    if revision not in known:
+        raise DatabaseError(
+            f"{describe(engine)} cannot be taken back from schema {version.current} to {revision!r}: "
+            f"choose {', '.join(known[1:])}"
+        )
+    return [StepBack(step.revision, step.module.loses) for step in steps[: known.index(revision)]]
+
+
 def downgrade(engine: Engine, revision: str, *, now: Callable[[], int] = time.time_ns) -> None:
-    """Take the schema back to ``revision`` (``base`` drops every table). ``now`` in Unix nanoseconds."""
-    with transaction(engine) as connection:
+    """Take the schema back to ``revision`` (``base`` drops every table). ``now`` in Unix nanoseconds.
+
+    Raises:
+        DatabaseError: as from `steps_back`, or the database fails; then nothing has changed.
+    """
+    steps_back(engine, revision)
+    with failing_in_one_line(engine, "downgrade"), transaction(engine) as connection:
         _lock_migrations(connection)
         config = _config()
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
         if inspect(connection).has_table(schema.audit.name):
             audit.record(connection, audit.operator(), "db.downgraded", revision, now=now())
+
+
+@contextlib.contextmanager
+def failing_in_one_line(engine: Engine, act: str) -> Iterator[None]:
+    """Turn what the database says about a failure into a `DatabaseError`; ``act`` is what was to be done."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise DatabaseError(f"cannot {act} {describe(engine)}: {_reason(error)}") from error
 
 
 def require_current(engine: Engine) -> None:

@@ -42,6 +42,8 @@ FOREVER: Final = 2**62
 LEAST: Final = DAY
 _ROWS_AT_ONCE: Final = 5_000
 _RUNS_AT_ONCE: Final = 5
+# How long each stretch of the series has its turn: as long as from one pass of the collector's to the next.
+_TURN: Final = 600 * 1_000_000_000
 _UNITS: Final = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _NANOS: Final = 1_000_000_000
 
@@ -122,16 +124,25 @@ class Pruned:
         return Pruned(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
-def prune(begin: Begin, policy: Policy, now: int, *, go_on: Callable[[], bool] = lambda: True) -> Pruned:
+def prune(
+    begin: Begin,
+    policy: Policy,
+    now: int,
+    *,
+    go_on: Callable[[], bool] = lambda: True,
+    takes: Callable[[Connection, Pruned], None] = lambda *_: None,
+) -> Pruned:
     """Apply the policy; ``begin`` begins a transaction that writes. ``now`` in Unix nanoseconds.
 
-    ``go_on`` is asked before each transaction.
+    ``go_on`` is asked before each transaction, ``takes`` is told at the end of each that takes anything away.
     """
     pruned = Pruned()
     for step in _steps(policy, now):
         while go_on():
             with begin() as connection:
                 done = step(connection)
+                if done != Pruned():
+                    takes(connection, done)
             pruned += done
             if done == Pruned():
                 break
@@ -183,6 +194,7 @@ def _steps(policy: Policy, now: int) -> Iterator[Step]:
     yield lambda connection: Pruned(spans=_delete(connection, schema.span, _span.start < raw))
     yield lambda connection: Pruned(events=_delete(connection, schema.event, _old_events(policy, now)))
     yield lambda connection: _expire(connection, rollups)
+    yield lambda connection: Pruned(series=_forget_silent(connection, rollups, now))
     yield lambda connection: Pruned(senders=_forget_senders(connection, rollups))
 
 
@@ -236,13 +248,26 @@ def _forget_series(connection: Connection, series: Collection[int], before: int)
     runs = connection.scalars(select(_series.run_id).where(_series.series_id.in_(empty)).distinct()).all()
     # Who comes back waits for this transaction, and looks its series up anew.
     take_turns(connection, runs)
-    heard = exists().where(
+    return _count(connection, delete(schema.series).where(_series.series_id.in_(empty), ~_heard(before)))
+
+
+def _heard(since: int) -> ColumnElement[bool]:
+    """Whether a series' process was: its id may then be known to a writer."""
+    return exists().where(
         _process.run_id == _series.run_id,
         _process.attempt == _series.attempt,
         _process.rank == _series.rank,
-        _process.heard_at >= before,
+        _process.heard_at >= since,
     )
-    return _count(connection, delete(schema.series).where(_series.series_id.in_(empty), ~heard))
+
+
+def _forget_silent(connection: Connection, before: int, now: int) -> int:
+    """Forget series that were empty already when their process fell silent. Each pass looks at some of them."""
+    turns = (connection.scalar(select(func.max(_series.series_id))) or 0) // _ROWS_AT_ONCE + 1
+    first = now // _TURN % turns * _ROWS_AT_ONCE
+    some = _series.series_id.between(first, first + _ROWS_AT_ONCE - 1)
+    silent = connection.scalars(select(_series.series_id).where(some, ~_heard(before))).all()
+    return _forget_series(connection, set(silent), before)
 
 
 def _forget_senders(connection: Connection, before: int) -> int:

@@ -42,9 +42,10 @@ _Row = tuple[Any, ...]
 _Places = npt.NDArray[np.int64]
 _COLUMNS: Final = ("series_id", "statistic", "time", "last_time", *PAYLOAD_COLUMNS)
 _TIME: Final = _COLUMNS.index("time")
-_INSERT: Final = (
-    f"INSERT INTO rollup ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - our names
-    "ON CONFLICT DO NOTHING"
+_INSERT: Final = f"INSERT INTO rollup ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - our names
+# No row reaches beyond its day, and of every bucket the number is kept.
+_ENDS: Final = (
+    "SELECT time, times FROM rollup WHERE series_id = ? AND statistic = 'count' AND time >= ? AND time <= ?"
 )
 
 
@@ -72,7 +73,8 @@ def roll_up(connection: Connection, before: int, now: int, *, max_values: int = 
     """Replace blocks of whole days before a moment by roll-ups; stop once ``max_values`` are taken.
 
     In Unix nanoseconds. Another call may find more as long as one finds any. What arrives later for a day that
-    is rolled up already is rolled up by itself, into buckets of its own.
+    is rolled up already is rolled up by itself, into buckets of its own; but for a time that ends a bucket: its
+    value is known to be in it, and what was first stays.
     """
     midnight = before - before % DAY
     blocks = values = 0
@@ -96,7 +98,8 @@ def roll_up(connection: Connection, before: int, now: int, *, max_values: int = 
 
 def _rows(connection: Connection, series_id: int, segment: Segment) -> Iterator[_Row]:
     for day in segments.split_days(segment):
-        for statistic, rolled in reduce(day).items():
+        late = _without_ends(connection, series_id, day)
+        for statistic, rolled in reduce(late).items() if len(late.times) else ():
             for part in segments.cut(rolled):
                 yield (
                     series_id,
@@ -105,6 +108,16 @@ def _rows(connection: Connection, series_id: int, segment: Segment) -> Iterator[
                     int(part.times[-1]),
                     *segments.to_row(part, connection, compress=True),
                 )
+
+
+def _without_ends(connection: Connection, series_id: int, day: Segment) -> Segment:
+    """Return what is left of a day's times without those under which there are buckets already."""
+    first, last = int(day.times[0]), int(day.times[-1])
+    rows = segments.fetch(connection, _ENDS, (series_id, first - first % DAY, last))
+    if not rows:
+        return day
+    ends = np.concatenate([segments.times_from(int(time), times) for time, times in rows])
+    return day.take(~np.isin(day.times, ends))
 
 
 def reduce(segment: Segment) -> dict[Statistic, Segment]:
