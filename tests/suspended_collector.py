@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from gradwatch.cli import main
@@ -30,6 +31,7 @@ class SuspendedLease(Lease):
             with db._writer_lock(self._engine):
                 self.now.unlink()
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.5)  # a process stops a moment after it was told to
         return is_ours
 
 
