@@ -55,7 +55,11 @@ def main() -> int:
                 servers, runs=2 if short else 100, seconds=seconds, rounds=rounds
             ),
             "limits": lambda: limits.figures(
-                servers, CAP_BYTES, sets=20_000 if short else 1_000_000, slow_seconds=2 if short else 20
+                servers,
+                CAP_BYTES,
+                sets=20_000 if short else 1_000_000,
+                slow_seconds=2 if short else 20,
+                large=2 if short else 10,
             ),
         }
         about = _about(servers)

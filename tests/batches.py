@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.records import AttributeSet, Batch, EventRecord, Frame, MetricIdentity, Source
+from gradwatch_collector.records import Batch, EventRecord, Frame, MetricIdentity, Source
+from gradwatch_collector.storage.series import attribute_set
 
 SECOND = 1_000_000_000
 START = 1_750_000_000 * SECOND
@@ -55,11 +54,10 @@ def frame(
     field: str = "value",
 ) -> Frame:
     """A frame of ``values[point][time]``."""
-    digest = hashlib.blake2b(json.dumps(list(points), sort_keys=True).encode(), digest_size=16).digest()
     return Frame(
         MetricIdentity(metric.name, metric.unit, metric.kind),
         field,
-        AttributeSet(digest, list(points)),
+        attribute_set([dict(point) for point in points]),
         np.array([at(s) for s in seconds], dtype=np.int64),
         np.array(values, dtype=np.float64),
     )

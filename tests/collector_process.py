@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +75,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def collector(database: str, *options: str, log: IO[str] | None = None) -> Iterator[Collector]:
+def collector(
+    database: str, *options: str, log: IO[str] | None = None, program: Sequence[str] = GRADWATCH
+) -> Iterator[Collector]:
     """Serve on a free loopback port until the block ends; no gRPC, unless an option asks for it.
 
-    ``log``: a file for what it logs; without, that goes to this process's standard error.
+    ``log``: a file for what it logs; without, that goes to this process's standard error. ``program``: what is
+    run instead of ``gradwatch``.
     """
-    command = [*GRADWATCH, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", "--grpc", "off"]
+    command = [*program, "collector", "serve", "--db", database, "--listen", "127.0.0.1:0", "--grpc", "off"]
     command += options
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

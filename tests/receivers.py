@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from gradwatch_collector import otlp
-from gradwatch_collector.api.refusals import EXCEPTION_HANDLERS
+from gradwatch_collector.api.refusals import exception_handlers
 from gradwatch_collector.auth import Gate, Guard
 from gradwatch_collector.otlp.grpc_server import GrpcServer
 from gradwatch_collector.records import ProcessKey, Source
@@ -66,7 +66,7 @@ def _serving_http(intake: otlp.Intake, guard: Guard | None, on_refused: Callable
     app = Starlette(
         routes=otlp.routes(intake),
         middleware=[Middleware(Gate, hosts=(), guard=guard, on_refused=on_refused)],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=exception_handlers(on_refused),
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
     ready = threading.Event()

@@ -499,7 +499,9 @@ COLLECTOR_COMMITTED: Final = Family(
     "gradwatch_collector_committed_total", "counter", "Items committed to the database, by signal.", ("signal",)
 )
 COLLECTOR_REJECTED: Final = Family(
-    "gradwatch_collector_rejected_total", "counter", "Requests refused, by reason.", ("reason",)
+    "gradwatch_collector_rejected_total", "counter",
+    "Requests refused, by reason; one for a path or a method that is not served is `unsupported`.",
+    ("reason",),
 )
 COLLECTOR_REJECTED_ITEMS: Final = Family(
     "gradwatch_collector_rejected_items_total", "counter",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 import signal
-import sqlite3
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, make_url, select
+from sqlalchemy import Engine, select
 
+from gradwatch import conventions as c
 from gradwatch_collector.service.lease import LEASE_SECONDS
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 from tests.collector_process import Collector, collector, eventually
 from tests.crowd import Crowd, lost_and_twice
 
 # A tick is a second; what else runs on the machine may delay it.
 PATIENCE = LEASE_SECONDS + 10
+SUSPENDED = str(Path(__file__).parents[1] / "suspended_collector.py")
 
 
 @pytest.fixture
@@ -71,51 +75,69 @@ def test_one_that_ends_in_order_hands_over_at_once(database: Engine, two: list[C
     eventually(lambda: evaluates(database, other), "the other to evaluate", LEASE_SECONDS / 2)
 
 
-def test_one_that_is_suspended_and_wakes_up_changes_nothing(database: Engine, two: list[Collector]) -> None:
-    first, other = by_role(database, two)
-    crowd = Crowd(other.url, count=3)
-    try:
-        crowd.await_more(20)
-        suspend(first)
-        eventually(lambda: evaluates(database, other), "the other to evaluate", PATIENCE)
-        term = holder(database)[1]
-        first.process.send_signal(signal.SIGCONT)
-        give_up = time.monotonic() + 5
-        while time.monotonic() < give_up:
-            assert (evaluates(database, other), holder(database)[1]) == (True, term)
-            time.sleep(0.1)
-        # It serves what the other finds, and takes telemetry in.
-        assert {run["status"] for run in first.runs().values()} == {"running"}
-        assert first.get("/readyz").status_code == 200
-        crowd.finish()
-    finally:
-        first.process.send_signal(signal.SIGCONT)
-        crowd.give_up()
-    assert lost_and_twice(first.database, crowd.sent) == (0, 0)
+def test_one_that_is_suspended_before_it_writes_and_wakes_up_changes_nothing(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    record_leases(database)
+    moment = tmp_path / "now"
+    with collector(database_url, program=(sys.executable, SUSPENDED, str(moment))) as first:
+        eventually(lambda: evaluates(database, first), "it to evaluate")
+        with collector(database_url) as other:
+            crowd = Crowd(other.url, count=3)
+            try:
+                crowd.await_more(20)
+                moment.touch()
+                eventually(lambda: not moment.exists(), "it to be suspended")
+                eventually(lambda: evaluates(database, other), "the other to evaluate", PATIENCE)
+                term = holder(database)[1]
+                eventually(lambda: done(database)[-1][0] == term, "the other to have evaluated")
+                woken = time.time()
+                first.process.send_signal(signal.SIGCONT)
+                eventually(lambda: evaluated_at(first) > woken, "it to go on")
+                # It serves what the other finds, and takes telemetry in.
+                assert {run["status"] for run in first.runs().values()} == {"running"}
+                assert first.get("/readyz").status_code == 200
+                crowd.finish()
+            finally:
+                first.process.send_signal(signal.SIGCONT)
+                crowd.give_up()
+            assert holder(database) == (other.process.pid, term)
+    # It had looked at its clock before it was suspended: whatever it wrote would be told of that moment.
+    assert done(database) == sorted(done(database))
+    assert lost_and_twice(database_url, crowd.sent) == (0, 0)
     with database.connect() as connection:
         history = list(connection.scalars(select(schema.run_history.c.status)))
     assert history == ["running"] * 3
 
 
-def suspend(one: Collector) -> None:
-    """Stop the process, but not while it has SQLite's file locked: then nobody could write, whoever it is."""
-    file = make_url(one.database).database if one.database.startswith("sqlite") else None
-    while True:
-        one.process.send_signal(signal.SIGSTOP)
-        if file is None or _is_writable(file):
-            return
-        one.process.send_signal(signal.SIGCONT)
-        time.sleep(0.05)
+def evaluated_at(one: Collector) -> float:
+    found = re.search(rf"^{c.COLLECTOR_EVALUATED_TIMESTAMP.name} (\S+)", one.get("/metrics").text, re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
-def _is_writable(file: str) -> bool:
-    with contextlib.closing(sqlite3.connect(file, timeout=0.5, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.execute("ROLLBACK")
-        return True
+def record_leases(database: Engine) -> None:
+    """Let the database keep every state that the lease was in."""
+    record = "INSERT INTO lease_record (term, done_at) VALUES (NEW.term, NEW.done_at)"
+    statements = ["CREATE TABLE lease_record (place INTEGER PRIMARY KEY, term BIGINT, done_at BIGINT)"]
+    if database.dialect.name == "sqlite":
+        statements.append(f"CREATE TRIGGER recorded AFTER UPDATE ON lease BEGIN {record}; END")
+    else:
+        statements = [
+            "CREATE TABLE lease_record (place BIGSERIAL PRIMARY KEY, term BIGINT, done_at BIGINT)",
+            f"CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {record}; RETURN NEW; END'",
+            "CREATE TRIGGER recorded AFTER UPDATE ON lease FOR EACH ROW EXECUTE FUNCTION record()",
+        ]
+    with transaction(database) as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def done(database: Engine) -> list[tuple[int, int]]:
+    """Term of the lease and when its holder last did what it is for, after every change, in their order."""
+    with database.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT term, done_at FROM lease_record ORDER BY place")
+        return [(row.term, row.done_at) for row in rows]
 
 
 def test_silence_is_told_by_whichever_of_them_is_left(database_url: str) -> None:

@@ -92,5 +92,14 @@ def test_integers_and_floats_of_one_layer_meet(database: Engine) -> None:
     np.testing.assert_array_equal(found.values, [[3.0, 0.5]])
 
 
+def test_the_newest_time_is_in_the_last_cell_whatever_its_nanoseconds(database: Engine) -> None:
+    newest = 1_750_000_000_000_000_000
+    keep(database, layers("a"), [newest - 1_000_003, newest], [[1.0, 2.0]])
+    found = read(database, stretches=3)
+    assert found is not None
+    assert found.edges.tolist() == [newest - 1_000_003, newest - 666_669, newest - 333_334, newest + 1]
+    np.testing.assert_array_equal(found.values, [[1.0, np.nan, 2.0]])
+
+
 def test_a_run_without_such_numbers_has_no_map(database: Engine) -> None:
     assert read(database) is None

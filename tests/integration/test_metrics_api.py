@@ -11,11 +11,17 @@ from uuid import uuid4
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, select, text
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.metric_points import SeriesQuery, list_series
+from gradwatch_collector.records import ProcessKey, Received
 from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.series import SeriesIds
+from gradwatch_collector.storage.writing import store
+from tests.batches import batch, scalar, source
 from tests.collector_process import Collector, collector, eventually, gradwatch
 from tests.fuzzing.samples import events_request
 from tests.metric_views import metrics, points, series
@@ -110,6 +116,61 @@ def test_many_series_come_in_pages(served: Collector, sdk: Client, run_id: str) 
             break
         cursor = {"cursor": page["next_cursor"]}
     assert seen == [f"{n:02}" for n in range(25)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_have_each_series_once_in_however_many_sets_it_was_sent(
+    served: Collector, sdk: Client, run_id: str, limit: int
+) -> None:
+    sent = ("a", "b", "ab", "bc", "abc", "cd", "d", "e")
+    for second, layers in enumerate(sent):
+        for rank in (0, 1):
+            metric = steps(second, layer=layers[0])
+            for layer in layers[1:]:
+                metric.gauge.data_points.extend(steps(second, layer=layer).gauge.data_points)
+            assert sdk.send(of(run_id, metric, **{c.RANK: rank})) == OK
+    seen: list[tuple[int, str, list[float]]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        query = {"run": run_id, "metric": "norm", "limit": str(limit), **cursor}
+        page = served.get("/api/v1/series", params=query).json()
+        assert len(page["series"]) <= limit
+        seen += [(each["rank"], each["labels"]["layer"], values(each["points"])) for each in page["series"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert [rank for rank, _, _ in seen] == [0] * 5 + [1] * 5
+    assert sorted(seen) == [
+        (rank, layer, [second for second in range(len(sent))[::-1] if layer in sent[second]])
+        for rank in (0, 1)
+        for layer in "abcde"
+    ]
+
+
+def test_a_page_reads_the_labels_of_no_series_but_its_own(database: Engine) -> None:
+    key = ProcessKey("run", 1, 0, "one")
+    frames = [scalar(c.LOSS, [n], [n], part=f"{n:03}") for n in range(300)]
+    with transaction(database) as connection:
+        store(connection, SeriesIds(), [Received(key, batch(source(), frames=frames), START)])
+    with database.connect() as connection:
+        first = list_series(connection, SeriesQuery("run", c.LOSS.name, limit=10))
+    assert first is not None
+    with database.connect() as connection:
+        query = SeriesQuery("run", c.LOSS.name, limit=280, cursor=first["next_cursor"])
+        rest = list_series(connection, query)
+    assert rest is not None
+    last = {each["labels"]["part"] for each in rest["series"]}
+    # Labels that are none: whoever reads them cannot.
+    with transaction(database) as connection:
+        for set_id, (labels,) in connection.execute(select(schema.attribute_set.c["set_id", "points"])).all():
+            if labels["part"] not in last:
+                spoilt = schema.attribute_set.update().where(schema.attribute_set.c.set_id == set_id)
+                connection.execute(spoilt.values(points=5))
+    with database.connect() as connection:
+        query = SeriesQuery("run", c.LOSS.name, limit=279, cursor=first["next_cursor"])
+        again = list_series(connection, query)
+    assert again is not None
+    assert again["series"] == rest["series"][:279]
 
 
 def test_a_page_reads_no_series_but_its_own(served: Collector, sdk: Client, run_id: str) -> None:

@@ -22,8 +22,9 @@ from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.database_clock import DatabaseClock
 from gradwatch_collector.storage.partitions import maintain_partitions, make_rollup_partition
-from gradwatch_collector.storage.reading import read_rollups, read_series
+from gradwatch_collector.storage.reading import read_series
 from gradwatch_collector.storage.retention import FOREVER, Policy, prune
+from gradwatch_collector.storage.rolled_up import read_rollups
 from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store

@@ -28,8 +28,9 @@ from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import retention, schema
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
-from gradwatch_collector.storage.reading import PointRollup, read_rollups, read_series
+from gradwatch_collector.storage.reading import read_series
 from gradwatch_collector.storage.retention import FOREVER, Policy, Pruned, age, due, policy_for, prune
+from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
 from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store

@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 from gradwatch import conventions as c
 from gradwatch_collector.api.shards import Place, place_of, shard_norms
 from gradwatch_collector.runs.telling import number
-from gradwatch_collector.storage.reading import PointRollup, read_rollups, read_series
+from gradwatch_collector.storage.reading import read_series
+from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
 
 _Reduce = Callable[[npt.NDArray[np.float64]], Any]
 _FIELDS: dict[str, _Reduce] = {"count": np.sum, "sum": np.sum, "min": np.min, "max": np.max}

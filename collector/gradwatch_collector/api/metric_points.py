@@ -5,27 +5,40 @@ The shape is ``schemas/series-list.schema.json``. Numbers that are not finite ar
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, exists, func, select, tuple_
 
 from gradwatch_collector.api.metric_catalog import metric_json
 from gradwatch_collector.api.moments import exactly
-from gradwatch_collector.api.point_shapes import FIELDS, point_json
+from gradwatch_collector.api.point_shapes import FIELDS, NUMBERS, point_json, rollup_json
 from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
 from gradwatch_collector.records import Attributes, MetricIdentity
+from gradwatch_collector.runs import telling
 from gradwatch_collector.storage import schema
-from gradwatch_collector.storage.reading import PointSeries, read_series, series_rows
+from gradwatch_collector.storage.reading import Place, PlaceKey, PointSeries, may_hold, read_series
+from gradwatch_collector.storage.rolled_up import Bucket, read_rollups
+from gradwatch_collector.storage.series import attribute_set
 
 # In one answer, shared by its series; and what is read for it, wide sets being read whole.
 MAX_POINTS: Final = 100_000
 _MAX_VALUES: Final = 10_000_000
+_ROWS_AT_ONCE: Final = 200
 
-_Key = tuple[int, int, str]  # attempt, rank, labels
+_series, _sets, _metric = schema.series.c, schema.attribute_set.c, schema.metric.c
+# Newest attempt, rank, metric, sets of several points first; set; place in the set.
+_Order = tuple[int, ...]
+_IDENTITY: Final = tuple(_metric[each.name] for each in fields(MetricIdentity))
+_IS_ALONE: Final = case((_sets.width == 1, 1), else_=0)
+_ORDER: Final = (-_series.attempt, _series.rank, _series.metric_id, _IS_ALONE, _series.series_id)
+_OF_PROCESS: Final = 3
+# Every point of a metric is in this field of it.
+_IS_MAIN: Final = tuple_(_metric.kind, _series.field).in_([(kind, names[0]) for kind, names in FIELDS.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,129 +80,194 @@ def parse_labels(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Listed:
     """One series of an answer, before it is read."""
 
+    order: _Order
     metric: MetricIdentity
-    key: _Key
-    labels: Attributes
+    place: Place
 
-    @property
-    def cursor(self) -> str:
-        canonical = json.dumps([asdict(self.metric), self.key])
-        return blake2b(canonical.encode(), digest_size=12).hexdigest()
+
+_Sent = Mapping[str, Mapping[PlaceKey, PointSeries]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is stored of the series of one metric: what is there as it was sent, by field, and what is left."""
+
+    sent: _Sent
+    rolled_up: Mapping[PlaceKey, Mapping[int, Mapping[str, Bucket]]]
 
 
 def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     """Return ``{"series": [...], "next_cursor": ...}``, the newest attempt first and in it by rank.
 
-    Each has its newest points, newest first; ``next_until`` asks for those before. None if the run (or what
-    sent no run) has no such metric.
+    Each has its newest points and roll-ups, newest first; ``next_until`` asks for those before. None if the run
+    (or what sent no run) has no such metric.
 
     Raises:
         BadCursorError: the cursor is not one of ours.
     """
-    metrics = _metrics(connection, query)
-    if not metrics:
+    after = None if query.cursor is None else _open_cursor(query.cursor)
+    found = list(islice(_listed(connection, query, after), query.limit + 1))
+    if not found and not _is_known(connection, query):
         return None
-    places, width = _places(connection, query, metrics)
-    start = 0 if query.cursor is None else _after(query.cursor, places)
-    page = places[start : start + query.limit]
+    page = found[: query.limit]
+    by_metric: dict[MetricIdentity, list[Place]] = {}
+    for each in page:
+        by_metric.setdefault(each.metric, []).append(each.place)
+    width = sum(_width(connection, query, metric, places) for metric, places in by_metric.items())
     points = max(1, min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width)))
-    read = {
-        metric: _read(connection, query, metric, points, [place for place in page if place.metric == metric])
-        for metric in {place.metric for place in page}
-    }
+    held = {metric: _read(connection, query, metric, points, places) for metric, places in by_metric.items()}
     return {
-        "series": [_series_json(query.run_id, place, read[place.metric], points) for place in page],
-        "next_cursor": page[-1].cursor if len(places) > start + query.limit else None,
+        "series": [_series_json(query.run_id, each, held[each.metric], points) for each in page],
+        "next_cursor": _cursor(page[-1].order) if len(found) > query.limit else None,
     }
 
 
-def _metrics(connection: Connection, query: SeriesQuery) -> list[MetricIdentity]:
-    metric, series = schema.metric.c, schema.series.c
-    rows = connection.execute(
-        select(metric.name, metric.unit, metric.kind, metric.temporality, metric.monotonic)
-        .where(
-            metric.name == query.metric,
-            metric.metric_id.in_(select(series.metric_id).where(series.run_id == query.run_id)),
-        )
-        .order_by(metric.metric_id)
+def _is_known(connection: Connection, query: SeriesQuery) -> bool:
+    sent = exists().where(_series.metric_id == _metric.metric_id, _series.run_id == query.run_id)
+    return bool(connection.scalar(select(exists().where(_metric.name == query.metric, sent))))
+
+
+def _listed(connection: Connection, query: SeriesQuery, after: _Order | None) -> Iterator[_Listed]:
+    """Yield the series that are asked for, in order. Labels are read as they are needed.
+
+    A point that was sent in several sets is one series, in the first of them.
+    """
+    process: _Order = ()
+    in_sets: set[bytes] = set()
+    for row, points in _with_points(connection, _rows(query, after)):
+        here, is_alone = tuple(row[: len(_ORDER)]), row.width == 1
+        if here[:_OF_PROCESS] != process:
+            process, in_sets = here[:_OF_PROCESS], set()
+        for index, labels in enumerate(points):
+            digest = row.digest if is_alone else attribute_set([labels]).digest
+            if digest in in_sets:
+                continue
+            if not is_alone:
+                in_sets.add(digest)
+            order = (*here, index)
+            if query.selects(labels) and (after is None or order > after):
+                place = Place(-here[0], here[1], labels, digest)
+                yield _Listed(order, MetricIdentity(*row[-len(_IDENTITY) :]), place)
+
+
+def _with_points(connection: Connection, statement: Select[Any]) -> Iterator[tuple[Row[Any], list[Attributes]]]:
+    """Yield the rows with their sets, which are read a few at a time: what is sorted is small."""
+    with connection.execute(statement) as rows:
+        for some in rows.partitions(_ROWS_AT_ONCE):
+            of_some = select(_sets.set_id, _sets.points).where(_sets.set_id.in_({row.set_id for row in some}))
+            points = dict(iter(connection.execute(of_some)))
+            yield from ((row, points[row.set_id]) for row in some)
+
+
+def _rows(query: SeriesQuery, after: _Order | None) -> Select[Any]:
+    statement = (
+        select(*_ORDER, _sets.set_id, _sets.width, _sets.digest, *_IDENTITY)
+        .join_from(schema.series, schema.metric)
+        .join(schema.attribute_set)
+        .where(_series.run_id == query.run_id, _metric.name == query.metric, _IS_MAIN, *_of_process(query))
+        .order_by(*_ORDER)
+        .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    return [MetricIdentity(*row) for row in rows]
+    if after is None:
+        return statement
+    *here, _ = after
+    # Of the process where the page before ended its sets are read again: what is in them was listed.
+    return statement.where(
+        tuple_(*_ORDER[:_OF_PROCESS]) >= tuple_(*here[:_OF_PROCESS]),
+        (_sets.width > 1) | (tuple_(*_ORDER) > tuple_(*here)),
+    )
 
 
-def _places(
-    connection: Connection, query: SeriesQuery, metrics: Iterable[MetricIdentity]
-) -> tuple[list[_Place], int]:
-    """Return the series that are asked for, in order, and how wide all sets are that hold them."""
-    found: dict[tuple[MetricIdentity, _Key], _Place] = {}
-    width = 0
-    for metric in metrics:
-        field = FIELDS[metric.kind][0]
-        for row in series_rows(connection, query.run_id, metric, field, query.attempt, query.rank):
-            chosen = [labels for labels in row.points if query.selects(labels)]
-            width += len(row.points) if chosen else 0
-            for labels in chosen:
-                place = _Place(metric, _key(row.attempt, row.rank, labels), labels)
-                found.setdefault((metric, place.key), place)
-    return sorted(found.values(), key=lambda place: (-place.key[0], place.key[1])), width
+def _of_process(query: SeriesQuery) -> list[ColumnElement[bool]]:
+    asked = ((_series.attempt, query.attempt), (_series.rank, query.rank))
+    return [column == told for column, told in asked if told is not None]
 
 
-def _after(cursor: str, places: Sequence[_Place]) -> int:
-    for index, place in enumerate(places):
-        if place.cursor == cursor:
-            return index + 1
-    raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
+def _cursor(order: _Order) -> str:
+    return base64.urlsafe_b64encode(json.dumps(order).encode()).decode()
 
 
-_Columns = Mapping[str, Mapping[_Key, PointSeries]]
+def _open_cursor(cursor: str) -> _Order:
+    try:
+        told = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        order = tuple(telling.integer(each) for each in told)
+    except (ValueError, TypeError):
+        order = ()
+    known = tuple(each for each in order if each is not None)
+    if len(known) != len(_ORDER) + 1:
+        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
+    return known
+
+
+def _width(connection: Connection, query: SeriesQuery, metric: MetricIdentity, places: Sequence[Place]) -> int:
+    """Return how wide all sets are that may hold the points."""
+    widths = (
+        select(func.sum(_sets.width))
+        .join_from(schema.series, schema.metric)
+        .join(schema.attribute_set)
+        .where(
+            _series.run_id == query.run_id, *(_metric[name] == told for name, told in asdict(metric).items())
+        )
+        .where(_IS_MAIN, *may_hold(places))
+    )
+    return int(connection.scalar(widths) or 0)
 
 
 def _read(
-    connection: Connection, query: SeriesQuery, metric: MetricIdentity, points: int, places: Sequence[_Place]
-) -> _Columns:
-    shown = {_label_key(place.labels) for place in places}
-    return {
-        field: {
-            _key(series.attempt, series.rank, series.attributes): series
-            for series in read_series(
-                connection,
-                query.run_id,
-                metric,
-                field,
-                attempt=query.attempt,
-                rank=query.rank,
-                where=lambda labels: _label_key(labels) in shown,
-                since=query.since,
-                until=query.until,
-                newest=points + 1,  # one more tells whether there are more
-            )
-        }
+    connection: Connection, query: SeriesQuery, metric: MetricIdentity, points: int, places: Sequence[Place]
+) -> _Held:
+    asked: dict[str, Any] = {
+        "places": places,
+        "since": query.since,
+        "until": query.until,
+        "newest": points + 1,  # one more tells whether there are more
+    }
+    sent = {
+        field: {each.key: each for each in read_series(connection, query.run_id, metric, field, **asked)}
         for field in FIELDS[metric.kind]
     }
+    rolled_up: dict[PlaceKey, dict[int, dict[str, Bucket]]] = {}
+    for field in NUMBERS[metric.kind]:
+        for each in read_rollups(connection, query.run_id, metric, field, **asked):
+            buckets = rolled_up.setdefault(each.key, {})
+            for time, bucket in each.buckets():
+                buckets.setdefault(time, {})[field] = bucket
+        if not rolled_up:
+            break  # no point is without the first field
+    return _Held(sent, rolled_up)
 
 
-def _series_json(run_id: str, place: _Place, columns: _Columns, points: int) -> Json:
-    main = columns[FIELDS[place.metric.kind][0]].get(place.key)
+def _series_json(run_id: str, listed: _Listed, held: _Held, points: int) -> Json:
+    place, kind = listed.place, listed.metric.kind
+    main = held.sent[FIELDS[kind][0]].get(place.key)
     times = [] if main is None else main.times.tolist()
-    shown = times[-points:]
-    attempt, rank, _ = place.key
+    rolled_up = held.rolled_up.get(place.key, {})
+    every = sorted({*times, *rolled_up})
+    first = every[-points:][0] if every else 0
+    shown = [time for time in times if time >= first]
     return {
         "run_id": run_id,
-        "attempt": attempt,
-        "rank": None if rank < 0 else rank,
-        "metric": metric_json(asdict(place.metric)),
-        "labels": place.labels,
-        "points": list(_points(place, columns, shown))[::-1],
-        "next_until": exactly(shown[0] - 1) if len(times) > len(shown) else None,
+        "attempt": place.attempt,
+        "rank": None if place.rank < 0 else place.rank,
+        "metric": metric_json(asdict(listed.metric)),
+        "labels": place.attributes,
+        "points": list(_points(kind, place.key, held.sent, shown))[::-1],
+        "rollups": [
+            rollup_json(kind, time, rolled_up[time])
+            for time in sorted(rolled_up, reverse=True)
+            if time >= first
+        ],
+        "next_until": exactly(first - 1) if len(every) > points else None,
     }
 
 
-def _points(place: _Place, columns: _Columns, times: Sequence[int]) -> Iterator[Json]:
-    held = {field: _by_time(column.get(place.key)) for field, column in columns.items()}
+def _points(kind: str, key: PlaceKey, sent: _Sent, times: Sequence[int]) -> Iterator[Json]:
+    held = {field: _by_time(series.get(key)) for field, series in sent.items()}
     for time in times:
-        yield point_json(place.metric.kind, time, {field: values.get(time) for field, values in held.items()})
+        yield point_json(kind, time, {field: values.get(time) for field, values in held.items()})
 
 
 def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
@@ -197,14 +275,6 @@ def _by_time(series: PointSeries | None) -> Mapping[int, Any]:
         return {}
     values: Sequence[Any] = series.packed if series.values is None else series.values.tolist()
     return dict(zip(series.times.tolist(), values, strict=True))
-
-
-def _key(attempt: int, rank: int, labels: Attributes) -> _Key:
-    return attempt, rank, _label_key(labels)
-
-
-def _label_key(labels: Attributes) -> str:
-    return json.dumps(labels, sort_keys=True)
 
 
 def _spellings(value: Any) -> tuple[str, ...]:

@@ -58,9 +58,9 @@ def document() -> _Json:
             "NAME=VALUE that points must have; the value as text or as JSON writes it.",
             {"type": "array", "items": {**text, "pattern": "^[^=]+="}},
         ),
-        _parameter("since", "Oldest moment of the points, inclusive.", moment),
-        _parameter("until", "Newest moment of the points, inclusive.", moment),
-        _number("points", "Newest points of each series, at most.", 1, MAX_LIMIT),
+        _parameter("since", "Oldest moment of the points and roll-ups, inclusive.", moment),
+        _parameter("until", "Newest moment of the points and roll-ups, inclusive.", moment),
+        _number("points", "Newest points and roll-ups of each series, at most.", 1, MAX_LIMIT),
         limit,
         cursor,
     )
@@ -79,7 +79,9 @@ def document() -> _Json:
             "/api/v1/runs": _get("List runs, newest first.", "run-list", runs),
             "/api/v1/runs/{run_id}": _get("Show one run.", "run-detail", (run_id,)),
             "/api/v1/metrics": _get("List metrics and who sent them, newest first.", "metric-list", metrics),
-            "/api/v1/series": _get("Show the points of one metric of one run.", "series-list", series),
+            "/api/v1/series": _get(
+                "Show points of a metric, and roll-ups of older ones.", "series-list", series
+            ),
             "/api/v1/slos": _get("Report the objectives as last evaluated.", "slo-report", ()),
         },
         "components": {

@@ -21,6 +21,7 @@ from gradwatch_collector.api.moments import exactly
 from gradwatch_collector.api.views import Json
 from gradwatch_collector.otlp.attributes import mapping, number_or_name
 from gradwatch_collector.storage.packed import EXEMPLARS
+from gradwatch_collector.storage.rolled_up import Bucket
 
 _AGGREGATE: Final = ("count", "sum", "min", "max", "buckets", EXEMPLARS)
 # How points of a kind are stored: the fields, first the one that no point is without.
@@ -31,11 +32,16 @@ FIELDS: Final[Mapping[str, Sequence[str]]] = {
     "exponential_histogram": _AGGREGATE,
     "summary": ("count", "sum", "quantiles"),
 }
+_PACKED: Final = frozenset({EXEMPLARS, "buckets", "quantiles"})
+# The fields of a kind that are one number a point, in the same order.
+NUMBERS: Final[Mapping[str, Sequence[str]]] = {
+    kind: [name for name in names if name not in _PACKED] for kind, names in FIELDS.items()
+}
 
 
 def point_json(kind: str, time: int, fields: Mapping[str, Any]) -> Json:
     """Return a point of ``time`` (Unix nanoseconds); ``fields``: what is stored, None where nothing is."""
-    values = {name: fields[name] for name in FIELDS[kind] if name not in _PACKED}
+    values = {name: fields[name] for name in NUMBERS[kind]}
     shape: Json = {}
     if kind in _SHAPES:
         field, message, shaped = _SHAPES[kind]
@@ -46,6 +52,25 @@ def point_json(kind: str, time: int, fields: Mapping[str, Any]) -> Json:
     point = {"time": exactly(time), **numbers, "nonfinite": nonfinite, **shape}
     exemplars = NumberDataPoint.FromString(fields.get(EXEMPLARS) or b"").exemplars
     return {**point, EXEMPLARS: [_exemplar(each) for each in exemplars]}
+
+
+def rollup_json(kind: str, time: int, fields: Mapping[str, Bucket]) -> Json:
+    """Return what is left of some points, the last of which was of ``time`` (Unix nanoseconds), by field."""
+    return {
+        "time": exactly(time),
+        "count": int(next(iter(fields.values())).count),
+        "fields": {name: _bucket(fields[name]) if name in fields else None for name in NUMBERS[kind]},
+    }
+
+
+def _bucket(bucket: Bucket) -> Json:
+    return {
+        "nonfinite": int(bucket.nonfinite),
+        "min": _or_null(bucket.minimum),
+        "max": _or_null(bucket.maximum),
+        "mean": _or_null(bucket.mean),
+        "last": _or_null(bucket.last),
+    }
 
 
 def _is_absent(packed: Any, name: str, value: float | None) -> bool:
@@ -116,4 +141,3 @@ _SHAPES: Final[Mapping[str, tuple[str, Any, Callable[[Any], Json]]]] = {
     "exponential_histogram": ("buckets", ExponentialHistogramDataPoint, _exponential_histogram),
     "summary": ("quantiles", SummaryDataPoint, _summary),
 }
-_PACKED: Final = frozenset({EXEMPLARS, "buckets", "quantiles"})

@@ -1,8 +1,8 @@
-"""How requests that reach no handler are answered: each path in the form of errors that its clients read."""
+"""How the router and the API refuse requests: each path in the form of errors that its clients read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -12,7 +12,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler, Scope
 
 from gradwatch_collector.otlp.encodings import media_type
-from gradwatch_collector.otlp.errors import error_response, is_otlp_path
+from gradwatch_collector.otlp.errors import (
+    MalformedError,
+    OtlpError,
+    UnavailableError,
+    UnsupportedError,
+    error_response,
+    is_otlp_path,
+)
+
+# What is counted as, by status: no such path and no such method are what nobody serves here.
+_REASONS: Final = {
+    MalformedError.status: MalformedError.reason,
+    404: UnsupportedError.reason,
+    405: UnsupportedError.reason,
+    UnavailableError.status: UnavailableError.reason,
+}
 
 
 def refuse(
@@ -29,17 +44,20 @@ def refuse(
     return JSONResponse({"error": message}, status, headers)
 
 
-def _refused_by_router(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return refuse(request.scope, error.status_code, error.detail, error.headers)
+def exception_handlers(on_refused: Callable[[str], None]) -> Mapping[type[Exception], ExceptionHandler]:
+    """Return how an application answers what its router and its handlers raise.
+
+    ``on_refused`` is told the reason of every `HTTPException`; other exceptions are counted by the `Gate`.
+    """
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        on_refused(_REASONS.get(error.status_code, OtlpError.reason))
+        return refuse(request.scope, error.status_code, error.detail, error.headers)
+
+    return {HTTPException: refused, Exception: _failed}
 
 
 def _failed(request: Request, _: Exception) -> Response:
     # The server writes the exception to the log.
     return refuse(request.scope, 500, "internal error")
-
-
-EXCEPTION_HANDLERS: Final[Mapping[type[Exception], ExceptionHandler]] = {
-    HTTPException: _refused_by_router,
-    Exception: _failed,
-}

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -94,10 +95,7 @@ class Api:
     async def runs(self, request: Request) -> Response:
         """List runs, newest first."""
         query = request.query_params
-        try:
-            limit = _number(query, "limit", 1, views.MAX_LIMIT, views.MAX_LIMIT)
-        except ValueError as error:
-            return _error(400, str(error))
+        limit = _limit(query)
         return await self._read(
             lambda connection: views.list_runs(
                 connection,
@@ -117,10 +115,7 @@ class Api:
     async def metrics(self, request: Request) -> Response:
         """List metrics and who sent them, newest first."""
         query = request.query_params
-        try:
-            limit = _number(query, "limit", 1, views.MAX_LIMIT, views.MAX_LIMIT)
-        except ValueError as error:
-            return _error(400, str(error))
+        limit = _limit(query)
         return await self._read(
             lambda connection: list_metrics(
                 connection,
@@ -134,10 +129,7 @@ class Api:
 
     async def series(self, request: Request) -> Response:
         """Show the points of one metric of one run."""
-        try:
-            asked = _series_query(request.query_params)
-        except ValueError as error:
-            return _error(400, str(error))
+        asked = _series_query(request.query_params)
         team = _team(request)
         return await self._read(
             lambda connection: (
@@ -189,32 +181,47 @@ class Api:
             async with turns or self._turns:
                 found = await run_in_threadpool(run)
         except views.BadCursorError as error:
-            return _error(400, str(error))
+            raise HTTPException(400, str(error)) from error
         except DataError:
             # Text that the database has no room for, such as a NUL, is in no run.
-            return _error(404, missing)
+            return _not_found(missing)
         except SQLAlchemyError as error:
             logger.warning("cannot read from the database: %s", str(error).splitlines()[0])
-            return _error(503, "the database is not available", {"Retry-After": "5"})
-        return _error(404, missing) if found is None else JSONResponse(found)
+            raise HTTPException(503, "the database is not available", {"Retry-After": "5"}) from error
+        return _not_found(missing) if found is None else JSONResponse(found)
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """Refuse a request that says what cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def _series_query(query: QueryParams) -> SeriesQuery:
     metric, run_id = query.get("metric"), query.get("run")
     if not metric or not run_id:
-        raise ValueError("metric and run must be given, as in ?metric=training.loss&run=RUN")
-    return SeriesQuery(
-        run_id,
-        metric,
-        attempt=_number(query, "attempt", 1, c.MAX_INT32, None),
-        rank=_number(query, "rank", 0, c.MAX_INT32, None),
-        labels=parse_labels(query.getlist("label")),
-        since=_moment(query, "since"),
-        until=_moment(query, "until"),
-        points=_number(query, "points", 1, views.MAX_LIMIT, views.MAX_LIMIT),
-        limit=_number(query, "limit", 1, views.MAX_LIMIT, views.MAX_LIMIT),
-        cursor=query.get("cursor"),
-    )
+        raise HTTPException(400, "metric and run must be given, as in ?metric=training.loss&run=RUN")
+    with _parsing():
+        return SeriesQuery(
+            run_id,
+            metric,
+            attempt=_number(query, "attempt", 1, c.MAX_INT32, None),
+            rank=_number(query, "rank", 0, c.MAX_INT32, None),
+            labels=parse_labels(query.getlist("label")),
+            since=_moment(query, "since"),
+            until=_moment(query, "until"),
+            points=_number(query, "points", 1, views.MAX_LIMIT, views.MAX_LIMIT),
+            limit=_limit(query),
+            cursor=query.get("cursor"),
+        )
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    with _parsing():
+        return _number(query, "limit", 1, views.MAX_LIMIT, views.MAX_LIMIT)
 
 
 _Default = TypeVar("_Default", int, None)
@@ -240,5 +247,6 @@ def _team(request: Request) -> str | None:
     return None if grant is None else grant.team
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message}, status_code=status, headers=headers)
+def _not_found(missing: str) -> Response:
+    # An answer as good as any other: nothing was refused.
+    return JSONResponse({"error": missing}, 404)

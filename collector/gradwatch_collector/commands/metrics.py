@@ -88,6 +88,8 @@ def show_command(
 ) -> None:
     """Show the newest points of one metric, newest first.
 
+    Of points that are too old to be kept as they were sent, statistics of up to 64 at a time are shown.
+
     \b
     Example:
       gradwatch metrics show training.loss --run digits-nan --points 100
@@ -149,7 +151,11 @@ def _source(source: Json) -> str:
 def _rows(series: Json) -> list[tuple[str, ...]]:
     labels = " ".join(f"{name}={value}" for name, value in series["labels"].items())
     rank = "" if series["rank"] is None else str(series["rank"])
-    return [(str(series["attempt"]), rank, labels, point["time"], _value(point)) for point in series["points"]]
+    told = [(point["time"], _value(point)) for point in series["points"]]
+    told += [(rollup["time"], _statistics(rollup)) for rollup in series["rollups"]]
+    # Their times have all nine digits, and so sort as text.
+    told.sort(key=lambda row: row[0], reverse=True)
+    return [(str(series["attempt"]), rank, labels, *row) for row in told]
 
 
 def _value(point: Json) -> str:
@@ -162,6 +168,18 @@ def _value(point: Json) -> str:
     if facts.keys() == {"value"}:
         return str(facts["value"])
     return " ".join(f"{name}={json.dumps(value)}" for name, value in facts.items() if value is not None)
+
+
+def _statistics(rollup: Json) -> str:
+    """Return in one cell what a roll-up says: of how many points it is, and of each field the statistics."""
+    by_field = {
+        field: " ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+        for field, told in rollup["fields"].items()
+        if told is not None
+    }
+    if by_field.keys() == {"value"}:
+        return f"{rollup['count']} points: {by_field['value']}"
+    return f"{rollup['count']} points: " + ", ".join(f"{field}: {said}" for field, said in by_field.items())
 
 
 def _print_json(value: Json) -> None:

@@ -18,7 +18,8 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import Times
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
-from gradwatch_collector.storage.reading import read_rollups, read_series
+from gradwatch_collector.storage.reading import read_series
+from gradwatch_collector.storage.rolled_up import read_rollups
 
 _NANOS: Final = 1_000_000_000
 _LONGEST_STEP: Final = 1e9  # seconds: 30 years

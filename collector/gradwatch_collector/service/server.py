@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from gradwatch_collector import otlp
-from gradwatch_collector.api.refusals import EXCEPTION_HANDLERS
+from gradwatch_collector.api.refusals import exception_handlers
 from gradwatch_collector.api.routes import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
@@ -256,7 +256,7 @@ def application(
     app = Starlette(
         routes=[*otlp.routes(intake), *Api(engine, evaluator, objectives, metrics).routes()],
         middleware=[gate],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=exception_handlers(instruments.reject),
         lifespan=lifespan,
     )
     # OTLP knows no redirects, and a client that follows none would be told nothing.

@@ -19,12 +19,15 @@ _AT_ONCE: Final = 500
 def intern(
     connection: Connection, table: Table, rows: Mapping[Natural, Mapping[str, Any]]
 ) -> dict[Natural, int]:
-    """Return the id, the primary key, of each row; what is missing is made, with its other columns as given."""
+    """Return the id, the primary key, of each row; what is missing is made, with its other columns as given.
+
+    Where others make rows of the table at the same time, they come in the order of their keys, so that nobody
+    waits for somebody who waits.
+    """
     natural = _natural(table)
     found = _find(connection, table, natural, rows)
-    # In order, so that two writers cannot wait for each other.
     missing = [
-        {**dict(zip(natural, row, strict=True)), **rows[row]} for row in sorted(rows.keys() - found.keys())
+        {**dict(zip(natural, row, strict=True)), **rest} for row, rest in rows.items() if row not in found
     ]
     if missing:
         made = insert(connection, table).on_conflict_do_nothing()

@@ -1,20 +1,18 @@
-"""Reading series back: blocks and frames as one, ordered, each time once; and the roll-ups of older ones."""
+"""Reading series back: blocks and frames as one, ordered, each time once. See `rolled_up.py` for older ones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-from sqlalchemy import ColumnElement, Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
 
 from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
 from gradwatch_collector.storage import packed, schema, segments
-from gradwatch_collector.storage.rollups import Statistic
 from gradwatch_collector.storage.segments import Segment
 
 _FRAMES: Final = "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"
@@ -26,9 +24,31 @@ _FRAMES_BACK: Final = (
 _BLOCKS_BACK: Final = (
     "SELECT time, count FROM block WHERE series_id = ? AND last_time <= ? ORDER BY time DESC LIMIT ?"
 )
-_ROLLUPS: Final = "SELECT statistic, time, {} FROM rollup WHERE series_id = ? AND time <= ? AND last_time >= ?"
-Doubles = npt.NDArray[np.float64]
-_EVER: Final = (-(2**63), 2**63 - 1)
+EVER: Final = (-(2**63), 2**63 - 1)
+
+
+# Attempt, rank and attributes as text.
+PlaceKey = tuple[int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of a metric's points: of which process, with which attributes; ``digest`` is of these alone."""
+
+    attempt: int
+    rank: int
+    attributes: Attributes
+    digest: bytes
+
+    @property
+    def key(self) -> PlaceKey:
+        """What the place is known by."""
+        return place_key(self.attempt, self.rank, self.attributes)
+
+
+def place_key(attempt: int, rank: int, attributes: Attributes) -> PlaceKey:
+    """Return what the place of a point is known by."""
+    return attempt, rank, json.dumps(attributes, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,11 @@ class PointSeries:
     times: Times
     values: Vector | None
     packed: tuple[bytes, ...] = ()
+
+    @property
+    def key(self) -> PlaceKey:
+        """What the point's place is known by."""
+        return place_key(self.attempt, self.rank, self.attributes)
 
     def last(self, count: int) -> PointSeries:
         """Return the newest ``count`` of the times."""
@@ -73,7 +98,7 @@ def read_sets(
 ) -> list[SetSeries]:
     """Return a run's metric as whole matrices, by attempt, rank and first appearance."""
     return [
-        SetSeries(row.attempt, row.rank, row.points, list(_pieces(connection, row.series_id, *_EVER)))
+        SetSeries(row.attempt, row.rank, row.points, list(_pieces(connection, row.series_id, *EVER)))
         for row in series_rows(connection, run_id, metric, field, attempt, rank)
     ]
 
@@ -87,7 +112,7 @@ def read_series(
     attempt: int | None = None,
     rank: int | None = None,
     attributes: Mapping[str, Any] | None = None,
-    where: Callable[[Attributes], bool] | None = None,
+    places: Collection[Place] | None = None,
     since: int | None = None,
     until: int | None = None,
     newest: int | None = None,
@@ -95,124 +120,33 @@ def read_series(
     """Return every point of a run's metric, by attempt, rank and first appearance.
 
     ``metric`` is a name, or which of the metrics of a name. ``attributes`` selects the points that have (at
-    least) these, ``where`` those it says so of. ``since`` and ``until`` are inclusive, in Unix nanoseconds;
+    least) these, ``places`` those that are in one. ``since`` and ``until`` are inclusive, in Unix nanoseconds;
     ``newest`` is how many times of each point come back at most, and about as many are read. Where integers
     and floats were sent for the same point, all come back as float64.
     """
-    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
-    pieces: dict[tuple[int, int, str], list[Segment]] = {}
-    found: dict[tuple[int, int, str], Attributes] = {}
-    for row in series_rows(connection, run_id, metric, field, attempt, rank):
+    low, high = EVER[0] if since is None else since, EVER[1] if until is None else until
+    pieces: dict[PlaceKey, list[Segment]] = {}
+    found: dict[PlaceKey, Attributes] = {}
+    keys = None if places is None else {place.key for place in places}
+    for row in series_rows(connection, run_id, metric, field, attempt, rank, *may_hold(places)):
         chosen = [
             (index, point)
-            for index, point in enumerate(row.points)
-            if (attributes is None or attributes.items() <= point.items()) and (where is None or where(point))
+            for index, point in points_in(row, keys)
+            if attributes is None or attributes.items() <= point.items()
         ]
         if not chosen:
             continue
         first = low if newest is None else max(low, _back(connection, row.series_id, high, newest))
         alone = chosen[0][0] if len(chosen) == 1 else None
         stretches = [
-            _between(part, first, high) for part in _pieces(connection, row.series_id, first, high, alone)
+            between(part, first, high) for part in _pieces(connection, row.series_id, first, high, alone)
         ]
         for index, point in chosen if alone is None else [(0, chosen[0][1])]:
-            place = (row.attempt, row.rank, json.dumps(point, sort_keys=True))
+            place = place_key(row.attempt, row.rank, point)
             found.setdefault(place, point)
             pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
     joined = (_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts)
     return [each if newest is None else each.last(newest) for each in joined]
-
-
-@dataclass(frozen=True, slots=True)
-class PointRollup:
-    """What is left of the values of one point that were pruned: buckets of up to 64 times (`rollups.py`).
-
-    ``times``: the last of each bucket, in Unix nanoseconds, strictly increasing. The others are float64, all of
-    shape ``[n]``. ``count``: times in a bucket; ``nonfinite``: how many of their values were NaN or infinite.
-    ``minimum``, ``maximum`` and ``mean`` are over the others, NaN where there are none. ``last`` is what it
-    was. Of a packed field only the count is known.
-    """
-
-    attempt: int
-    rank: int
-    attributes: Attributes
-    times: Times
-    count: Doubles
-    nonfinite: Doubles
-    minimum: Doubles
-    maximum: Doubles
-    mean: Doubles
-    last: Doubles
-
-    @property
-    def total(self) -> float:
-        """Sum of the finite values of all buckets, as exact as their means are."""
-        return float(np.nansum(self.mean * (self.count - self.nonfinite)))
-
-
-def read_rollups(
-    connection: Connection,
-    run_id: str,
-    metric: str | MetricIdentity,
-    field: str = "value",
-    *,
-    attempt: int | None = None,
-    rank: int | None = None,
-    since: int | None = None,
-    until: int | None = None,
-) -> list[PointRollup]:
-    """Return what was rolled up of every point of a run's metric, by attempt, rank and first appearance.
-
-    Arguments as for `read_series`, which returns what is still there as it was sent. A point that was sent in
-    several attribute sets is returned once for each.
-    """
-    low, high = _EVER[0] if since is None else since, _EVER[1] if until is None else until
-    return [
-        _point(row.attempt, row.rank, point, index, buckets)
-        for row in series_rows(connection, run_id, metric, field, attempt, rank)
-        if (buckets := _buckets(connection, row.series_id, low, high))
-        for index, point in enumerate(row.points)
-    ]
-
-
-def _buckets(connection: Connection, series_id: int, low: int, high: int) -> dict[str, list[Segment]]:
-    """Return the stored segments of each statistic of a series."""
-    found: dict[str, list[Segment]] = {}
-    statement = _ROLLUPS.format(segments.columns(connection))
-    for statistic, time, *payload in segments.fetch(connection, statement, (series_id, high, low)):
-        part = _between(segments.from_row(time, payload), low, high)
-        if len(part.times):
-            found.setdefault(statistic, []).append(part)
-    return found
-
-
-def _point(
-    attempt: int, rank: int, attributes: Attributes, index: int, buckets: Mapping[str, Sequence[Segment]]
-) -> PointRollup:
-    times = np.unique(np.concatenate([part.times for part in buckets[Statistic.COUNT]]))
-
-    def told(statistic: Statistic, unknown: float = np.nan) -> Doubles:
-        values = np.full(len(times), unknown)
-        for part in buckets.get(statistic, ()):
-            assert part.values is not None
-            # How many there were is told once for all points.
-            row = part.values[0 if statistic is Statistic.COUNT else index]
-            at, theirs = np.intersect1d(times, part.times, assume_unique=True, return_indices=True)[1:]
-            values[at] = row[theirs]
-        return values
-
-    return PointRollup(
-        attempt,
-        rank,
-        attributes,
-        times,
-        count=told(Statistic.COUNT),
-        nonfinite=told(Statistic.NONFINITE, 0.0),
-        minimum=told(Statistic.MINIMUM),
-        maximum=told(Statistic.MAXIMUM),
-        mean=told(Statistic.MEAN),
-        last=told(Statistic.LAST),
-    )
 
 
 def series_rows(
@@ -222,14 +156,18 @@ def series_rows(
     field: str,
     attempt: int | None,
     rank: int | None,
+    *conditions: ColumnElement[bool],
 ) -> Sequence[Row[int, int, int, Any]]:
-    """Return ``series_id, attempt, rank, points`` of every series, ``points`` being its attribute set."""
+    """Return ``series_id, attempt, rank, points`` of every series, ``points`` being its attribute set.
+
+    ``conditions`` are on `series` and `attribute_set`.
+    """
     series, sets = schema.series.c, schema.attribute_set.c
     query = (
         select(series.series_id, series.attempt, series.rank, sets.points)
         .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
         .join(schema.attribute_set, sets.set_id == series.set_id)
-        .where(series.run_id == run_id, series.field == field, *_is(metric))
+        .where(series.run_id == run_id, series.field == field, *_is(metric), *conditions)
         .order_by(series.attempt, series.rank, series.series_id)
     )
     if attempt is not None:
@@ -237,6 +175,27 @@ def series_rows(
     if rank is not None:
         query = query.where(series.rank == rank)
     return connection.execute(query).all()
+
+
+def may_hold(places: Collection[Place] | None) -> list[ColumnElement[bool]]:
+    """Return what a series must meet to hold one of the places (None: nothing), its labels not being read."""
+    if places is None:
+        return []
+    series, sets = schema.series.c, schema.attribute_set.c
+    processes = sorted({(place.attempt, place.rank) for place in places})
+    return [
+        tuple_(series.attempt, series.rank).in_(processes),
+        (sets.width > 1) | sets.digest.in_({place.digest for place in places}),
+    ]
+
+
+def points_in(row: Row[int, int, int, Any], keys: Collection[PlaceKey] | None) -> list[tuple[int, Attributes]]:
+    """Return the points of one of `series_rows` that have one of the keys (None: all), with their positions."""
+    return [
+        (index, point)
+        for index, point in enumerate(row.points)
+        if keys is None or place_key(row.attempt, row.rank, point) in keys
+    ]
 
 
 def _is(metric: str | MetricIdentity) -> list[ColumnElement[bool]]:
@@ -248,7 +207,7 @@ def _is(metric: str | MetricIdentity) -> list[ColumnElement[bool]]:
 def _back(connection: Connection, series_id: int, high: int, count: int) -> int:
     """Return a time with at least ``count`` times of the series from it up to ``high``, or the first of all."""
     frames = segments.fetch(connection, _FRAMES_BACK, (series_id, high, count - 1))
-    starts = [int(frames[0][0])] if frames else [_EVER[0]]
+    starts = [int(frames[0][0])] if frames else [EVER[0]]
     seen = 0
     for start, held in segments.fetch(connection, _BLOCKS_BACK, (series_id, high, count)):
         seen += held
@@ -272,12 +231,13 @@ def _pieces(
     return in_order if apart else segments.merge(parts)
 
 
-def _between(segment: Segment, low: int, high: int) -> Segment:
+def between(segment: Segment, low: int, high: int) -> Segment:
+    """Return the times from ``low`` up to ``high``, inclusive."""
     start, end = np.searchsorted(segment.times, low), np.searchsorted(segment.times, high, side="right")
     return segment.take(slice(int(start), int(end)))
 
 
-def _joined(place: tuple[int, int, str], attributes: Attributes, parts: Sequence[Segment]) -> PointSeries:
+def _joined(place: PlaceKey, attributes: Attributes, parts: Sequence[Segment]) -> PointSeries:
     attempt, rank, _ = place
     times = np.concatenate([part.times for part in parts])
     order = np.argsort(times)

@@ -108,7 +108,8 @@ class SeriesIds:
     def _intern(
         self, connection: Connection, table: Table, rows: Mapping[Natural, Mapping[str, Any]]
     ) -> dict[Natural, int]:
-        new = {natural: rest for natural, rest in rows.items() if (table, natural) not in self._known}
+        # Shared by all runs, and sorted for it; of a run's series there is one writer at a time.
+        new = {natural: rows[natural] for natural in sorted(rows) if (table, natural) not in self._known}
         self._remember(
             {(table, natural): identity for natural, identity in intern(connection, table, new).items()}
         )
