@@ -77,7 +77,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=_scenes, default=SCENES, metavar="SCENE,SCENE", help="some of them")
     parser.add_argument(
-        "--mlflow", type=Path, metavar="PYTHON", help="a Python that has MLflow, to compare with"
+        "--mlflow",
+        type=lambda told: Path(told).absolute(),  # it is started in a folder of its own
+        metavar="PYTHON",
+        help="a Python that has MLflow, to compare with",
     )
     parser.add_argument("--folder", type=Path, help="where the databases are made (default: where others are)")
     parser.add_argument("--short", action="store_true", help="two minutes in all: does it work at all")

@@ -24,7 +24,7 @@ from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service.ingest import Ingest
 from tests.collector_process import Collector, collector, eventually, gradwatch
 from tests.otlp_clients import SERVICES, Answer, GrpcClient, attributes, gauge, metrics_request
-from tests.receivers import receiving, running
+from tests.receivers import Gatekeeper, receiving, running
 
 START: Final = 1_750_000_000_000_000_000
 MIB: Final = 1 << 20
@@ -99,6 +99,14 @@ AMPLIFIED: Final[dict[str, Callable[[], tuple[str, bytes]]]] = {
         within(b"\x0a\0" * NOTHINGS, 0x0A, 0x0A, 0x0A, 0x12, 0x2A),
     ),
     "spans": lambda: ("traces", within(b"\x12\0" * NOTHINGS, 0x0A, 0x12)),
+    "counts of an exponential histogram": lambda: (
+        "metrics",
+        within(b"\1" * 2 * NOTHINGS, 0x0A, 0x12, 0x12, 0x52, 0x0A, 0x42, 0x12),
+    ),
+    "characters of a text with an emoji": lambda: (
+        "logs",
+        within("😀".encode() + b"a" * 2 * NOTHINGS, 0x0A, 0x12, 0x12, 0x2A, 0x0A),
+    ),
 }
 
 
@@ -142,6 +150,13 @@ HEAVY: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
     "numbers": ("metrics", numbers),
     "histograms": ("metrics", histograms),
 }
+
+
+def test_a_body_and_its_parts_are_too_much_together_though_neither_is_alone(abused: Collector) -> None:
+    (point,) = gauge("norm", (START, 1.5), layer="x" * 400).gauge.data_points
+    body = within(within(point.SerializeToString(), 0x0A) * 110_000, 0x0A, 0x12, 0x12, 0x2A)
+    with served_meanwhile(abused):
+        assert post(abused, gzip.compress(body, 1), Content_Encoding="gzip") == 413
 
 
 @pytest.mark.parametrize("what", HEAVY)
@@ -190,6 +205,24 @@ def test_what_a_body_holds_that_does_not_arrive_is_given_back(database: Engine) 
         assert b"the body did not arrive within 1 s" in answer
         assert b"retry-after: 1" in answer.lower()
         eventually(lambda: memory.held == 0, "what it held to be given back")
+
+
+def test_what_a_client_gives_up_is_held_until_it_is_stored(database: Engine) -> None:
+    memory, gate = Memory(8 * MIB), Gatekeeper()
+    options = (("grpc.enable_http_proxy", 0),)
+    with (
+        running(Ingest(database, gate)) as ingest,
+        receiving(ingest, memory=memory) as addresses,
+        grpc.insecure_channel(addresses.grpc, options=options) as channel,
+    ):
+        export = channel.unary_unary(f"/{SERVICES['metrics']}/Export")
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as given_up:
+                export(GOOD, timeout=0.5)
+            assert given_up.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert memory.held >= 3 * len(GOOD)
+        gate.leave.set()
+        eventually(lambda: memory.held == 0, "what was held to be given back")
 
 
 def test_a_message_is_read_over_grpc_only_after_the_token(tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def test_an_address_that_is_none_is_a_mistake_in_usage(tmp_path: Path) -> None:
     assert "--grpc: '4317' is not HOST:PORT" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--listen", "127.0.0.1:²"),
+        ("--lost-after", "nan"),
+        ("--lost-after", "inf"),
+        ("--requests-per-second", "nan"),
+    ],
+)
+def test_what_is_no_address_and_no_number_is_one_clear_line(tmp_path: Path, option: str, value: str) -> None:
+    done = serve(tmp_path, option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option in done.stderr.splitlines()[-1]
+
+
 def test_another_address_is_refused_without_a_token(tmp_path: Path) -> None:
     done = serve(tmp_path, "--grpc", "0.0.0.0:0")
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,25 @@ def test_an_answer_stays_bounded_however_many_series_share_it(
     assert all(each["next_until"] for each in found)
     (one,) = series(served, run_id, "norm", label="layer=7")
     assert (len(one["points"]), one["next_until"]) == (400, None)
+
+
+def test_a_label_that_is_a_large_number_is_the_same_wherever_it_is_stored(
+    served: Collector, sdk: Client, run_id: str
+) -> None:
+    for second in (1, 2):
+        assert sdk.send(of(run_id, steps(second, big=1e22))) == OK
+    (one,) = series(served, run_id, "norm")
+    assert one["labels"]["big"] == 10**22
+    assert len(one["points"]) == 2
+    assert series(served, run_id, "norm", label=f"big={10**22}") == [one]
+
+
+@pytest.mark.parametrize("path", ["runs", "metrics", "series"])
+@pytest.mark.parametrize("told", ["[" * 40_000, "[1]", "null", "x"])
+def test_a_cursor_that_is_none_is_refused(served: Collector, run_id: str, path: str, told: str) -> None:
+    cursor = base64.urlsafe_b64encode(told.encode()).decode()
+    query = {"cursor": cursor, "run": run_id, "metric": "norm"}
+    assert served.get(f"/api/v1/{path}", params=query).status_code == 400
 
 
 def test_metrics_come_in_pages_newest_first(served: Collector, sdk: Client, run_id: str) -> None:

@@ -167,6 +167,15 @@ def roll_up_again(database: Engine, seconds: Sequence[float], values: Sequence[f
     return point
 
 
+def test_what_nobody_compacted_is_pruned_all_the_same(database: Engine) -> None:
+    receive(database, losses(np.arange(100), np.arange(100.0)), 100)
+    receive(database, losses([60 * DAYS], [1.0]), 100)  # a clock that was ahead: the series is not quiet yet
+    assert rows(database, schema.block) == 0
+    assert prune_at(database, 11 * DAYS).values == 100
+    (point,) = rolled(database)
+    assert point.count.tolist() == [64, 36]
+
+
 def test_late_numbers_are_kept_though_their_bucket_would_end_with_one_that_is_there(database: Engine) -> None:
     roll_up_again(database, range(100), [1.0] * 100)
     # All of one row, whose first bucket ends at 63 as one does that is there.
@@ -506,6 +515,7 @@ def test_an_age_that_is_none_is_refused(database_url: str, options: list[str], m
 
 def test_ages_are_told_in_hours_days_and_weeks() -> None:
     assert [age(text) for text in ("12h", "7d", "4w", "forever")] == [DAY // 2, 7 * DAY, 28 * DAY, FOREVER]
+    assert age("99999w") == FOREVER
     for wrong in ("", "7", "d7", "-1d", "1.5d", "7 d"):
         with pytest.raises(ValueError, match="is not an age"):
             age(wrong)

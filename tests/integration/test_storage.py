@@ -28,7 +28,7 @@ from gradwatch_collector.records import (
 from gradwatch_collector.storage import compaction, packed, schema, segments
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.compaction import compact
-from gradwatch_collector.storage.database import transaction
+from gradwatch_collector.storage.database import of_one_moment, transaction
 from gradwatch_collector.storage.reading import PointSeries, read_series
 from gradwatch_collector.storage.series import MAX_SETS, SeriesIds, attribute_set
 from gradwatch_collector.storage.writing import store
@@ -525,3 +525,13 @@ def test_a_segment_row_needs_no_python_object_a_value(database: Engine) -> None:
     with database.connect() as connection:
         row = segments.to_row(segment, connection, compress=False)
     assert isinstance(row[2], bytes if database.dialect.name == "sqlite" else np.ndarray)
+
+
+def test_who_reads_sees_one_moment(database: Engine) -> None:
+    write(database, frame(layers("a"), [0], [1.0]))
+    with of_one_moment(database).connect() as connection:
+        before = connection.scalar(text("SELECT count(*) FROM frame"))
+        write(database, frame(layers("a"), [1], [1.0]))
+        assert connection.scalar(text("SELECT count(*) FROM frame")) == before == 1
+    with of_one_moment(database).connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM frame")) == 2

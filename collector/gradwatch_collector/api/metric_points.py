@@ -27,6 +27,8 @@ from gradwatch_collector.storage.series import attribute_set
 
 # In one answer, shared by its series; and what is read for it, wide sets being read whole.
 MAX_POINTS: Final = 100_000
+# Of distributions, each of which may have a thousand numbers.
+MAX_DISTRIBUTIONS: Final = 5_000
 _MAX_VALUES: Final = 10_000_000
 _ROWS_AT_ONCE: Final = 200
 
@@ -117,7 +119,8 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     for each in page:
         by_metric.setdefault(each.metric, []).append(each.place)
     width = sum(_width(connection, query, metric, places) for metric, places in by_metric.items())
-    points = max(1, min(query.points, MAX_POINTS // max(1, len(page)), _MAX_VALUES // max(1, width)))
+    most = MAX_POINTS if all(len(NUMBERS[metric.kind]) == 1 for metric in by_metric) else MAX_DISTRIBUTIONS
+    points = max(1, min(query.points, most // max(1, len(page)), _MAX_VALUES // max(1, width)))
     held = {metric: _read(connection, query, metric, points, places) for metric, places in by_metric.items()}
     return {
         "series": [_series_json(query.run_id, each, held[each.metric], points) for each in page],
@@ -194,7 +197,7 @@ def _open_cursor(cursor: str) -> _Order:
     try:
         told = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         order = tuple(telling.integer(each) for each in told)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         order = ()
     known = tuple(each for each in order if each is not None)
     if len(known) != len(_ORDER) + 1:

@@ -33,6 +33,7 @@ from gradwatch_collector.api.moments import parse_moment
 from gradwatch_collector.auth import grant_of
 from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.snapshot import evaluate_objectives
+from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.render import report_json
 
@@ -72,7 +73,8 @@ class Api:
         objectives: Sequence[Objective],
         metrics: CollectorRegistry,
     ) -> None:
-        self._engine = engine
+        # An answer takes several statements.
+        self._reading = of_one_moment(engine)
         self._evaluator = evaluator
         self._objectives = objectives
         self._metrics = metrics
@@ -173,13 +175,15 @@ class Api:
         missing: str = "no such run",
         turns: AbstractAsyncContextManager[Any] | None = None,
     ) -> Response:
-        def run() -> Any:
-            with self._engine.connect() as connection:
-                return view(connection)
+        def run() -> Response | None:
+            with self._reading.connect() as connection:
+                found = view(connection)
+            # Encoded here: it may be megabytes, and others are waiting on the event loop.
+            return None if found is None else JSONResponse(found)
 
         try:
             async with turns or self._turns:
-                found = await run_in_threadpool(run)
+                answer = await run_in_threadpool(run)
         except views.BadCursorError as error:
             raise HTTPException(400, str(error)) from error
         except DataError:
@@ -188,7 +192,7 @@ class Api:
         except SQLAlchemyError as error:
             logger.warning("cannot read from the database: %s", str(error).splitlines()[0])
             raise HTTPException(503, "the database is not available", {"Retry-After": "5"}) from error
-        return _not_found(missing) if found is None else JSONResponse(found)
+        return _not_found(missing) if answer is None else answer
 
 
 @contextmanager

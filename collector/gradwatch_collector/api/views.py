@@ -24,6 +24,7 @@ from gradwatch_collector.runs.facts import RunRow, load_runs, moment, team_of
 from gradwatch_collector.storage import schema
 
 MAX_LIMIT = 1_000
+_LONGEST_BODY = 10_000
 
 Json = dict[str, Any]
 
@@ -274,7 +275,7 @@ def _events(connection: Connection, run_id: str) -> list[Json]:
             "time": timestamp(row["time"]),
             "attempt": row["attempt"],
             "rank": _rank(row),
-            "body": row["body"],
+            "body": _shortened(row["body"]),
             "attributes": row["attributes"],
         }
         for row in rows
@@ -333,6 +334,11 @@ def _environment(connection: Connection, run_id: str, attempt: int) -> Json:
     return resource or {}
 
 
+def _shortened(body: str | None) -> str | None:
+    # A thousand events are shown, and a log record may have megabytes.
+    return body if body is None or len(body) <= _LONGEST_BODY else body[: _LONGEST_BODY - 1] + "…"
+
+
 def _cursor(row: RunRow) -> str:
     return base64.urlsafe_b64encode(json.dumps([row.started_at, row.run_id]).encode()).decode()
 
@@ -342,8 +348,8 @@ def _open_cursor(cursor: str) -> tuple[int, str]:
         started_at, run_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         run_id.encode()  # not every JSON string is text: "\ud800" is none
         known = telling.integer(started_at)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         known = None
     if known is None:
-        raise BadCursorError(f"cursor {cursor!r} is not one this server gave out")
+        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
     return known, run_id

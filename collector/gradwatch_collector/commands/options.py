@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -40,6 +41,17 @@ class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 
 
 AGE: Final = _Age()
+
+
+class FiniteRange(click.FloatRange):
+    """A number within a range; "nan" and "inf" are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it, or say what is wrong with it."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def format_option(*formats: str) -> Callable[[Any], Any]:

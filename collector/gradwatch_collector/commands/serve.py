@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import click
 
 from gradwatch_collector.auth import Rates
-from gradwatch_collector.commands.options import AGE, database_option, open_database
+from gradwatch_collector.commands.options import AGE, FiniteRange, database_option, open_database
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
 from gradwatch_collector.service import logs
 from gradwatch_collector.service.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
@@ -16,7 +17,7 @@ from gradwatch_collector.storage.database import describe
 from gradwatch_collector.storage.retention import policy_for
 
 _file = click.Path(dir_okay=False)
-_rate = click.FloatRange(min=0, min_open=True)
+_rate = FiniteRange(min=0, min_open=True)
 
 
 @click.group()
@@ -46,7 +47,7 @@ def collector() -> None:
     "--lost-after",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=1.0),
+    type=FiniteRange(min=1.0, max=366 * 86_400.0),
     metavar="SECONDS",
     help="Silence after which a running run is lost.",
 )
@@ -166,6 +167,6 @@ def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> Tls
 
 def _address(text: str, option: str) -> Address:
     host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65_535:
+    if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
         raise click.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:4318", param_hint=option)
     return Address(host.strip("[]"), int(port))

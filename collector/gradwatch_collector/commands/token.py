@@ -21,14 +21,14 @@ from gradwatch_collector.auth import (
     list_tokens,
     revoke_token,
 )
-from gradwatch_collector.commands.options import database_option, format_option, open_database
+from gradwatch_collector.commands.options import FiniteRange, database_option, format_option, open_database
 from gradwatch_collector.runs.facts import described
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage.database import transaction
 from gradwatch_slo.durations import parse_length
 from gradwatch_slo.tables import print_table
 
-_rate = click.FloatRange(min=0, min_open=True)
+_rate = FiniteRange(min=0, min_open=True)
 _LONGEST_SECONDS: Final = 100 * 366 * 86_400
 
 

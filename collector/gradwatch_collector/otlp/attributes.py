@@ -30,7 +30,7 @@ def plain(value: AnyValue) -> AttributeValue:
         case "int_value":
             return value.int_value
         case "double_value":
-            return number_or_name(value.double_value)
+            return _as_label(value.double_value)
         case "bytes_value":
             return base64.b64encode(value.bytes_value).decode()
         case "array_value":
@@ -39,6 +39,11 @@ def plain(value: AnyValue) -> AttributeValue:
             return mapping(value.kvlist_value.values)
         case _:
             return None
+
+
+def _as_label(value: float) -> AttributeValue:
+    # PostgreSQL writes out what Python writes with an exponent: what comes back has to be the same label.
+    return int(value) if 1e16 <= abs(value) < math.inf else number_or_name(value)
 
 
 def mapping(attributes: Iterable[KeyValue]) -> dict[str, AttributeValue]:

@@ -50,7 +50,42 @@ _START_SECONDS: Final = 30
 _LAST_WORDS_SECONDS: Final = 1.0
 
 _Export = Callable[[Any, Any], Awaitable[bytes]]
-_Calls = set[asyncio.Task[Any]]
+
+
+class _Calls:
+    """The requests that are under way; grpcio would give them up at the end without an answer."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._is_ending = False
+
+    async def answer(self, work: Coroutine[Any, Any, bytes]) -> bytes:
+        """Do what a request asks for, to its end: what a client has given up is on its way all the same."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[bytes]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # of which nobody may be there to hear
+
+    @contextlib.contextmanager
+    def put_off_at_the_end(self) -> Iterator[None]:
+        """Answer those that are given up at the end: the sender still has the request."""
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if not self._is_ending:
+                raise
+            raise UnavailableError("the collector is stopping") from error
+
+    def end(self) -> None:
+        """Give up whatever is under way."""
+        self._is_ending = True
+        for task in tuple(self._tasks):
+            task.cancel()
 
 
 class GrpcServer:
@@ -67,8 +102,7 @@ class GrpcServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gradwatch-grpc", daemon=True)
         self._thread.start()
-        # Under way; grpcio would give them up without an answer.
-        self._calls: _Calls = set()
+        self._calls = _Calls()
         self._max_body = max_body
         try:
             self._server, bound = self._run(_bind(str(address), max_body, tls))
@@ -92,8 +126,7 @@ class GrpcServer:
     async def _stop(self, grace: float) -> None:
         stopped = asyncio.ensure_future(self._server.stop(grace + _LAST_WORDS_SECONDS))
         await asyncio.wait([stopped], timeout=grace)
-        for call in tuple(self._calls):
-            call.cancel()
+        self._calls.end()
         await stopped
 
     def _run(self, work: Coroutine[Any, Any, Any], grace: float = 0.0) -> Any:
@@ -155,9 +188,12 @@ def _export(
     intake: Intake, signal: Signal, guard: Guard | None, calls: _Calls, readers: asyncio.Semaphore
 ) -> _Export:
     async def export(_: Any, context: Any) -> bytes:
+        return await calls.answer(answer(context))
+
+    async def answer(context: Any) -> bytes:
         try:
             grant = None if guard is None else await _grant(guard, context)
-            with _under_way(calls, context), intake.hold() as holding:
+            with calls.put_off_at_the_end(), intake.hold() as holding:
                 async with readers:
                     body = await _message(context, intake.body_seconds)
                     holding.grow(len(body))
@@ -166,14 +202,14 @@ def _export(
                 # No encoded message begins like gzip does: there is no wire type 7.
                 if body[:2] == _GZIP:
                     body = await intake.decompressed(body, intake.max_decompressed, holding)
-                answer = await intake.accept(signal, body, grant, holding)
+                response = await intake.accept(signal, body, grant, holding)
         except OtlpError as error:
             failure = error
         except Exception:
             logger.exception("a request failed")
             failure = OtlpError("internal error")
         else:
-            encoded: bytes = answer.SerializeToString()
+            encoded: bytes = response.SerializeToString()
             return encoded
         intake.refused(failure)
         return await _abort(context, failure)
@@ -188,25 +224,12 @@ async def _message(context: Any, seconds: float) -> bytes:
     except TimeoutError:
         raise SlowError(f"the message did not arrive within {seconds:g} s") from None
     if message is grpc.aio.EOF:
+        if context.cancelled() or context.done():
+            # By the client, or by grpcio: the message is too large, or compressed as nobody offered.
+            raise asyncio.CancelledError
         raise MalformedError("no message came")
     encoded: bytes = message
     return encoded
-
-
-@contextlib.contextmanager
-def _under_way(calls: _Calls, context: Any) -> Iterator[None]:
-    """Name this task as one that may be cancelled at the end, and is answered then: the sender still has it."""
-    call = asyncio.current_task()
-    assert call is not None
-    calls.add(call)
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if context.cancelled():  # by the client
-            raise
-        raise UnavailableError("the collector is stopping") from error
-    finally:
-        calls.discard(call)
 
 
 async def _grant(guard: Guard, context: Any) -> Grant:

@@ -54,11 +54,12 @@ class Intake:
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self.max_body = max_body
-        self.max_decompressed = max_decompressed
         self.body_seconds = body_seconds
         self.signals: Sequence[Signal] = signals()
         self._ingest = ingest
         self._memory = memory or Memory.of_process()
+        self._most = max(SMALL, self._memory.limit)
+        self.max_decompressed = min(max_decompressed, self._most)
         ingest.instruments.queue_limit.set(self._memory.limit)
         ingest.instruments.queue_bytes.set_function(lambda: float(self._memory.held))
         self._now = now
@@ -68,10 +69,9 @@ class Intake:
         """Return what counts the bytes of one request, from the first to its answer."""
         return Holding(self._memory)
 
-    @property
-    def most_weight(self) -> int:
-        """What the parts of one request may weigh: as much as all that are held may together."""
-        return max(SMALL, self._memory.limit)
+    def most_weight(self, holding: Holding) -> int:
+        """Return what the parts of a request may weigh: with its body as much as all may hold together."""
+        return max(0, self._most - holding.size)
 
     def most_messages(self, size: int) -> int:
         """How many messages of up to ``size`` bytes may be on their way that nobody has counted yet."""
@@ -103,7 +103,7 @@ class Intake:
             # Nothing of it is built before its parts are weighed: little is done twice.
             with contextlib.suppress(TooLargeError):
                 return decode(_INLINE)
-        return await self.aside(decode, self.most_weight)
+        return await self.aside(decode, self.most_weight(holding))
 
     async def decompressed(self, body: bytes, limit: int, holding: Holding) -> bytes:
         """Return what is in a gzip body of one or several members.

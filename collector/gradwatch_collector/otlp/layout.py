@@ -40,8 +40,8 @@ class Numbers:
     """Points read: ``times`` as sent, and for each point its float, its integer, or neither.
 
     ``is_empty``: the sender says that there is no value, which is not the same as forgetting it.
-    ``are_floats``: there are points, and each has a float. ``exemplars``: for each point an encoded
-    ``NumberDataPoint`` that has them and nothing else; None if no point has any.
+    ``are_floats``: there are points, and each has a float. ``are_together``: all have one time. ``exemplars``:
+    for each point an encoded ``NumberDataPoint`` that has them and nothing else; None if no point has any.
     """
 
     points: Points
@@ -54,6 +54,7 @@ class Numbers:
     is_integer: npt.NDArray[np.bool_]
     is_empty: npt.NDArray[np.bool_]
     are_floats: bool
+    are_together: bool
     exemplars: Sequence[bytes] | None = None
 
 
@@ -79,18 +80,19 @@ class _Layout:
     def read(self, body: bytes) -> Numbers:
         # Every eight bytes of the body as a number, whatever they are: the points are picked from these.
         anywhere = np.ndarray((len(body) - 7,), "<u8", body, strides=(1,))
-        raw = anywhere[self.value_at]
+        raw, times = anywhere[self.value_at], anywhere[self.time_at]
         return Numbers(
             self.points,
             self.temporality,
             self.monotonic,
-            anywhere[self.time_at],
+            times,
             raw.view("<f8"),
             raw.view("<i8"),
             self.is_float,
             self.is_integer,
             self.is_empty,
             self.are_floats,
+            bool((times == times[:1]).all()),
         )
 
 
@@ -120,7 +122,11 @@ class Layouts:
         known = self._layouts.get(place, [])
         for layout in known:
             if (octets & layout.mask).tobytes() == layout.template:
-                return layout.read(body)
+                numbers = layout.read(body)
+                if not numbers.are_together:
+                    # Its points weigh nothing this time, but each moment becomes a frame.
+                    parts.add_items(len(np.unique(numbers.times)))
+                return numbers
         parts.add(encoded, _MESSAGES[kind])
         message = _MESSAGES[kind].FromString(encoded)
         if any(point.exemplars for point in message.data_points):

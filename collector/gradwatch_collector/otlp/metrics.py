@@ -169,8 +169,8 @@ def _numbers(metric: MetricIdentity, numbers: Numbers) -> _Read:
         points.whole is not None
         and numbers.are_floats
         and numbers.exemplars is None
+        and numbers.are_together
         and 0 < times[0] <= MAX_NANOS
-        and (times == times[0]).all()
     ):
         # What nearly everybody sends: a float for each attribute set, all of one moment.
         time, values = times[:1].astype(np.int64), numbers.floats.reshape(-1, 1)

@@ -47,7 +47,7 @@ def routes(intake: Intake, *, max_json: int = MAX_JSON) -> list[Route]:
                 with intake.hold() as holding:
                     body = await _body(request, kind, intake, limits, holding)
                     if kind == JSON:
-                        body = await _to_protobuf(json_request, body, json_turn, intake)
+                        body = await _to_protobuf(json_request, body, json_turn, intake, holding)
                     answer = await intake.accept(signal, body, request.scope.get("gradwatch.grant"), holding)
             except OtlpError as error:
                 return _refusal(intake, error, kind)
@@ -101,9 +101,11 @@ async def _read(request: Request, max_body: int, holding: Holding) -> bytes:
     return b"".join(chunks)
 
 
-async def _to_protobuf(json_request: JsonRequest, body: bytes, turn: asyncio.Lock, intake: Intake) -> bytes:
+async def _to_protobuf(
+    json_request: JsonRequest, body: bytes, turn: asyncio.Lock, intake: Intake, holding: Holding
+) -> bytes:
     # Each part begins with one of these; in texts they count, too.
-    if (body.count(b"{") + body.count(b"[")) * _JSON_PART_WEIGHT > intake.most_weight:
+    if (body.count(b"{") + body.count(b"[")) * _JSON_PART_WEIGHT > intake.most_weight(holding):
         raise TooLargeError(TOO_MANY_PARTS)
     if len(body) <= _JSON_INLINE:
         return json_request.to_protobuf(body)

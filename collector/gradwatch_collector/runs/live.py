@@ -66,7 +66,9 @@ class LiveRuns:
                 continue
             held_at, held = values.get(place, (0, 0.0))
             if _KEPT[metric].kind == "sum":
-                values[place] = (at, held + float(frame.values[index].sum()))
+                # A process sends one request after the other: what comes twice comes right after itself.
+                if at != held_at:
+                    values[place] = (at, held + float(frame.values[index].sum()))
             elif at >= held_at:  # what was kept while the collector was away arrives after what is newer
                 values[place] = (at, float(frame.values[index, -1]))
                 if name:

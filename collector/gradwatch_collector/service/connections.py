@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any, Final
 
@@ -9,6 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 # The parser joins the pieces of a line, which takes time with the square of its length, and asks for no limit.
 _MOST_HEAD: Final = 64 << 10
+# Of a connection's first head. Between requests uvicorn's own patience is shorter.
+_HEAD_SECONDS: Final = 30.0
 _TOO_LONG: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
@@ -25,6 +28,16 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(*arguments, **keywords)
         self._unanswered: deque[RequestResponseCycle] = deque()
         self._unfinished = 0  # bytes received since anything of a request was whole
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Wait for a head, but not for ever."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless it is a head (or a trailer) that does not end."""
@@ -42,6 +55,8 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note a request."""
         self._unfinished = 0
+        if self._patience is not None:
+            self._patience.cancel()
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
 
@@ -57,6 +72,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all requests."""
+        if self._patience is not None:
+            self._patience.cancel()
         for request in self._unanswered:
             request.disconnected = True
             request.message_event.set()

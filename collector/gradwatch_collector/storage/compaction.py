@@ -35,6 +35,8 @@ _WAITING: Final = (
     "(SELECT series_id, time FROM frame WHERE series_id > ? ORDER BY series_id, time LIMIT ?) AS stretch "
     "GROUP BY series_id ORDER BY series_id"
 )
+_OLDER: Final = "SELECT DISTINCT series_id FROM frame WHERE time < ? LIMIT ?"
+_SERIES_AT_ONCE: Final = 64
 _TAKE_FRAMES: Final = (
     "DELETE FROM frame WHERE series_id = ? AND time IN "  # noqa: S608 - our names
     "(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT ?) "
@@ -94,6 +96,17 @@ def compact(
     if not ready:
         return_pages(connection)
     return CompactionStats(series, frames, blocks, values, reached, more=reached > 0 or unfinished)
+
+
+def compact_older(connection: Connection, before: int) -> None:
+    """Move frames of some series that have any from before a moment into blocks, however few they are.
+
+    A series that is never quiet, because a clock was ahead once, or of which nobody took care since, has some.
+    """
+    older = segments.fetch(connection, _OLDER, (before, _SERIES_AT_ONCE))
+    for series_id, width in _widths(connection, [int(row[0]) for row in older]):
+        frames = _take_frames(connection, series_id, segments.rows_at_once(_FRAMES_AT_ONCE, width))
+        _write_blocks(connection, series_id, frames)
 
 
 def _look(connection: Connection, after: int, quiet_since: int) -> tuple[Sequence[tuple[int, int]], int]:

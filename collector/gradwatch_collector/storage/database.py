@@ -103,6 +103,13 @@ def connect(url: str, *, must_exist: bool = False) -> Engine:
     return engine
 
 
+def of_one_moment(engine: Engine) -> Engine:
+    """Return the engine for transactions that only read, and whose statements all tell of one moment."""
+    if engine.dialect.name == "sqlite":
+        return engine  # there they do anyway
+    return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
 def describe(engine: Engine) -> str:
     """Return the engine's URL without its password, wherever in the URL that stands."""
     return engine.url.difference_update_query(_SECRET_OPTIONS).render_as_string(hide_password=True)

@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.compaction import compact_older
 from gradwatch_collector.storage.database import return_pages
 from gradwatch_collector.storage.partitions import maintain_partitions
 from gradwatch_collector.storage.rollups import roll_up
@@ -103,7 +104,7 @@ def age(text: str) -> int:
     told = re.fullmatch(r"(\d{1,5})([hdw])", text)
     if told is None:
         raise ValueError(f"{text!r} is not an age such as 12h, 7d, 4w or forever")
-    return int(told[1]) * _UNITS[told[2]] * _NANOS
+    return min(FOREVER, int(told[1]) * _UNITS[told[2]] * _NANOS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ def _steps(policy: Policy, now: int) -> Iterator[Step]:
 
 
 def _roll_up(connection: Connection, before: int, now: int) -> Pruned:
+    compact_older(connection, before - before % DAY)
     done = roll_up(connection, before, now)
     return Pruned(blocks=done.blocks, values=done.values, rollups=done.rows)
 

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogramDataPoint
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from gradwatch_collector.otlp.errors import MalformedError, TooLargeError
@@ -21,6 +23,7 @@ from tests.fuzzing.mutations import spoil_wire
 from tests.fuzzing.samples import samples
 from tests.otlp_clients import attributes, gauge, metrics_request
 
+Buckets = ExponentialHistogramDataPoint.Buckets
 START = 1_750_000_000_000_000_000
 
 
@@ -34,6 +37,8 @@ def built(message: Any) -> int:
                 weight += (ITEM_WEIGHT if is_item else PART_WEIGHT) + built(each)
         elif field.is_repeated and field.type in (field.TYPE_BYTES, field.TYPE_STRING):
             weight += len(value) * PART_WEIGHT
+        elif field.is_repeated and field.type in (field.TYPE_UINT64, field.TYPE_INT64):
+            weight += 5 * sum(max(1, -(-number.bit_length() // 7)) for number in value)
     return weight
 
 
@@ -74,6 +79,41 @@ def test_parts_are_held_before_they_are_built() -> None:
     parts.add(body, Resource)
     assert held == [2 * PART_WEIGHT] * 2
     assert parts.weight == 4 * PART_WEIGHT
+
+
+def test_numbers_that_are_one_byte_long_weigh_more_than_that() -> None:
+    body = Buckets(bucket_counts=[1] * 1_000).SerializeToString()
+    apart = b"\x10\x01" * 1_000
+    assert Buckets.FromString(apart) == Buckets.FromString(body)
+    for encoded in (body, apart):
+        parts = Parts()
+        parts.add(encoded, Buckets)
+        assert parts.weight == 5_000
+
+
+@pytest.mark.parametrize(("text", "weight"), [("a" * 4_000, 0), ("é" + "a" * 3_998, 8_000), ("é" * 100, 0)])
+def test_long_texts_that_are_not_ascii_weigh_more_than_they_are_long(text: str, weight: int) -> None:
+    parts = Parts()
+    parts.add(AnyValue(string_value=text).SerializeToString(), AnyValue)
+    assert parts.weight == weight
+
+
+def test_points_of_a_known_layout_weigh_what_their_times_make_of_them() -> None:
+    decoder = MetricsDecoder()
+
+    def weight(apart: int) -> int:
+        metric = gauge("m")
+        for i in range(100):
+            metric.gauge.data_points.extend(
+                gauge("m", (START + apart * i, 1.5), layer=f"{i}").gauge.data_points
+            )
+        parts = Parts()
+        decoder.decode(metrics_request({"training.run.id": "run"}, metric).SerializeToString(), parts)
+        return parts.weight
+
+    assert weight(0) > 100 * ITEM_WEIGHT  # not known yet
+    assert weight(0) < ITEM_WEIGHT
+    assert weight(7) > 100 * ITEM_WEIGHT
 
 
 def test_groups_are_no_otlp() -> None:
