@@ -57,7 +57,7 @@ def _event(scope: ScopeLogs, record: LogRecord, received_at: int, alike: Counter
     time = record.time_unix_nano or record.observed_time_unix_nano or received_at
     body = plain(record.body) if record.HasField("body") else None
     sequence = attributes.get(c.EVENT_SEQUENCE)
-    if not isinstance(sequence, int) or isinstance(sequence, bool):
+    if not isinstance(sequence, int) or isinstance(sequence, bool) or abs(sequence) > MAX_NANOS:
         sequence = _digest(scope, record, time, alike)
     return EventRecord(
         name=clean(record.event_name),

@@ -973,7 +973,7 @@ def test_a_run_that_nobody_heard_is_told_by_the_next_one(sink: OtlpSink, tmp_pat
     }
     started, ended = names.RUN_STARTED.name, names.RUN_ENDED.name
     assert sorted(told["unheard"]) == sorted([started, ended])
-    assert told["heard"] == [started, ended]
+    assert sorted(told["heard"]) == sorted([started, ended])  # an ending goes ahead of what waits
     assert sorted(sink.values(names.STEP_INDEX.name)) == sorted([*range(3), *range(30)])
     assert list((tmp_path / "spool").iterdir()) == []
 

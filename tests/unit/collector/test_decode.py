@@ -328,6 +328,13 @@ def sequences(encoded: bytes, received_at: int = 1) -> list[int]:
     return [event.sequence for event in decode_logs(encoded, received_at).batches[0].events]
 
 
+@pytest.mark.parametrize("told", [AnyValue(double_value=1e22), AnyValue(double_value=-1e300)])
+def test_a_number_that_no_database_can_hold_counts_nothing(told: AnyValue) -> None:
+    counted = KeyValue(key=c.EVENT_SEQUENCE, value=told)
+    (sequence,) = sequences(log_request(time_unix_nano=5, attributes=[counted]))
+    assert abs(sequence) < 2**63
+
+
 def test_a_record_nobody_counted_is_keyed_by_its_contents() -> None:
     def number(text: str, received_at: int) -> int:
         (found,) = sequences(log_request(body=AnyValue(string_value=text), time_unix_nano=5), received_at)
