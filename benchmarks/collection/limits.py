@@ -65,7 +65,8 @@ def figures(
     )
     for number, (what, load) in enumerate(parts):
         url = new_database(servers["SQLite"], f"limits{number}")
-        with collector(url, "--memory", str(cap_bytes >> 20)) as serving:
+        # What is sent is of 2023.
+        with collector(url, "--memory", str(cap_bytes >> 20), "--keep-raw", "forever") as serving:
             note = load(serving, url)
             # It is the same process that answers still.
             assert _post(serving, "metrics", Requests("after", Shape(), 1).next()).status == 200
@@ -208,6 +209,7 @@ def _many_sets(server: Server, url: str, sets: int) -> str:
 def _values(server: Server, user: int) -> list[float]:
     query = urlencode({"run": "careless", "metric": "requests", "label": f"user=user-{user}"})
     connection = connect(server.address)
+    connection.sock.settimeout(_GIVE_UP_SECONDS)  # it is looked for among all of them
     connection.request("GET", f"/api/v1/series?{query}")
     (found,) = json.loads(connection.getresponse().read())["series"]
     connection.close()
