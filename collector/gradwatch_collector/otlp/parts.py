@@ -64,8 +64,7 @@ class Parts:
             found = _weigh(encoded, _table(message.DESCRIPTOR), self._most - self.weight)
         except _TooHeavyError:
             raise TooLargeError(TOO_MANY_PARTS) from None
-        self.weight += found
-        self._hold(found)
+        self._take(found)
 
     def add_items(self, count: int) -> None:
         """Weigh rows that come of parts that were not weighed.
@@ -77,8 +76,11 @@ class Parts:
         found = count * ITEM_WEIGHT
         if self.weight + found > self._most:
             raise TooLargeError(TOO_MANY_PARTS)
-        self.weight += found
-        self._hold(found)
+        self._take(found)
+
+    def _take(self, weight: int) -> None:
+        self.weight += weight
+        self._hold(weight)
 
 
 class _TooHeavyError(Exception):
