@@ -84,8 +84,11 @@ class BlackBox:
         A stall at another step is another one: the loop went on after what was taken for a stall before.
         """
         with self._lock:
-            self._due.pop(trigger, None)
-            self._write(trigger, step)
+            try:
+                self._write(trigger, step)
+            finally:
+                # Not before: it stays due to another thread, which waits here rather than drain any further.
+                self._due.pop(trigger, None)
 
     def _write(self, trigger: Trigger, step: int | None) -> None:
         story = _story(trigger, step)

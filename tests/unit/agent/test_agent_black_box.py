@@ -26,7 +26,8 @@ from gradwatch import conventions as names
 from gradwatch import local_files
 from gradwatch import training_run as runs
 from gradwatch.export.interval import Interval
-from gradwatch.life.black_box import StallWatch, Trigger
+from gradwatch.identity import Identity
+from gradwatch.life.black_box import BlackBox, StallWatch, Trigger
 from gradwatch.life.flight_recorder import (
     FlightRecorder,
     FlightStep,
@@ -267,6 +268,29 @@ def test_steps_that_wait_for_a_slow_collector_do_not_push_out_what_came_before_a
     assert holds_what_came_before(ring, 400)
     assert ring["step"][-1] == 403
     assert math.isnan(ring["norms"]["0.weight"][ring["step"].index(400)])
+
+
+def test_a_box_that_another_thread_is_writing_stays_due_so_that_nobody_drains_into_it(tmp_path: Path) -> None:
+    def step(number: int) -> FlightStep:
+        return FlightStep(0, number, number, 1, 0.5, (0.1,))
+
+    def export() -> None:
+        box.write_if_due()
+        recorder.add(step(999))
+
+    def tail(until: int | None) -> list[FlightStep]:
+        exporting.start()
+        exporting.join(0.2)  # it has to wait for the box, and the box cannot wait for it
+        return [step(number) for number in range(5)]
+
+    recorder, sent = FlightRecorder(8), list[Any]()
+    exporting = threading.Thread(target=export)
+    box = BlackBox(recorder, tail, sent.append, tmp_path, Identity("run", 0, 0, 1, "instance"))
+    box.ask("nonfinite", 2)
+    box.write_if_due()
+    exporting.join()
+    (event,) = sent
+    assert decode(event[names.FLIGHT_DATA])["optimizers"][0]["step"] == [0, 1, 2, 3, 4]
 
 
 def test_the_box_of_a_nan_is_sent_while_training_goes_on(
