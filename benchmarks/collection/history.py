@@ -21,6 +21,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.api.heat_map import heat_map
 from gradwatch_collector.records import Batch, Frame, MetricIdentity, ProcessKey, Received, Source
 from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage.partitions import maintain_partitions
 from gradwatch_collector.storage.reading import read_series
 from gradwatch_collector.storage.series import SeriesIds, attribute_set
 from gradwatch_collector.storage.writing import store
@@ -51,6 +52,8 @@ def figures(servers: dict[str, str], *, runs: int, seconds: float, rounds: int) 
 def _fill(engine: Engine, runs: int) -> None:
     points = attribute_set([{c.LAYER_NAME: layer_name(layer)} for layer in range(LAYERS)])
     series = SeriesIds()
+    with db.transaction(engine) as connection:
+        maintain_partitions(connection, _BEGAN)  # as the collector of those days has done
     for run in range(runs):
         generator = np.random.default_rng(run)
         norms = np.exp(generator.normal(0, 2, LAYERS))
