@@ -1,4 +1,4 @@
-"""SLOs for training: OpenSLO objectives, SLIs over runs, exact small-sample verdicts, error budgets.
+"""SLOs for training: OpenSLO objectives, what their SLIs mean, exact small-sample verdicts, error budgets.
 
-Pure domain: no SQL, no HTTP, no clock. Callers hand in :class:`~gradwatch_slo.runs.RunFacts` and a moment.
+Pure domain: no SQL, no HTTP, no clock. Callers hand in what they counted and a moment.
 """

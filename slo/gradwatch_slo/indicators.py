@@ -1,22 +1,29 @@
-"""Service-level indicators over runs: what makes a run good, bad, or not counted."""
+"""Service-level indicators over runs: what makes a run good, bad, or not counted.
+
+They say what is meant; whoever holds the runs counts them by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum, auto
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final, Literal, get_args
 
-from gradwatch_slo.runs import REASON_PREEMPTED, Status
-from gradwatch_slo.standing import Standing
-
-
-class Quality(Enum):
-    """What a run adds to an objective."""
-
-    GOOD = auto()
-    BAD = auto()
-    NOT_COUNTED = auto()
+Operator = Literal["gt", "gte", "lt", "lte"]
+# Numbers that are known of an ended run.
+RunValue = Literal[
+    "nonfinite_steps",
+    "gpu_utilization",
+    "collective_p95_ratio",
+    "memory_headroom",
+    "epoch_cost_ratio",
+    "quality_delta",
+    "effective_time_ratio",
+]
+# What a run has many of, and how one of them is bad.
+UnitFault = Literal["unhealthy", "nonfinite", "failed"]
+RUN_VALUES: Final[tuple[RunValue, ...]] = get_args(RunValue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,56 +36,25 @@ class SuccessRate:
 
     min_duration: timedelta = timedelta(0)
 
-    def judge(self, standing: Standing) -> Quality:
-        """Return what the run adds."""
-        if standing.ended is None:
-            return Quality.NOT_COUNTED
-        if standing.status is Status.SUCCEEDED:
-            short = standing.ended - standing.started < self.min_duration
-            return Quality.NOT_COUNTED if short else Quality.GOOD
-        if standing.status is Status.CANCELLED or standing.run.reason == REASON_PREEMPTED:
-            return Quality.NOT_COUNTED
-        return Quality.BAD
-
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
     """M2: runs that reached their target within the threshold, of those that have a target and a threshold.
 
-    The threshold is the run's own deadline, else ``deadline``, else the job's baseline. However a run ended, it
-    is bad if it had not reached its target: a cancelled one has not converged either. A run that goes on counts
-    as soon as its result can no longer change: good once it reached the target in time, bad once the threshold
-    passed at ``as_of``.
+    The threshold is the run's own deadline, else ``deadline``, else the baseline that was frozen at the run's
+    start. However a run ended, it is bad if it had not reached its target: a cancelled one has not converged
+    either. A run that goes on counts as soon as its result can no longer change: good once it reached the
+    target in time, bad once the threshold passed.
     """
 
     deadline: timedelta | None = None
 
-    def judge(self, standing: Standing, as_of: datetime, baselines: Mapping[str, timedelta]) -> Quality:
-        """Return what the run adds; ``baselines`` as :func:`~gradwatch_slo.baseline.baseline_thresholds`."""
-        run = standing.run
-        thresholds = (run.deadline, self.deadline, baselines.get(run.run_id))
-        threshold = next((known for known in thresholds if known is not None), None)
-        if run.target is None or threshold is None:
-            return Quality.NOT_COUNTED
-        if standing.reached is not None:
-            return Quality.GOOD if standing.reached - standing.started <= threshold else Quality.BAD
-        if standing.ended is not None or as_of - standing.started > threshold:
-            return Quality.BAD
-        return Quality.NOT_COUNTED
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Runs whose every named field has one of the values; ``status`` is the run's standing."""
+    """Runs whose every named field has one of the values."""
 
     fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    def matches(self, standing: Standing) -> bool:
-        """Return whether the run is selected."""
-        return all(
-            (standing.status if name == "status" else getattr(standing.run, name)) in values
-            for name, values in self.fields
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +69,22 @@ class CountRatio:
     inverted: bool = False
     min_duration: timedelta = timedelta(0)
 
-    def judge(self, standing: Standing) -> Quality:
-        """Return what the run adds."""
-        if standing.ended is None or not self.total.matches(standing):
-            return Quality.NOT_COUNTED
-        if standing.status is Status.SUCCEEDED and standing.ended - standing.started < self.min_duration:
-            return Quality.NOT_COUNTED
-        return Quality.BAD if self.matching.matches(standing) is self.inverted else Quality.GOOD
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Ended runs whose ``value`` compares so with ``bound``, of those of which it is known."""
+
+    value: RunValue
+    operator: Operator
+    bound: Decimal
 
 
-Measure = SuccessRate | Convergence | CountRatio
+@dataclass(frozen=True, slots=True)
+class UnitRatio:
+    """Steps or checkpoints of ended runs that have no ``fault``, of all of them."""
+
+    unit: Literal["step", "checkpoint"]
+    fault: UnitFault
+
+
+Measure = SuccessRate | Convergence | CountRatio | Threshold | UnitRatio

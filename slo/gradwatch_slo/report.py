@@ -1,26 +1,49 @@
-"""Objectives evaluated over runs: one report for every objective and group."""
+"""How objectives stand, given what was counted: one report for every objective and group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import product
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from gradwatch_slo.baseline import baseline_thresholds
 from gradwatch_slo.budget import budget_allows, budget_remaining
-from gradwatch_slo.indicators import Convergence, Measure, Quality, SuccessRate
+from gradwatch_slo.indicators import (
+    Convergence,
+    CountRatio,
+    Measure,
+    Operator,
+    SuccessRate,
+    Threshold,
+    UnitRatio,
+)
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.runs import RunFacts
-from gradwatch_slo.standing import Standing, standings
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import FEWEST_EVENTS, Verdict, alerts, verdict
 from gradwatch_slo.windows import Window
 
+# The values of an objective's ``group_by``, in its order; what is not known of a run is None.
 Group = tuple[str | None, ...]
+_SIGNS: Final[Mapping[Operator, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many events were good and how many bad."""
+
+    good: int = 0
+    bad: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that were counted."""
+        return self.good + self.bad
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.good + other.good, self.bad + other.bad)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,56 +75,22 @@ class ObjectiveReport:
         return alerts(self.bad, self.p_value)
 
 
-def evaluate(
-    objectives: Iterable[Objective], runs: Iterable[RunFacts], now: datetime, *, as_of: datetime | None = None
-) -> list[ObjectiveReport]:
-    """Evaluate objectives by what is known at ``now``, over the windows at ``as_of`` (default: now).
+def reports_of(objective: Objective, window: Window, counts: Mapping[Group, Counts]) -> list[ObjectiveReport]:
+    """Return how an objective stands for each group, given what was counted in the window.
 
-    ``runs``: all that are known, older than the windows too: they are the baseline of time-to-convergence.
-    Reports follow the order of the objectives. When ``where`` limits every field of ``groupBy``, each of its
-    values is reported, runs or no runs; else the groups that have runs, sorted. An objective never vanishes.
+    When the objective's selection limits every field of ``group_by``, each of its values is reported, counted
+    or not; else the groups of which something was counted, sorted. An objective never vanishes.
     """
-    moment = now if as_of is None else as_of
-    known = standings(runs, now, moment)
-    objectives = list(objectives)
-    needs_baselines = any(isinstance(objective.measure, Convergence) for objective in objectives)
-    baselines = baseline_thresholds(known) if needs_baselines else {}
-    return [report for objective in objectives for report in _reports(objective, known, moment, baselines)]
-
-
-def _reports(
-    objective: Objective, known: Sequence[Standing], as_of: datetime, baselines: Mapping[str, timedelta]
-) -> list[ObjectiveReport]:
-    window = objective.window.at(as_of)
     expected = list(_expected_groups(objective))
-    tallies = {group: _Tally() for group in expected}
-    for standing in known:
-        # What goes on has not ended anywhere else: it belongs to the window that is open.
-        within = standing.ended is None or window.contains(standing.ended)
-        if not within or not objective.selection.matches(standing):
-            continue
-        group = tuple(getattr(standing.run, name) for name in objective.group_by)
-        tallies.setdefault(group, _Tally()).add(_judge(objective.measure, standing, as_of, baselines))
-    if not tallies:
-        return [_report(objective, (), window, 0, 0)]
-    return [
-        _report(objective, group, window, tally.good, tally.bad)
-        for group, tally in (tallies.items() if expected else sorted(tallies.items(), key=_by_name))
-    ]
+    if expected:
+        return [_report(objective, group, window, counts.get(group, Counts())) for group in expected]
+    if not counts:
+        return [_report(objective, (), window, Counts())]
+    return [_report(objective, group, window, counts[group]) for group in sorted(counts, key=_by_name)]
 
 
-@dataclass(slots=True)
-class _Tally:
-    good: int = 0
-    bad: int = 0
-
-    def add(self, quality: Quality) -> None:
-        self.good += quality is Quality.GOOD
-        self.bad += quality is Quality.BAD
-
-
-def _by_name(item: tuple[Group, _Tally]) -> list[str]:
-    return [value or "" for value in item[0]]
+def _by_name(group: Group) -> list[str]:
+    return [value or "" for value in group]
 
 
 def _expected_groups(objective: Objective) -> Iterable[Group]:
@@ -112,16 +101,8 @@ def _expected_groups(objective: Objective) -> Iterable[Group]:
     return ()
 
 
-def _judge(
-    measure: Measure, standing: Standing, as_of: datetime, baselines: Mapping[str, timedelta]
-) -> Quality:
-    if isinstance(measure, Convergence):
-        return measure.judge(standing, as_of, baselines)
-    return measure.judge(standing)
-
-
-def _report(objective: Objective, group: Group, window: Window, good: int, bad: int) -> ObjectiveReport:
-    total = good + bad
+def _report(objective: Objective, group: Group, window: Window, counts: Counts) -> ObjectiveReport:
+    good, bad, total = counts.good, counts.bad, counts.total
     return ObjectiveReport(
         name=objective.name,
         indicator=objective.indicator,
@@ -141,18 +122,27 @@ def _report(objective: Objective, group: Group, window: Window, good: int, bad: 
 
 
 def _summary(measure: Measure, bad: int, total: int, target: Decimal) -> str:
+    unit, what = _words(measure)
     if total == 0:
-        return "no runs counted; the budget is unspent"
+        return f"no {unit}s counted; the budget is unspent"
+    units = unit if total == 1 else f"{unit}s"
+    sentence = f"{bad} of {total} {units} {what}; the budget allows {budget_allows(total, target)}"
+    return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
+
+
+def _words(measure: Measure) -> tuple[str, str]:
+    """Return what is counted, and what is said of the bad ones."""
     match measure:
         case SuccessRate():
-            what = "failed"
+            return "run", "failed"
         case Convergence():
-            what = "did not reach the target in time"
-        case _:
-            what = "counted as bad"
-    runs = "run" if total == 1 else "runs"
-    sentence = f"{bad} of {total} {runs} {what}; the budget allows {budget_allows(total, target)}"
-    return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
+            return "run", "did not reach the target in time"
+        case CountRatio():
+            return "run", "counted as bad"
+        case Threshold(value, operator, bound):
+            return "run", f"did not have {value.replace('_', ' ')} {_SIGNS[operator]} {bound.normalize():f}"
+        case UnitRatio(unit, fault):
+            return unit, "failed" if fault == "failed" else f"were {fault}"
 
 
 def to_json(report: ObjectiveReport) -> dict[str, Any]:

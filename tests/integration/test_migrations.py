@@ -18,11 +18,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy import Connection, Engine, inspect, select, text
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.auth import UNLIMITED, list_tokens
+from gradwatch_collector.objectives.counters import keep_counted
+from gradwatch_collector.objectives.exclusions import What, exclude
+from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.records import Batch, Received, SpanRecord
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service import audit
@@ -34,6 +37,7 @@ from gradwatch_collector.storage.retention import Policy, prune
 from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
+from gradwatch_slo.indicators import Selection, SuccessRate
 from tests.batches import at, batch, event, scalar, source
 
 DAYS = 86_400
@@ -203,12 +207,31 @@ def fill(database: Engine) -> None:
             ],
         )
         audit.record(connection, "somebody@here", "token.created", "all", {"roles": ["admin"]}, now=at(0))
+        count_objectives(connection)
+
+
+def count_objectives(connection: Connection) -> None:
+    """An hour of runs that was counted, one that has changed since, and what else objectives keep."""
+    success = Indicator(SuccessRate(), Selection(), ("team",))
+    for now in (9 * DAYS, 12 * DAYS):
+        keep_counted(connection, [success], at(now))
+    connection.execute(schema.run.update().values(baseline=7))
+    connection.execute(schema.run_summary.insert().values(run_id="run", steps=2, quality=0.5))
+    exclude(connection, What(single_run="run"), "a test", now=at(0))
 
 
 ALL: Final = frozenset({"*"})
 # What taking a migration back cannot keep: columns, or all of a table. (Nor some spans and tokens, which have
 # tests of their own.)
 LOST: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "0009_objectives": {
+        "slo_indicator": ALL,
+        "slo_count": ALL,
+        "run_change": ALL,
+        "exclusion": ALL,
+        "run_summary": ALL,
+        "run": frozenset({"baseline"}),
+    },
     "0007_storage_life": {"rollup": ALL, "lease": ALL, "process": frozenset({"memory_headroom"})},
     "0005_access": {
         "audit": ALL,

@@ -31,8 +31,8 @@ from gradwatch_collector.api.metric_catalog import list_metrics
 from gradwatch_collector.api.metric_points import SeriesQuery, list_series, parse_labels
 from gradwatch_collector.api.moments import parse_moment
 from gradwatch_collector.auth import grant_of
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.service.evaluator import Evaluator
-from gradwatch_collector.service.snapshot import evaluate_objectives
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.render import report_json

@@ -16,7 +16,7 @@ from gradwatch_collector.api import views
 from gradwatch_collector.commands.options import open_database
 from gradwatch_collector.commands.runs import print_runs
 from gradwatch_collector.demo.scenario import PLAN, CollectorProcess, DemoError, PlannedRun, collector, play
-from gradwatch_collector.service.snapshot import evaluate_objectives
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.render import render_table
 

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from gradwatch_collector.commands.options import database_option, format_option, open_database
-from gradwatch_collector.service.snapshot import evaluate_objectives
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_slo.objective import ObjectiveSet, load_objectives
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.problems import ObjectiveFileError

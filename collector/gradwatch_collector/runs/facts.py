@@ -1,8 +1,7 @@
-"""Runs as read from the database: rows for the evaluator, facts for objectives."""
+"""Runs as read from the database."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +12,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes
 from gradwatch_collector.runs.telling import number, text
 from gradwatch_collector.storage import schema
-from gradwatch_slo.runs import RunFacts, Status
+from gradwatch_slo.runs import Status
 
 # What ended is looked at for another hour: a run may live and end, and its NaNs arrive, between two ticks. So
 # is what ended before and became known only now, from a disk or by a clock that is behind.
@@ -49,6 +48,7 @@ class RunRow:
     target: str | None
     deadline_seconds: float | None
     target_reached_at: int | None
+    baseline: int | None
     outage_at: int | None
     will_retry: bool
     cause_rank: int | None
@@ -64,26 +64,6 @@ class RunRow:
     def job_labels(self) -> JobLabels:
         """Values of ``conventions.JOB_LABELS``; unknown is empty."""
         return (self.job, self.model or "", self.dataset or "", self.team or "", self.tier)
-
-    def facts(self) -> RunFacts:
-        """Return what objectives need to know."""
-        return RunFacts(
-            run_id=self.run_id,
-            job=self.job,
-            model=self.model,
-            dataset=self.dataset,
-            team=self.team,
-            tier=self.tier,
-            status=self.status,
-            reason=self.reason,
-            started_at=moment(self.started_at),
-            ended_at=None if self.ended_at is None else moment(self.ended_at),
-            target=self.target,
-            deadline=None if self.deadline_seconds is None else timedelta(seconds=self.deadline_seconds),
-            target_reached_at=None if self.target_reached_at is None else moment(self.target_reached_at),
-            will_retry=self.will_retry,
-            received_at=moment(self.last_seen_at),
-        )
 
 
 def job_labels_of(resource: Attributes) -> JobLabels:
@@ -184,18 +164,6 @@ def load_headroom(connection: Connection, now: int) -> dict[str, float]:
         .group_by(process.run_id)
     )
     return {run_id: float(left) for run_id, left in rows}
-
-
-def load_facts(connection: Connection, since: int, *conditions: ColumnElement[bool]) -> Sequence[RunFacts]:
-    """Read the facts of every run that was live at or after ``since``, and of those it is compared with.
-
-    Only of runs that meet all conditions (over ``schema.run``).
-
-    A baseline is made of earlier runs, so everything that reached a target is read as well.
-    """
-    run = schema.run.c
-    relevant = run.ended_at.is_(None) | (run.ended_at >= since) | run.target_reached_at.is_not(None)
-    return [row.facts() for row in load_runs(connection, relevant, *conditions)]
 
 
 def _row(row: RowMapping) -> RunRow:

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, select
 
 from gradwatch import conventions as c
+from gradwatch_collector.objectives.baselines import baseline
+from gradwatch_collector.objectives.changes import tell_changed
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
@@ -25,6 +27,21 @@ from gradwatch_collector.runs.lifecycle import (
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.upsert import upsert
 from gradwatch_slo.runs import Status
+
+# What objectives count a run by.
+_COUNTED = (
+    "status",
+    "reason",
+    "started_at",
+    "ended_at",
+    "job",
+    "model",
+    "dataset",
+    "team",
+    "tier",
+    "target",
+    "deadline_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +135,13 @@ def _write_run(
     started_at: int,
     now: int,
 ) -> None:
-    before = connection.execute(
-        select(schema.run.c.status, schema.run.c.reason, schema.run.c.attempt).where(
-            schema.run.c.run_id == run_id
-        )
-    ).one_or_none()
+    before = (
+        connection.execute(select(schema.run).where(schema.run.c.run_id == run_id)).mappings().one_or_none()
+    )
     status = stands(state, now)
     over = status is not Status.RUNNING
     reason = state.reason if over else None
-    values = {
+    values: dict[str, Any] = {
         "status": status,
         "reason": reason,
         "attempt": latest,
@@ -139,8 +154,14 @@ def _write_run(
         "commit": telling.text(rows[0]["resource"].get(c.GIT_COMMIT)),
         **described(rows[0]["resource"]),
     }
+    if values["target"] is not None and (before is None or before["target"] is None):
+        values["baseline"] = baseline(
+            connection, values["job"], values["model"], values["dataset"], values["started_at"]
+        )
     connection.execute(upsert(connection, schema.run, update=values.keys()), {"run_id": run_id, **values})
-    if before is None or (before.status, before.reason, before.attempt) != (status, reason, latest):
+    if before is None or any(before[name] != values[name] for name in _COUNTED):
+        tell_changed(connection, [values["ended_at"], None if before is None else before["ended_at"]])
+    if before is None or any(before[name] != values[name] for name in ("status", "reason", "attempt")):
         connection.execute(
             schema.run_history.insert().values(
                 run_id=run_id,

@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from gradwatch import conventions as c
+from gradwatch_collector.objectives.changes import tell_changed
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
@@ -247,12 +248,13 @@ def _note_target(
     for event in events:
         if event.name == c.TARGET_REACHED.name:
             at = clock.ours(event.time, received_at)
-            run = schema.run.c
-            connection.execute(
+            ended_at = connection.scalars(
                 update(schema.run)
-                .where(run.run_id == run_id, run.target_reached_at.is_(None) | (run.target_reached_at > at))
+                .where(_run.run_id == run_id, _run.target_reached_at.is_(None) | (_run.target_reached_at > at))
                 .values(target_reached_at=at)
+                .returning(_run.ended_at)
             )
+            tell_changed(connection, ended_at)
 
 
 def _is_corrected(event: EventRecord, known: Clock) -> bool:

@@ -19,17 +19,22 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector.findings import DETECTORS, Scene, reconcile
+from gradwatch_collector.objectives.counters import keep_counted
+from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.presence import Presence
 from gradwatch_collector.runs.silence import mark_silent
 from gradwatch_collector.service.lease import Lease, LeaseLostError
 from gradwatch_collector.service.snapshot import Snapshot, look, recent_runs
+from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective
 
 logger = logging.getLogger(__name__)
 
 _NANOS: Final = 1_000_000_000
 _STOP_SECONDS: Final = 5.0
+# Of a tick, what goes into counting what is not counted yet: ingest waits for it on SQLite.
+_COUNT_SECONDS: Final = 0.05
 
 
 class Evaluator:
@@ -99,9 +104,10 @@ class Evaluator:
             self._presence, self._failed = presence, False
             if judges:
                 self._find(now)
+                self._count(now)
         except LeaseLostError:
             logger.warning("another collector evaluates now: this one was suspended, or is too slow")
-        with self._engine.connect() as connection:
+        with of_one_moment(self._engine).connect() as connection:
             self.snapshot = look(connection, self.snapshot, self._objectives, now)
         self._live.forget({run.run_id: run.last_seen_at - 2 * self._lost_after for run in self.snapshot.runs})
         return self.snapshot
@@ -117,3 +123,9 @@ class Evaluator:
             scene = Scene(connection, now, recent_runs(connection, now))
             reconcile(connection, [found for detect in DETECTORS for found in detect(scene)], now)
             self._lease.tell_done(connection, now)
+
+    def _count(self, now: int) -> None:
+        with self._lease.transaction() as connection:
+            until = time.monotonic() + _COUNT_SECONDS
+            indicators = {Indicator.of(objective) for objective in self._objectives}
+            keep_counted(connection, indicators, now, lambda: time.monotonic() < until)

@@ -11,20 +11,18 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from gradwatch_collector.findings import Finding, Observation, load_findings
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.runs.facts import (
     JobLabels,
     RunRow,
-    load_facts,
     load_headroom,
     load_runs,
-    moment,
-    nanos,
     recent,
 )
 from gradwatch_collector.service.lease import last_done
 from gradwatch_collector.storage import schema
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.report import ObjectiveReport, evaluate
+from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
 
 _NANOS: Final = 1_000_000_000
@@ -106,22 +104,10 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
         snapshot = replace(
             snapshot,
             slos_at=now,
-            objectives=evaluate_objectives(connection, objectives, now),
+            objectives=evaluate_objectives(connection, objectives, now, quickly=True),
             time_to_target=_time_to_target(connection),
         )
     return snapshot
-
-
-def evaluate_objectives(
-    connection: Connection, objectives: Sequence[Objective], now: int, *conditions: ColumnElement[bool]
-) -> Sequence[ObjectiveReport]:
-    """Evaluate objectives over the stored runs that meet all conditions (over ``schema.run``).
-
-    ``now`` in Unix nanoseconds.
-    """
-    at = moment(now)
-    since = min((objective.window.at(at).start for objective in objectives), default=at)
-    return evaluate(objectives, load_facts(connection, nanos(since), *conditions), at)
 
 
 def recent_runs(connection: Connection, now: int) -> list[RunRow]:

@@ -60,6 +60,7 @@ _BY_RUN: Final = (
     schema.checkpoint,
     schema.span,
     schema.finding,
+    schema.run_summary,
     schema.run,
 )
 _BY_SERIES: Final = (schema.frame, schema.block, schema.rollup)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -67,12 +68,24 @@ run = Table(
     Column("target", Text),
     Column("deadline_seconds", Double),
     Column("target_reached_at", BigInteger),
+    # How long it may take to its target by what its predecessors took: nanoseconds, frozen at the start.
+    Column("baseline", BigInteger),
     # When the outage was noticed in which the run fell silent with many others.
     Column("outage_at", BigInteger),
     Index(None, "status"),
     Index(None, "ended_at"),
     Index(None, "job", "started_at"),
     Index(None, "started_at", "run_id"),
+    # What a baseline is made of, newest last.
+    Index(
+        "run_good_idx",
+        "job",
+        "model",
+        "dataset",
+        "ended_at",
+        sqlite_where=text("status = 'succeeded' AND target_reached_at IS NOT NULL"),
+        postgresql_where=text("status = 'succeeded' AND target_reached_at IS NOT NULL"),
+    ),
 )
 
 attempt = Table(
@@ -216,6 +229,84 @@ finding = Table(
     Column("evidence", Json, nullable=False),
     UniqueConstraint("run_id", "attempt", "rule"),
     Index(None, "state", "last_seen"),
+)
+
+# --- Objectives: what their indicators counted, so that a report need not read every run there ever was ------
+
+# What an SLI counts, and by which fields: `key` spells it out. `hour` rows of it are complete from the hour
+# `counted_from` up to and without `counted_to`, but for the hours that `run_change` names.
+slo_indicator = Table(
+    "slo_indicator",
+    metadata,
+    Column("indicator_id", RowId, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),
+    Column("counted_from", BigInteger, nullable=False),
+    Column("counted_to", BigInteger, nullable=False),
+)
+
+# Of the runs that ended within an hour (UTC, numbered from 1970) and one group of them. Fields that the
+# indicator does not group by are NULL, and hours without any count have no row.
+slo_count = Table(
+    "slo_count",
+    metadata,
+    Column("indicator_id", RowId, ForeignKey(slo_indicator.c.indicator_id), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("job", Text),
+    Column("model", Text),
+    Column("dataset", Text),
+    Column("team", Text),
+    Column("tier", Text),
+    Column("good", BigInteger, nullable=False),
+    Column("bad", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Hours of which something is not as it was counted. Rows are only added, and removed by whoever counts them
+# anew: a row that is there already could be taken away while somebody relies on it.
+run_change = Table(
+    "run_change",
+    metadata,
+    Column("change_id", RowId, primary_key=True),
+    Column("hour", BigInteger, nullable=False),
+)
+
+# Runs that no objective counts, and why: a single one, or those that ended from `start` (inclusive) to `end`
+# (exclusive) and match `fields`.
+exclusion = Table(
+    "exclusion",
+    metadata,
+    Column("exclusion_id", RowId, primary_key=True),
+    Column("single_run", Text),
+    Column("start", BigInteger),
+    Column("end", BigInteger),
+    Column("fields", Json, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("withdrawn_at", BigInteger),
+    Index(None, "single_run"),
+)
+
+# What thresholds ask of an ended run; NULL is not known.
+run_summary = Table(
+    "run_summary",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("steps", BigInteger),
+    Column("unhealthy_steps", BigInteger),
+    Column("nonfinite_steps", BigInteger),
+    Column("checkpoints", BigInteger),
+    Column("failed_checkpoints", BigInteger),
+    Column("gpu_utilization", Double),
+    Column("collective_p95", Double),
+    Column("collective_p95_ratio", Double),
+    Column("memory_headroom", Double),
+    Column("epoch_cost", Double),
+    Column("epoch_cost_ratio", Double),
+    Column("quality", Double),
+    Column("quality_delta", Double),
+    Column("effective_time_ratio", Double),
 )
 
 # --- Numbers: interned series, frames as they arrive, blocks after compaction, roll-ups after that -----

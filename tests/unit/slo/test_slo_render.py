@@ -6,18 +6,16 @@ from decimal import Decimal
 
 import pytest
 from rich.console import Console
-from slo_facts import NOW, objective, run
+from slo_reports import objective, of_production, report
+from slo_reports import reports as reports_of
 
-from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.render import render_json, render_markdown, render_table
-from gradwatch_slo.report import ObjectiveReport, evaluate, to_json
-from gradwatch_slo.runs import Status
+from gradwatch_slo.report import Counts, ObjectiveReport, to_json
 
 
 @pytest.fixture
 def reports() -> list[ObjectiveReport]:
-    runs = [run(Status.FAILED if i < 3 else Status.SUCCEEDED) for i in range(30)]
-    return evaluate(default_objectives().objectives, runs, NOW)
+    return of_production(3, 30)
 
 
 def table(reports: list[ObjectiveReport], **console: object) -> str:
@@ -48,10 +46,10 @@ def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveRep
 
 
 def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal() -> None:
-    (report,) = evaluate([objective(group_by=("job",))], [run(job="[red]a|b[/red]\n\x1b[2J")], NOW)
-    for printed in (table([report]), table([report], force_terminal=True, width=200)):
+    found = reports_of(objective(group_by=("job",)), {("[red]a|b[/red]\n\x1b[2J",): Counts(1, 0)})
+    for printed in (table(found), table(found, force_terminal=True, width=200)):
         assert "job=[red]a|b[/red]\\n\\x1b[2J" in printed
-    assert "job=[red]a\\|b[/red]\\\\n\\\\x1b[2J |" in render_markdown([report])
+    assert "job=[red]a\\|b[/red]\\\\n\\\\x1b[2J |" in render_markdown(found)
 
 
 def test_markdown_is_a_table_of_the_same_cells(reports: list[ObjectiveReport]) -> None:
@@ -69,7 +67,6 @@ def test_json_is_the_list_of_reports(reports: list[ObjectiveReport]) -> None:
 
 
 def test_a_share_is_cut_and_not_rounded_up_to_all() -> None:
-    runs = [run(Status.FAILED), *(run() for _ in range(30_000))]
-    (report,) = evaluate([objective(target=Decimal("0.9999"))], runs, NOW)
-    assert "| 99.99 % | 99.99 % |" in render_markdown([report])
-    assert "1 of 30001 runs failed; the budget allows 3" in render_markdown([report])
+    printed = render_markdown([report(1, 30_001, target=Decimal("0.9999"))])
+    assert "| 99.99 % | 99.99 % |" in printed
+    assert "1 of 30001 runs failed; the budget allows 3" in printed

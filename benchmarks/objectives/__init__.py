@@ -1,0 +1,1 @@
+"""What objectives cost over the registry of a fleet."""

@@ -1,0 +1,32 @@
+"""An indicator as it is counted: what, of which runs, and by which of their fields."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from gradwatch_slo.indicators import Measure, Selection
+from gradwatch_slo.objective import Objective
+
+# To be raised when `judging.py` counts otherwise than before: what is kept under the old keys goes.
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Indicator:
+    """What several objectives may share: targets and windows are their own."""
+
+    measure: Measure
+    selection: Selection
+    group_by: tuple[str, ...]
+
+    @classmethod
+    def of(cls, objective: Objective) -> Indicator:
+        """Return what an objective counts."""
+        return cls(objective.measure, objective.selection, objective.group_by)
+
+    @property
+    def key(self) -> str:
+        """All of it as text, the same in every process."""
+        return json.dumps([_VERSION, type(self.measure).__name__, asdict(self)], default=str, sort_keys=True)

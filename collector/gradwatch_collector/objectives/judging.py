@@ -1,0 +1,164 @@
+"""What an indicator counts, as SQL over ``schema.run``: which runs, and how many good and bad each adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Numeric,
+    and_,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
+
+from gradwatch_collector.storage import schema
+from gradwatch_slo.indicators import (
+    Convergence,
+    CountRatio,
+    Measure,
+    Operator,
+    Selection,
+    SuccessRate,
+    Threshold,
+    UnitRatio,
+)
+from gradwatch_slo.runs import REASON_PREEMPTED, Status
+
+# Start (inclusive) and end (exclusive) in Unix nanoseconds, and which of the runs that ended between.
+Period = tuple[int, int, Selection]
+
+_run = schema.run.c
+_summary = schema.run_summary.c
+_MICROSECOND: Final = 1_000
+_TOTALS: Final = {"step": _summary.steps, "checkpoint": _summary.checkpoints}
+_FAULTS: Final = {
+    "unhealthy": _summary.unhealthy_steps,
+    "nonfinite": _summary.nonfinite_steps,
+    "failed": _summary.failed_checkpoints,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """SQL over one run: how many good and how many bad events it adds. Neither is ever NULL."""
+
+    good: ColumnElement[int]
+    bad: ColumnElement[int]
+
+    @classmethod
+    def of(cls, good: ColumnElement[bool], bad: ColumnElement[bool]) -> Judgement:
+        """Return that of a run that is one event: good, bad, or (neither) not counted."""
+        return cls(case((good, 1), else_=0), case((bad, 1), else_=0))
+
+
+def source_of(measure: Measure) -> FromClause:
+    """Return the tables that the SQL of a measure is over."""
+    if isinstance(measure, Threshold | UnitRatio):
+        return schema.run.join(schema.run_summary, _run.run_id == _summary.run_id)
+    return schema.run
+
+
+def selected(selection: Selection) -> ColumnElement[bool]:
+    """Return which runs a selection is about."""
+    return and_(true(), *(_run[name].in_(values) for name, values in selection.fields))
+
+
+def judge_ended(measure: Measure) -> Judgement:
+    """Return what a run adds that has ended."""
+    match measure:
+        case SuccessRate(min_duration):
+            succeeded = _run.status == Status.SUCCEEDED
+            failed = _run.status.in_((Status.FAILED, Status.LOST))
+            preempted = func.coalesce(_run.reason, "") == REASON_PREEMPTED
+            return Judgement.of(succeeded & ~_is_short(min_duration), failed & ~preempted)
+        case CountRatio(of, matching, inverted, min_duration):
+            chosen = selected(of) & ~((_run.status == Status.SUCCEEDED) & _is_short(min_duration))
+            # A field that is not known is none of the values, rather than unknown.
+            matches = func.coalesce(selected(matching), false())
+            others, these = chosen & ~matches, chosen & matches
+            return Judgement.of(others, these) if inverted else Judgement.of(these, others)
+        case Convergence():
+            in_time, late = _reached(measure)
+            counted = _has_threshold(measure)
+            return Judgement.of(counted & in_time, counted & (late | _run.target_reached_at.is_(None)))
+        case Threshold(value, operator, bound):
+            known = _summary[value].is_not(None)
+            holds = _compared(_summary[value], operator, literal(bound, Numeric(asdecimal=True)))
+            return Judgement.of(known & holds, known & ~holds)
+        case UnitRatio(unit, fault):
+            total, faulty = func.coalesce(_TOTALS[unit], 0), func.coalesce(_FAULTS[fault], 0)
+            return Judgement(total - faulty, faulty)
+
+
+def judge_open(measure: Measure, as_of: int) -> Judgement | None:
+    """Return what a run adds that goes on at ``as_of`` (Unix nanoseconds); None where such runs add nothing."""
+    if not isinstance(measure, Convergence):
+        return None
+    in_time, late = _reached(measure)
+    by_then = func.coalesce(_run.target_reached_at <= as_of, false())
+    counted, passed = _has_threshold(measure), as_of - _run.started_at > _threshold(measure)
+    return Judgement.of(counted & by_then & in_time, counted & ((by_then & late) | (~by_then & passed)))
+
+
+def excluded_by(period: Period) -> ColumnElement[bool]:
+    """Return which runs the exclusion of a period is about; never NULL, what goes on is not among them."""
+    start, end, selection = period
+    return func.coalesce(and_(_run.ended_at >= start, _run.ended_at < end, selected(selection)), false())
+
+
+def not_excluded(periods: Sequence[Period]) -> ColumnElement[bool]:
+    """Return which runs no exclusion is about; given the periods that are excluded."""
+    exclusion = schema.exclusion.c
+    single = select(exclusion.single_run).where(
+        exclusion.single_run.is_not(None), exclusion.withdrawn_at.is_(None)
+    )
+    return ~or_(_run.run_id.in_(single), *map(excluded_by, periods))
+
+
+def _is_short(min_duration: timedelta) -> ColumnElement[bool]:
+    return _run.ended_at - _run.started_at < nanoseconds(min_duration)
+
+
+def _has_threshold(measure: Convergence) -> ColumnElement[bool]:
+    return _run.target.is_not(None) & _threshold(measure).is_not(None)
+
+
+def _reached(measure: Convergence) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    took = _run.target_reached_at - _run.started_at
+    reached = _run.target_reached_at.is_not(None)
+    return reached & (took <= _threshold(measure)), reached & (took > _threshold(measure))
+
+
+def _threshold(measure: Convergence) -> ColumnElement[int]:
+    own = cast(func.round(_run.deadline_seconds * 1e6), BigInteger) * _MICROSECOND
+    fixed = None if measure.deadline is None else nanoseconds(measure.deadline)
+    return func.coalesce(own, *([] if fixed is None else [literal(fixed, BigInteger)]), _run.baseline)
+
+
+def _compared(value: ColumnElement[Any], operator: Operator, bound: ColumnElement[Any]) -> ColumnElement[bool]:
+    match operator:
+        case "gt":
+            return value > bound
+        case "gte":
+            return value >= bound
+        case "lt":
+            return value < bound
+        case "lte":
+            return value <= bound
+
+
+def nanoseconds(length: timedelta) -> int:
+    """Return a length exactly."""
+    return length // timedelta(microseconds=1) * _MICROSECOND

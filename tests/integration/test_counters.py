@@ -1,0 +1,339 @@
+"""Whatever happens to runs, what is kept counted by the hour tells what a plain count of all of them tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, Engine, func, select, update
+
+from gradwatch_collector.objectives import counters
+from gradwatch_collector.objectives.changes import load_changed, tell_changed
+from gradwatch_collector.objectives.counters import keep_counted
+from gradwatch_collector.objectives.counting import load_kept
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
+from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
+from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.runs.facts import nanos
+from gradwatch_collector.storage import schema
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
+from gradwatch_slo.objective import Objective
+from gradwatch_slo.report import ObjectiveReport
+from gradwatch_slo.runs import Status
+from gradwatch_slo.windows import TimeWindow
+from tests.stored_runs import DAY, HOUR, MINUTE, NOW, StoredRun, run, store_runs
+
+TEAMS = ("audio", "vision", None)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def objective(measure: Measure, window: TimeWindow, *group_by: str, **where: tuple[str, ...]) -> Objective:
+    return Objective(
+        name="an-objective",
+        indicator="an-indicator",
+        target=Decimal("0.9"),
+        measure=measure,
+        window=window,
+        selection=Selection(tuple(where.items())),
+        group_by=group_by,
+    )
+
+
+WEEK = TimeWindow(Duration(1, "w"))
+MONTH = TimeWindow(Duration(1, "M"), NOW.replace(month=1, day=1, hour=0))
+OBJECTIVES = (
+    objective(SuccessRate(), WEEK),
+    objective(SuccessRate(30 * MINUTE), MONTH, "team", tier=("production",)),
+    objective(Convergence(45 * MINUTE), WEEK, "team", "job"),
+    objective(CountRatio(Selection(), Selection((("reason", ("OOM",)),)), inverted=True), MONTH, "tier"),
+)
+INDICATORS = [Indicator.of(each) for each in OBJECTIVES]
+
+
+# --- The same by a plain count ---------------------------------------------------------------------------
+
+
+@dataclass
+class Exclusion:
+    what: What
+    withdrawn: bool = False
+
+    def is_about(self, row: StoredRun) -> bool:
+        if self.withdrawn:
+            return False
+        if self.what.single_run is not None:
+            return bool(self.what.single_run == row["run_id"])
+        if row["ended_at"] is None or self.what.start is None or self.what.end is None:
+            return False
+        within = self.what.start <= row["ended_at"] < self.what.end
+        return within and all(row[name] in values for name, values in self.what.fields.items())
+
+
+def quality(measure: Measure, row: StoredRun, as_of: int) -> str | None:
+    is_open = row["ended_at"] is None or row["ended_at"] > as_of
+    if isinstance(measure, Convergence):
+        own = row["deadline_seconds"]
+        fixed = None if measure.deadline is None else measure.deadline.total_seconds()
+        limit = own if own is not None else fixed
+        if row["target"] is None or limit is None:
+            return None
+        reached = row["target_reached_at"]
+        if reached is not None and (not is_open or reached <= as_of):
+            return "good" if reached - row["started_at"] <= limit * 10**9 else "bad"
+        passed = as_of - row["started_at"] > limit * 10**9
+        return "bad" if not is_open or passed else None
+    if is_open:
+        return None
+    lasted = row["ended_at"] - row["started_at"]
+    if row["status"] == "succeeded" and lasted < measure.min_duration.total_seconds() * 10**9:  # type: ignore[union-attr]
+        return None
+    if isinstance(measure, CountRatio):
+        return "bad" if row["reason"] == "OOM" else "good"
+    return {"succeeded": "good", "failed": "bad", "lost": "bad"}.get(row["status"])
+
+
+def plainly(
+    each: Objective, rows: dict[str, StoredRun], exclusions: list[Exclusion], as_of: datetime
+) -> dict[tuple[Any, ...], tuple[int, int]]:
+    window, at = each.window.at(as_of), nanos(as_of)
+    counts: Counter[tuple[tuple[Any, ...], str]] = Counter()
+    for row in rows.values():
+        is_open = row["ended_at"] is None or row["ended_at"] > at
+        if is_open and row["started_at"] > at:
+            continue
+        if not is_open and not (
+            nanos(window.start) <= row["ended_at"]
+            and (row["ended_at"] <= at if window.rolling else row["ended_at"] < nanos(window.end))
+        ):
+            continue
+        if any(exclusion.is_about(row) for exclusion in exclusions):
+            continue
+        if any(row[name] not in values for name, values in each.selection.fields):
+            continue
+        if found := quality(each.measure, row, at):
+            counts[tuple(row[name] for name in each.group_by), found] += 1
+    return {group: (counts[group, "good"], counts[group, "bad"]) for group, _ in counts}
+
+
+def told(reports: list[ObjectiveReport]) -> dict[tuple[Any, ...], tuple[int, int]]:
+    return {tuple(each.group.values()): (each.good, each.bad) for each in reports if each.total}
+
+
+# --- What may happen -------------------------------------------------------------------------------------
+
+stored_runs = st.builds(
+    run,
+    st.sampled_from(Status),
+    started=st.integers(-9 * 24 * 4, 0).map(lambda quarters: NOW + quarters * HOUR / 4),
+    lasted=st.integers(0, 16).map(lambda quarters: quarters * HOUR / 4),
+    target=st.sampled_from([None, "loss<=1"]),
+    reason=st.sampled_from([None, "OOM"]),
+    team=st.sampled_from(TEAMS),
+    tier=st.sampled_from(["production", "experiment"]),
+    deadline=st.sampled_from([None, 30 * MINUTE]),
+)
+periods = st.builds(
+    lambda first, length, teams: What(
+        start=nanos(NOW + first * DAY), end=nanos(NOW + (first + length) * DAY), fields=teams
+    ),
+    st.integers(-9, 0),
+    st.integers(1, 9),
+    st.sampled_from([{}, {"team": ["audio"]}, {"team": ["audio", "vision"]}]),
+)
+acts = st.one_of(
+    st.tuples(st.just("store"), st.lists(stored_runs, min_size=1, max_size=6)),
+    st.tuples(st.just("correct"), st.tuples(st.integers(0, 99), stored_runs)),
+    st.tuples(st.just("reach"), st.tuples(st.integers(0, 99), st.integers(0, 60))),
+    st.tuples(st.just("exclude"), periods | st.integers(0, 99)),
+    st.tuples(st.just("withdraw"), st.integers(0, 9)),
+    st.tuples(st.just("count"), st.integers(1, 40)),
+    st.tuples(st.just("wait"), st.integers(1, 90)),
+)
+
+
+@dataclass
+class World:
+    """The runs as the database has them, and as plain rows."""
+
+    connection: Connection
+    rows: dict[str, StoredRun] = field(default_factory=dict)
+    exclusions: list[tuple[int, Exclusion]] = field(default_factory=list)
+    now: datetime = NOW
+
+    def do(self, act: str, what: Any) -> None:
+        getattr(self, act)(what)
+
+    def store(self, runs: list[StoredRun]) -> None:
+        store_runs(self.connection, runs)
+        self.rows |= {each["run_id"]: each for each in runs}
+
+    def correct(self, what: tuple[int, StoredRun]) -> None:
+        if row := self._row(what[0]):
+            self._change(row, {name: value for name, value in what[1].items() if name != "run_id"})
+
+    def reach(self, what: tuple[int, int]) -> None:
+        row = self._row(what[0])
+        if row and row["target"] is not None:
+            self._change(row, {"target_reached_at": row["started_at"] + what[1] * 60 * 10**9})
+
+    def exclude(self, what: What | int) -> None:
+        if isinstance(what, int):
+            row = self._row(what)
+            if row is None:
+                return
+            what = What(single_run=row["run_id"])
+        number = exclude(self.connection, what, "a test", now=nanos(self.now))
+        self.exclusions.append((number, Exclusion(what)))
+
+    def withdraw(self, which: int) -> None:
+        standing = [each for each in self.exclusions if not each[1].withdrawn]
+        if standing:
+            number, exclusion = standing[which % len(standing)]
+            withdraw(self.connection, number, now=nanos(self.now))
+            exclusion.withdrawn = True
+
+    def count(self, steps: int) -> None:
+        left = iter(range(steps))
+        keep_counted(self.connection, INDICATORS, nanos(self.now), lambda: next(left, None) is not None)
+
+    def wait(self, minutes: int) -> None:
+        self.now += minutes * MINUTE
+
+    def _row(self, which: int) -> StoredRun | None:
+        rows = list(self.rows.values())
+        return rows[which % len(rows)] if rows else None
+
+    def _change(self, row: StoredRun, changes: dict[str, Any]) -> None:
+        run_id, before = row["run_id"], row["ended_at"]
+        self.connection.execute(update(schema.run).where(schema.run.c.run_id == run_id).values(changes))
+        row |= changes
+        tell_changed(self.connection, [before, row["ended_at"]])
+
+    def check(self, ago: timedelta) -> None:
+        exclusions = [each for _, each in self.exclusions]
+        for as_of in (self.now, self.now - ago):
+            for each in OBJECTIVES:
+                reports = evaluate_objectives(self.connection, [each], nanos(as_of))
+                assert told(reports) == plainly(each, self.rows, exclusions, as_of), (each, as_of)
+
+
+def unwound(database: Engine, story: Callable[[World], None]) -> None:
+    """Let the story happen in a transaction that never was."""
+    with database.connect() as connection, connection.begin() as transaction:
+        story(World(connection))
+        transaction.rollback()
+
+
+def test_counts_kept_by_the_hour_are_what_a_plain_count_of_all_runs_is(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "_RUNS_AT_ONCE", 3)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(stored_runs, max_size=20), st.lists(acts, max_size=12), st.integers(0, 3 * 24 * 60))
+    def check(before: list[StoredRun], story: list[tuple[str, Any]], minutes_ago: int) -> None:
+        def happens(world: World) -> None:
+            world.store(before)
+            world.count(20)
+            for act, what in story:
+                world.do(act, what)
+                world.check(minutes_ago * MINUTE)
+
+        unwound(database, happens)
+
+    check()
+
+
+def test_where_a_window_begins_and_ends_within_an_hour_the_rest_of_the_hour_does_not_count(
+    database: Engine,
+) -> None:
+    every_quarter = [run(started=NOW - quarter * HOUR / 4, lasted=timedelta(0)) for quarter in range(9 * 96)]
+
+    def happens(world: World) -> None:
+        world.store(every_quarter)
+        count_until_settled(world.connection, NOW)
+        for minutes in range(0, 75, 5):
+            world.check(minutes * MINUTE)
+
+    unwound(database, happens)
+
+
+def count_until_settled(connection: Connection, now: datetime) -> None:
+    """Hours that changed are counted some at a time."""
+    for _ in range(200):
+        if keep_counted(connection, INDICATORS, nanos(now)):
+            return
+    raise AssertionError("it never settled")
+
+
+def test_what_was_counted_is_not_read_from_the_runs_again(
+    database: Engine,
+) -> None:
+    old = [run(started=NOW - days * DAY, lasted=HOUR) for days in range(1, 40)]
+    with database.begin() as connection:
+        store_runs(connection, old)
+        count_until_settled(connection, NOW)
+        connection.execute(schema.run.delete())
+        (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW))
+        assert report.good == 7
+        assert load_changed(connection) == []
+
+
+def test_what_changes_in_an_hour_is_read_from_the_runs_until_it_is_counted_again(database: Engine) -> None:
+    failed = run(Status.FAILED, started=NOW - 2 * DAY)
+    with database.begin() as connection:
+        store_runs(connection, [failed])
+        count_until_settled(connection, NOW)
+        connection.execute(update(schema.run).values(status=Status.SUCCEEDED))
+        (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW))
+        assert (report.good, report.bad) == (0, 1)  # nobody told
+        tell_changed(connection, [failed["ended_at"]])
+        (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW))
+        assert (report.good, report.bad) == (1, 0)
+        assert len(load_changed(connection)) == 1
+        keep_counted(connection, INDICATORS, nanos(NOW))
+        assert load_changed(connection) == []
+        (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW))
+        assert (report.good, report.bad) == (1, 0)
+
+
+def test_the_past_is_counted_little_by_little_while_it_may_go_on(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "_RUNS_AT_ONCE", 2)
+    with database.begin() as connection:
+        store_runs(connection, [run(started=NOW - days * DAY, lasted=HOUR) for days in range(1, 40)])
+        for _ in range(20):
+            assert not keep_counted(connection, INDICATORS, nanos(NOW), iter([True, True, False]).__next__)
+        count_until_settled(connection, NOW)
+
+
+def test_what_is_asked_for_no_more_is_forgotten(database: Engine) -> None:
+    with database.begin() as connection:
+        store_runs(connection, [run(started=NOW - DAY)])
+        count_until_settled(connection, NOW)
+        keep_counted(connection, INDICATORS[:1], nanos(NOW))
+        assert set(load_kept(connection)) == {INDICATORS[0].key}
+        counts = schema.slo_count.c
+        assert connection.scalar(select(func.count(counts.indicator_id.distinct()))) == 1
+
+
+def test_an_hour_is_counted_only_once_it_has_been_over_for_two_minutes(database: Engine) -> None:
+    ended = NOW.replace(hour=11, minute=30)
+    with database.begin() as connection:
+        store_runs(connection, [run(started=ended - HOUR, lasted=HOUR)])
+
+        def counted(now: datetime) -> int:
+            count_until_settled(connection, now)
+            return connection.scalar(select(func.count()).select_from(schema.slo_count)) or 0
+
+        assert counted(NOW + 119 * timedelta(seconds=1)) == 0
+        assert counted(NOW + 120 * timedelta(seconds=1)) > 0

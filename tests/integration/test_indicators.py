@@ -1,0 +1,326 @@
+"""What every indicator counts, on real databases: by itself, and against a plain count of the same runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from gradwatch_collector.objectives.baselines import baseline, threshold
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
+from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
+from gradwatch_collector.runs.facts import nanos
+from gradwatch_collector.storage import schema
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.indicators import (
+    Convergence,
+    CountRatio,
+    Measure,
+    Selection,
+    SuccessRate,
+    Threshold,
+    UnitRatio,
+)
+from gradwatch_slo.objective import Objective
+from gradwatch_slo.objectives import default_objectives
+from gradwatch_slo.report import ObjectiveReport
+from gradwatch_slo.runs import Status
+from gradwatch_slo.windows import TimeWindow
+from tests.stored_runs import DAY, HOUR, MINUTE, NOW, StoredRun, run, store_runs
+
+MINUTE_OR_LONGER = SuccessRate(min_duration=MINUTE)
+SECOND = timedelta(seconds=1)
+GOOD, BAD, NOT_COUNTED = (1, 0), (0, 1), (0, 0)
+MONTHLY = TimeWindow(Duration(1, "M"), NOW.replace(month=1, day=1, hour=0))
+
+
+def objective(measure: Measure, **changes: Any) -> Objective:
+    """A 90 % objective over 28 rolling days."""
+    ordinary = {"window": TimeWindow(Duration(28, "d")), "selection": Selection()}
+    return Objective(
+        name="an-objective",
+        indicator="an-indicator",
+        target=Decimal("0.9"),
+        measure=measure,
+        **(ordinary | changes),
+    )
+
+
+def report(
+    database: Engine, runs: Sequence[StoredRun], measure: Measure, as_of: datetime = NOW, **changes: Any
+) -> ObjectiveReport:
+    """The one report of an objective over these runs."""
+    with database.begin() as connection:
+        store_runs(connection, runs)
+    with database.connect() as connection:
+        (only,) = evaluate_objectives(connection, [objective(measure, **changes)], nanos(as_of))
+    return only
+
+
+def judged(database: Engine, measure: Measure, *runs: StoredRun, **changes: Any) -> tuple[int, int]:
+    """Good and bad among the runs."""
+    found = report(database, runs, measure, **changes)
+    return found.good, found.bad
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"status": Status.SUCCEEDED}, GOOD),
+        ({"status": Status.FAILED}, BAD),
+        ({"status": Status.LOST}, BAD),
+        ({"status": Status.CANCELLED}, NOT_COUNTED),
+        ({"status": Status.CANCELLED, "reason": "preempted"}, NOT_COUNTED),
+        ({"status": Status.CANCELLED, "reason": "SIGTERM"}, NOT_COUNTED),
+        ({"status": Status.FAILED, "reason": "preempted"}, NOT_COUNTED),
+        ({"status": Status.FAILED, "reason": "ValueError"}, BAD),
+        ({"status": Status.RUNNING}, NOT_COUNTED),
+        ({"status": Status.SUCCEEDED, "lasted": MINUTE}, GOOD),
+        ({"status": Status.SUCCEEDED, "lasted": MINUTE - SECOND}, NOT_COUNTED),
+        # Short failures are no smoke runs: they count.
+        ({"status": Status.FAILED, "lasted": SECOND}, BAD),
+    ],
+)
+def test_success_counts_a_run_as_the_contract_says(
+    database: Engine, facts: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    assert judged(database, MINUTE_OR_LONGER, run(**facts)) == expected
+
+
+def test_without_a_minimum_duration_even_an_instant_success_counts(database: Engine) -> None:
+    assert judged(database, SuccessRate(), run(lasted=timedelta(0))) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"reached": 30 * MINUTE}, GOOD),
+        ({"reached": 30 * MINUTE + timedelta(microseconds=1)}, BAD),
+        ({"target": "loss<=1"}, BAD),
+        ({"reached": None}, NOT_COUNTED),
+        ({"reached": 30 * MINUTE, "deadline": None}, NOT_COUNTED),
+        ({"reached": 30 * MINUTE, "deadline": None, "baseline": 30 * MINUTE}, GOOD),
+        ({"reached": 30 * MINUTE, "deadline": None, "baseline": 29 * MINUTE}, BAD),
+        ({"reached": 30 * MINUTE, "baseline": 29 * MINUTE}, GOOD),
+        # Reaching the target in time is what counts, not how the run ended afterwards.
+        ({"reached": 10 * MINUTE, "status": Status.FAILED}, GOOD),
+        ({"reached": 10 * MINUTE, "status": Status.CANCELLED}, GOOD),
+        ({"target": "loss<=1", "status": Status.FAILED}, BAD),
+        ({"target": "loss<=1", "status": Status.LOST}, BAD),
+        ({"target": "loss<=1", "status": Status.CANCELLED}, BAD),
+        # Still running: counted as soon as the result can no longer change.
+        ({"status": Status.RUNNING, "reached": 10 * MINUTE}, GOOD),
+        ({"status": Status.RUNNING, "reached": 50 * MINUTE}, BAD),
+        ({"status": Status.RUNNING, "target": "loss<=1", "started": NOW - HOUR}, BAD),
+        ({"status": Status.RUNNING, "target": "loss<=1", "started": NOW - 30 * MINUTE}, NOT_COUNTED),
+    ],
+)
+def test_convergence_counts_a_run_as_the_contract_says(
+    database: Engine, facts: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    assert judged(database, Convergence(), run(**{"deadline": 30 * MINUTE} | facts)) == expected
+
+
+def test_the_runs_own_deadline_comes_before_the_objectives_and_that_before_the_baseline(
+    database: Engine,
+) -> None:
+    fixed = Convergence(deadline=20 * MINUTE)
+    late, early = run(reached=25 * MINUTE), run(reached=15 * MINUTE)
+    own = run(reached=25 * MINUTE, deadline=30 * MINUTE), run(reached=15 * MINUTE, deadline=10 * MINUTE)
+    usual = run(reached=25 * MINUTE, baseline=30 * MINUTE), run(reached=15 * MINUTE, baseline=10 * MINUTE)
+    for each, expected in zip((late, early, *own, *usual), (BAD, GOOD, GOOD, BAD, BAD, GOOD), strict=True):
+        other = {**each, "job": each["run_id"]}
+        one_job = Selection((("job", (each["run_id"],)),))
+        assert judged(database, fixed, other, selection=one_job) == expected
+
+
+def test_a_ratio_of_counts_follows_its_where(database: Engine) -> None:
+    total = Selection((("status", ("succeeded", "failed")),))
+    oom = Selection((("reason", ("OutOfMemoryError",)),))
+    runs = [
+        run(),
+        run(lasted=SECOND),
+        run(Status.FAILED, reason="OutOfMemoryError"),
+        run(Status.FAILED, reason="ValueError"),
+        run(Status.LOST),
+        run(Status.RUNNING),
+    ]
+    assert judged(database, CountRatio(total, oom, inverted=True), *runs) == (3, 1)
+    assert judged(database, CountRatio(total, oom)) == (1, 3)
+    assert judged(database, CountRatio(total, oom, inverted=True, min_duration=MINUTE)) == (2, 1)
+
+
+def test_a_threshold_counts_runs_whose_value_is_known(database: Engine) -> None:
+    runs = [run() for _ in range(4)]
+    values = zip(runs, (0.05, 0.1, 0.3, None), strict=True)
+    with database.begin() as connection:
+        connection.execute(
+            schema.run_summary.insert(),
+            [{"run_id": each["run_id"], "memory_headroom": value} for each, value in values],
+        )
+    assert judged(database, Threshold("memory_headroom", "gt", Decimal("0.1")), *runs, run()) == (1, 2)
+    assert judged(database, Threshold("memory_headroom", "gte", Decimal("0.1"))) == (2, 1)
+    assert judged(database, Threshold("memory_headroom", "lt", Decimal("0.1"))) == (1, 2)
+    assert judged(database, Threshold("memory_headroom", "lte", Decimal("0.1"))) == (2, 1)
+
+
+def test_a_ratio_of_units_adds_up_what_every_run_had(database: Engine) -> None:
+    runs = [run(), run()]
+    with database.begin() as connection:
+        connection.execute(
+            schema.run_summary.insert(),
+            [
+                {"run_id": runs[0]["run_id"], "steps": 1000, "unhealthy_steps": 3},
+                {"run_id": runs[1]["run_id"], "steps": 50, "unhealthy_steps": None},
+            ],
+        )
+    assert judged(database, UnitRatio("step", "unhealthy"), *runs, run()) == (1047, 3)
+
+
+def test_only_selected_runs_count(database: Engine) -> None:
+    selection = Selection((("job", ("digits", "gpt")), ("tier", ("production",))))
+    runs = [run(), run(job="gpt"), run(job="other"), run(tier="experiment")]
+    assert report(database, runs, SuccessRate(), selection=selection).total == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "counted"),
+    [(NOW, 1), (NOW - 28 * DAY, 1), (NOW - 28 * DAY - MINUTE, 0), (NOW - 14 * DAY, 1)],
+)
+def test_runs_are_selected_by_when_they_ended(database: Engine, ended: datetime, counted: int) -> None:
+    runs = [run(started=ended - 3 * DAY, lasted=3 * DAY)]
+    assert report(database, runs, SuccessRate()).total == counted
+
+
+def test_a_run_belongs_to_the_calendar_month_it_ended_in(database: Engine) -> None:
+    first = NOW.replace(day=1, hour=0)
+    runs = [
+        run(started=first - HOUR, lasted=HOUR),
+        run(Status.FAILED, started=first - HOUR, lasted=HOUR - MINUTE),
+    ]
+    march = report(database, runs, SuccessRate(), window=MONTHLY)
+    february = report(database, [], SuccessRate(), window=MONTHLY, as_of=first - MINUTE)
+    assert (march.good, march.bad) == (1, 0)
+    assert (february.good, february.bad) == (0, 1)
+
+
+def test_groups_are_reported_apart_and_unknown_is_a_group(database: Engine) -> None:
+    runs = [
+        run(team="vision"),
+        run(Status.FAILED, team=None),
+        run(team="audio"),
+        run(Status.RUNNING, team="text"),
+    ]
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        reports = evaluate_objectives(
+            connection, [objective(SuccessRate(), group_by=("team", "tier"))], nanos(NOW)
+        )
+    assert [(dict(each.group), each.good, each.bad) for each in reports] == [
+        ({"team": None, "tier": "production"}, 0, 1),
+        ({"team": "audio", "tier": "production"}, 1, 0),
+        ({"team": "vision", "tier": "production"}, 1, 0),
+    ]
+
+
+def test_without_runs_every_default_objective_is_there(database: Engine) -> None:
+    with database.connect() as connection:
+        reports = evaluate_objectives(connection, default_objectives().objectives, nanos(NOW))
+    assert [(each.name, dict(each.group), each.total) for each in reports] == [
+        ("training-success-rate", {"tier": "production"}, 0),
+        ("training-success-rate", {"tier": "experiment"}, 0),
+        ("time-to-convergence", {"tier": "production"}, 0),
+        ("time-to-convergence", {"tier": "experiment"}, 0),
+    ]
+
+
+# --- Exclusions ----------------------------------------------------------------------------------------
+
+
+def test_an_excluded_run_counts_for_nothing_until_that_is_withdrawn(database: Engine) -> None:
+    failed = run(Status.FAILED)
+    assert judged(database, SuccessRate(), failed, run()) == (1, 1)
+    with database.begin() as connection:
+        number = exclude(connection, What(single_run=failed["run_id"]), "a test of the pager", now=nanos(NOW))
+    assert judged(database, SuccessRate()) == GOOD
+    with database.begin() as connection:
+        withdraw(connection, number, now=nanos(NOW))
+    assert judged(database, SuccessRate()) == (1, 1)
+
+
+def test_a_period_is_excluded_for_whom_it_names_from_its_start_up_to_its_end(database: Engine) -> None:
+    ends = [NOW - 3 * HOUR, NOW - 2 * HOUR, NOW - HOUR]
+    runs = [run(Status.FAILED, started=ended - HOUR, team=team) for ended in ends for team in ("a", "b", None)]
+    period = What(start=nanos(ends[0]), end=nanos(ends[2]), fields={"team": ["a"]})
+    with database.begin() as connection:
+        exclude(connection, period, "maintenance of a's cluster", now=nanos(NOW))
+    assert judged(database, SuccessRate(), *runs) == (0, 7)
+
+
+# --- Baselines -----------------------------------------------------------------------------------------
+
+
+def history(*minutes: int, **facts: Any) -> list[StoredRun]:
+    """Good runs long ago that took so many minutes to their target, one after the other."""
+    start = NOW - 60 * DAY
+    return [run(started=start + i * HOUR, reached=took * MINUTE, **facts) for i, took in enumerate(minutes)]
+
+
+def baseline_at(database: Engine, runs: Sequence[StoredRun], started: datetime = NOW, **of: Any) -> Any:
+    """In minutes, of the ordinary job."""
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        found = baseline(
+            connection, **{"job": "digits", "model": "mlp", "dataset": "digits"} | of, started_at=nanos(started)
+        )
+    return None if found is None else found / (60 * 10**9)
+
+
+def test_the_baseline_is_one_and_a_half_times_the_median_of_five_earlier_good_runs(database: Engine) -> None:
+    assert baseline_at(database, history(10, 20, 30, 40)) is None
+    assert baseline_at(database, history(50)) == 45
+
+
+def test_the_newest_twenty_runs_are_the_baseline(database: Engine) -> None:
+    assert baseline_at(database, history(*[100] * 30, *[10] * 20)) == 15
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"job": "another"},
+        {"model": "another"},
+        {"dataset": None},
+        {"status": Status.FAILED},
+        {"status": Status.CANCELLED},
+        {"lasted": timedelta(days=80)},  # still running when the run started
+    ],
+)
+def test_only_good_runs_of_the_same_work_that_had_ended_are_a_baseline(
+    database: Engine, other: dict[str, Any]
+) -> None:
+    assert baseline_at(database, [*history(10, 20, 30, 40), *history(50, **other)]) is None
+
+
+def test_runs_of_which_no_model_is_known_are_each_others_baseline(database: Engine) -> None:
+    assert baseline_at(database, history(10, 10, 10, 10, 10, model=None), model=None) == 15
+
+
+def test_an_excluded_run_is_no_baseline(database: Engine) -> None:
+    runs = history(10, 20, 30, 40, 50)
+    with database.begin() as connection:
+        exclude(connection, What(single_run=runs[0]["run_id"]), "a broken clock", now=nanos(NOW))
+    assert baseline_at(database, runs) is None
+
+
+@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=20))
+def test_the_threshold_is_exact_for_whole_numbers(took: list[int]) -> None:
+    in_order = sorted(took)
+    middle = in_order[(len(took) - 1) // 2] + in_order[len(took) // 2]
+    assert 4 * threshold(took) <= 3 * middle < 4 * (threshold(took) + 1)
