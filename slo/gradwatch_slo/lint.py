@@ -82,7 +82,7 @@ def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
         target = objective.ratio
         says = f"found {alert.operator} {alert.threshold}, expected"
         most = _decimal(1 / (1 - Fraction(target)))
-        rates = f"with the target {target} of '{name}' burn rates go from 0 to {most}"
+        rates = f"with the target {target.normalize():f} of '{name}' burn rates go from 0 to {most}"
         at = ("condition", "threshold")
         if not reachable(alert.operator, alert.threshold, target):
             yield placed.condition.problem(at, f"{says} what can be: {rates}, so the alert can never fire")
