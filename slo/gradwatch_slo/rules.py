@@ -217,7 +217,7 @@ def _burning(part: _Part, rules: Sequence[BurnRule], objective: Objective) -> _A
         name=BUDGET_BURN,
         expr=f"max without (window) ({' or '.join(pairs)})",
         labels=part.labels,
-        summary=f'{_WHOSE} burns its error budget {{{{ $value | printf "%.3g" }}}} times too fast',
+        summary=f"{_WHOSE} {_AT_RATE}",
         description=f"It spent {spent.replace('%', ' %')} of the budget of {duration}, and goes on."
         " See `gradwatch slo report`.",
     )
@@ -233,7 +233,7 @@ def _of_policy(part: _Part, alert: BurnRateAlert, objective: Objective) -> Itera
             name=ALERT_POLICY,
             expr=f"{rate} {_OPERATORS[alert.operator]} {alert.threshold:f}",
             labels=labels,
-            summary=f'{_WHOSE} burns its error budget at a rate of {{{{ $value | printf "%.3g" }}}}',
+            summary=f"{_WHOSE} {_AT_RATE}",
             description=f"The policy {alert.policy} asks for an alert at {_OPERATORS[alert.operator]}"
             f" {alert.threshold} over {alert.look_back}. See `gradwatch slo report`.",
             hold=hold,
@@ -250,7 +250,8 @@ def _of_policy(part: _Part, alert: BurnRateAlert, objective: Objective) -> Itera
         )
 
 
-# Which labels a series has depends on what its objective is grouped by.
+_AT_RATE: Final = 'burns its error budget at {{ $value | printf "%.3g" }} times the rate it allows'
+# By the labels of the series, which depend on what its objective is grouped by: a template sees no other.
 _WHOSE: Final = (
     "{{ $labels.slo }}{{ with $labels.training_job }} of {{ . }}{{ end }}"
     "{{ with $labels.team }} of team {{ . }}{{ end }}{{ with $labels.tier }} in tier {{ . }}{{ end }}"
@@ -263,7 +264,7 @@ def _rule(alert: _Alert, runbook_url: str, grafana_url: str) -> dict[str, Any]:
         "expr": alert.expr,
         **({"for": alert.hold} if alert.hold else {}),
         "keep_firing_for": _KEEP_FIRING_FOR,
-        "labels": dict(alert.labels),
+        "labels": {name: _literal(value) for name, value in alert.labels},
         "annotations": {
             "summary": alert.summary,
             "description": alert.description,
@@ -271,6 +272,11 @@ def _rule(alert: _Alert, runbook_url: str, grafana_url: str) -> dict[str, Any]:
             "dashboard_url": f"{grafana_url.rstrip('/')}/d/gradwatch-executive",
         },
     }
+
+
+def _literal(text: str) -> str:
+    # Prometheus reads labels as templates, and anything may be the name of a job.
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{{" in text else text
 
 
 def _equal(label: str, value: str) -> str:
