@@ -16,7 +16,6 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from slo_facts import objective
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
@@ -130,7 +129,7 @@ def test_the_links_lead_where_they_are_asked_to() -> None:
 
 
 def many(target: str = "0.999", duration: str = "28d") -> Objective:
-    return objective(target=Decimal(target), window=TimeWindow(Duration.parse(duration)), unit="step")
+    return replace(of_steps()[0], target=Decimal(target), window=TimeWindow(Duration.parse(duration)))
 
 
 def test_the_rates_are_the_workbooks_scaled_to_the_window() -> None:
