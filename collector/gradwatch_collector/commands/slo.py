@@ -43,7 +43,7 @@ def slo() -> None:
 @slo.command("validate")
 @click.argument("named", nargs=-1, type=_file, metavar="[FILE]...")
 @_files_option
-@click.option("--strict", is_flag=True, help="Warnings are errors.")
+@click.option("--strict", is_flag=True, help="What is legal, but useless, is an error.")
 def validate(named: tuple[Path, ...], files: tuple[Path, ...], strict: bool) -> None:
     """Check OpenSLO files; every mistake is one line with file, line and field.
 
@@ -55,11 +55,11 @@ def validate(named: tuple[Path, ...], files: tuple[Path, ...], strict: bool) -> 
     """
     documents = _read((*named, *files))
     found = _objectives(documents)
-    warnings = [*map(str, lint(documents)), *map(str, found.unevaluated)]
-    for warning in warnings:
+    useless = lint(documents)
+    for warning in (*useless, *found.unevaluated):
         click.echo(f"warning: {warning}", err=True)
-    if warnings and strict:
-        raise click.ClickException(f"{_counted(len(warnings), 'warning')} found")
+    if useless and strict:
+        raise click.ClickException(f"{_counted(len(useless), 'warning')} found")
     skipped_count = len(found.unevaluated)
     click.echo(
         f"valid: {_counted(len(found.objectives), 'objective')}"

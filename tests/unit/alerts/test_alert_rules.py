@@ -207,4 +207,4 @@ def test_a_rule_about_runs_only_inhibits_alerts_about_runs() -> None:
             assert 'run_id != ""' in inhibit["source_matchers"]
             assert 'run_id != ""' in inhibit["target_matchers"]
         else:
-            assert "alertname" in inhibit["equal"]
+            assert {"alertname", *names.SLO_LABELS} <= set(inhibit["equal"])

@@ -85,7 +85,11 @@ def test_validate_without_files_checks_what_is_shipped() -> None:
     assert slo("validate", "--strict").stdout == "valid: 3 objectives\n"
 
 
-def test_warnings_are_errors_when_strict(tmp_path: Path) -> None:
+def test_what_others_evaluate_is_no_error_when_strict() -> None:
+    assert slo("validate", "--strict", "-", stdin=COMPLETE).exit_code == 0
+
+
+def test_what_is_useless_is_an_error_when_strict(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(service("a"))
     useless = "found a Service 'a' that nothing refers to, expected one that is used"
