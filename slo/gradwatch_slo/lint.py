@@ -106,5 +106,5 @@ def _of_lengths(sli: Document, slo: SLO, window: timedelta) -> Iterator[Problem]
 
 
 def _decimal(number: Fraction) -> str:
-    """Return a number with four decimals, cut and not rounded: no rate goes beyond what is shown but a hair."""
-    return f"{math.floor(number * 10_000) / 10_000:g}"
+    """Return a number with at most four decimals, cut and not rounded."""
+    return f"{Decimal(math.floor(number * 10_000)).scaleb(-4).normalize():f}"
