@@ -10,10 +10,10 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo soak-outage soak-kills soak-harm soak-sigterm soak-fuzz servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on them
 	$(BIN)/gradwatch demo
@@ -27,7 +27,7 @@ lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilit
 	$(BIN)/mypy
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
-	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py benchmarks/slo.py
+	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py benchmarks/slo.py benchmarks/verdicts.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check
@@ -71,6 +71,9 @@ soak-sigterm: $(VENV)/.dev ## Measure how much longer SIGTERM takes to kill what
 
 soak-fuzz: $(VENV)/.dev ## Send the collector a million spoiled requests, and look for what it does not bear
 	$(BIN)/python -m tests.soak.fuzz $(BENCH_ARGS)
+
+simulate-verdicts: $(VENV)/.dev ## Simulate how often an alert on few runs is false, and write it into docs/slo.md
+	$(BIN)/python benchmarks/verdicts.py
 
 servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
 	@scripts/install-servers

@@ -104,6 +104,16 @@ _OBJECTIVES: Final = Row(
             base="red",
             thresholds=((0.0, "green"),),
         ),
+        Panel(
+            kind="timeseries",
+            title="Burn rate of the error budget",
+            description="Error rate over each look-back, by the rate that the target allows: at 1 the budget is"
+            " just spent at the end of the window.",
+            unit="none",
+            empty="No objective counts many events, and no alert policy asks for a burn rate",
+            queries=(Query(newest(names.SLO_BURN_RATE), f"{_GROUP} {{{{window}}}}"),),
+            width=24,
+        ),
     ),
 )
 

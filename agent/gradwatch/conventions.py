@@ -491,6 +491,11 @@ SLO_P_VALUE: Final = Family(
     "Exact binomial P(X >= bad | n, 1 - target): how surprising the window would be if the target held.",
     SLO_LABELS,
 )
+SLO_BURN_RATE: Final = Family(
+    "gradwatch_slo_burn_rate_ratio", "gauge",
+    "Error rate over the look-back `window` (`5m`, `1h`, `3d`, ...) divided by the error budget's, 1 - target.",
+    (*SLO_LABELS, "window"),
+)
 
 COLLECTOR_RECEIVED: Final = Family(
     "gradwatch_collector_received_total", "counter", "Items received over OTLP, by signal.", ("signal",)
@@ -553,6 +558,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     RUN_INFO, RUN_STARTED_TIMESTAMP, RUN_LAST_SEEN_TIMESTAMP, RUN_MEMORY_HEADROOM, RUNS_LIVE, RUNS_ENDED,
     TIME_TO_TARGET, LAST_METRIC, FINDING_ACTIVE, FINDINGS_OPENED,
     SLO_VERDICT, SLO_SLI, SLO_TARGET, SLO_BUDGET_REMAINING, SLO_EVENTS, SLO_P_VALUE,
+    SLO_BURN_RATE,
     COLLECTOR_RECEIVED, COLLECTOR_COMMITTED, COLLECTOR_REJECTED, COLLECTOR_REJECTED_ITEMS,
     COLLECTOR_COMMIT_DURATION,
     COLLECTOR_QUEUE_DEPTH, COLLECTOR_QUEUE_BYTES, COLLECTOR_QUEUE_LIMIT, COLLECTOR_CONNECTIONS,

@@ -16,3 +16,11 @@ def budget_remaining(bad: int, total: int, target: Decimal) -> Fraction:
     if total == 0:
         return Fraction(1)
     return 1 - bad / (total * (1 - Fraction(target)))
+
+
+def burn_rate(bad: int, total: int, target: Decimal) -> Fraction | None:
+    """Return the error rate by the rate that the target allows: 1 spends the budget just by the window's end.
+
+    At most 1 / (1 - target); None when nothing counted.
+    """
+    return Fraction(bad, total) / (1 - Fraction(target)) if total else None

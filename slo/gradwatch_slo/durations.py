@@ -15,6 +15,12 @@ _LENGTHS: Final = {
     "w": timedelta(weeks=1),
 }
 _MONTHS: Final = {"M": 1, "Q": 3, "Y": 12}
+_NOMINAL: Final = {
+    **_LENGTHS,
+    "M": timedelta(days=30),
+    "Q": timedelta(days=90),
+    "Y": timedelta(days=365),
+}
 _SHORTHAND: Final = re.compile(r"([0-9]+)([mhdwMQY])")
 _LENGTH: Final = re.compile(r"([0-9]+)([smhdw])")
 # Longer ones leave the range of datetime long before they mean anything.
@@ -51,6 +57,11 @@ class Duration:
     def is_exact(self) -> bool:
         """Whether it has the same length wherever and whenever: a day does not, where clocks change."""
         return self.unit in "mh"
+
+    @property
+    def nominal(self) -> timedelta:
+        """Its length where one number has to do: months have 30 days, quarters 90, years 365."""
+        return self.count * _NOMINAL[self.unit]
 
     def shift(self, moment: datetime, times: int) -> datetime:
         """Return ``moment`` moved by ``times`` durations (negative: into the past).

@@ -9,7 +9,9 @@ from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from gradwatch_slo.files import read_files
 from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
+from gradwatch_slo.links import BurnRateAlert, Links
 from gradwatch_slo.openslo import (
     SLI,
     SLO,
@@ -20,9 +22,9 @@ from gradwatch_slo.openslo import (
     TimeWindowSpec,
     source_mismatches,
 )
-from gradwatch_slo.problems import ObjectiveFileError, Problem, suggestion
-from gradwatch_slo.reader import Document, read_documents
-from gradwatch_slo.source import ENDED_STATUSES, SOURCE_TYPE, GradwatchSource
+from gradwatch_slo.problems import ObjectiveFileError, Problem
+from gradwatch_slo.reader import Document
+from gradwatch_slo.source import ENDED_STATUSES, SOURCE_TYPE, GradwatchSource, Unit
 from gradwatch_slo.windows import TimeWindow
 from gradwatch_slo.yaml_lines import FieldPath
 
@@ -32,7 +34,8 @@ class Objective:
     """One target of one SLO that gradwatch evaluates itself.
 
     ``name`` is the SLO's and ``indicator`` the SLI's ``metadata.name``. ``target`` in [0, 1), as written.
-    ``selection`` says which runs it is about; ``group_by`` which fields it is reported by.
+    ``selection`` says which runs it is about; ``group_by`` which fields it is reported by. ``unit``: what is
+    counted. ``alerts`` are those that its files ask for; ``team`` is the label of that name of the SLO.
     """
 
     name: str
@@ -42,6 +45,9 @@ class Objective:
     measure: Measure
     selection: Selection
     group_by: tuple[str, ...] = ()
+    unit: Unit = "run"
+    alerts: tuple[BurnRateAlert, ...] = ()
+    team: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +70,12 @@ class ObjectiveSet:
 
 
 def load_objectives(paths: Iterable[Path]) -> ObjectiveSet:
-    """Read and validate files; documents may refer to each other across them.
+    """Read and validate files and folders of them; documents may refer to each other across files.
 
     Raises:
         ObjectiveFileError: with every problem of every file.
     """
-    documents: list[Document] = []
-    problems: list[Problem] = []
-    for path in paths:
-        try:
-            documents += read_documents(path)
-        except ObjectiveFileError as error:
-            problems += error.problems
-    if problems:
-        # References into a file that was refused cannot be judged.
-        raise ObjectiveFileError(problems)
-    return objectives_of(documents)
+    return objectives_of(read_files(paths))
 
 
 def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
@@ -108,7 +104,8 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
             seen[identity] = document
             objectives.append(objective)
     if catalogue.problems:
-        raise ObjectiveFileError(catalogue.problems)
+        order = {file: index for index, file in enumerate(dict.fromkeys(each.file for each in documents))}
+        raise ObjectiveFileError(sorted(catalogue.problems, key=lambda each: (order[each.file], each.line)))
     return ObjectiveSet(tuple(objectives), tuple(unevaluated))
 
 
@@ -116,7 +113,8 @@ class _Catalogue:
     """The documents by kind and name, and the problems found while SLOs are translated."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
-        self.problems: list[Problem] = []
+        self._links = Links(documents)
+        self.problems: list[Problem] = list(self._links.problems())
         self._named: dict[tuple[str, str], Document] = {}
         for document in documents:
             content = document.content
@@ -136,14 +134,7 @@ class _Catalogue:
             assert spec.indicator_ref is not None  # validation lets exactly one through
             found = self._named.get(("SLI", spec.indicator_ref))
             if found is None or not isinstance(found.content, SLI):
-                names = [name for kind, name in self._named if kind == "SLI"]
-                self._problem(
-                    document,
-                    ("spec", "indicatorRef"),
-                    f"found '{spec.indicator_ref}', expected the name of an SLI in these files"
-                    + suggestion(spec.indicator_ref, names),
-                )
-                return []
+                return []  # told with all other names that lead nowhere
             where, name, indicator, path = found, spec.indicator_ref, found.content.spec, ("spec",)
         self._check_threshold(document, slo, indicator)
         source, measure = self._measure(where, path, indicator)
@@ -161,6 +152,9 @@ class _Catalogue:
                 measure=measure,
                 selection=_selection(source),
                 group_by=tuple(source.group_by),
+                unit=source.unit,
+                alerts=tuple(placed.alert for placed in self._links.alerts(document, slo)),
+                team=_team(slo),
             )
             for objective in spec.objectives
         ]
@@ -253,7 +247,7 @@ class _Catalogue:
         if kind is None and metric.metric_source_ref is not None:
             found = self._named.get(("DataSource", metric.metric_source_ref))
             if found is None or not isinstance(found.content, DataSource):
-                return f"the DataSource '{metric.metric_source_ref}' is not in these files"
+                return None  # told with all other names that lead nowhere
             kind = found.content.spec.type
             if kind == SOURCE_TYPE and (mismatches := list(source_mismatches(metric.spec))):
                 for inner, message in mismatches:
@@ -283,6 +277,11 @@ def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:
     else:
         values = {name: value for name, value in values.items() if name not in ("status", "reason")}
     return Selection(tuple(values.items()))
+
+
+def _team(slo: SLO) -> str | None:
+    team = slo.metadata.labels.get("team")
+    return team if isinstance(team, str) else None
 
 
 def _unsupported(slo: SLO) -> str | None:

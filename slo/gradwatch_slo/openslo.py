@@ -6,14 +6,14 @@ checks, so that a file that passes here is a file other OpenSLO tools take.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from gradwatch_slo.problems import suggestion
 from gradwatch_slo.source import SOURCE_TYPE, GradwatchSource
@@ -25,6 +25,7 @@ from gradwatch_slo.strict import (
     StrictModel,
     exactly_one,
     given,
+    refusal,
     shown,
 )
 
@@ -34,17 +35,37 @@ Description = Annotated[str, Field(max_length=1050)]
 ApiVersion = Literal["openslo/v1"]
 
 
+# What is named or said in a word or two, and means nothing when it is empty.
+Text = Annotated[str, Field(min_length=1)]
+Operator = Literal["lte", "gte", "lt", "gt"]
+
+_LABEL_KEY: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_DNS_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_PREFIX: Final = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
+_MOMENT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+_A_KEY: Final = "up to 63 letters and digits, with any of - . _ between them"
+_LARGEST_EXPONENT: Final = 30
+_MOST_DECIMALS: Final = 12
+
+
+def _everyday(value: Decimal) -> Decimal:
+    # An exponent of a billion would be a number of a billion digits once it is exact.
+    exponent = value.as_tuple().exponent
+    if isinstance(exponent, int) and exponent >= -_LARGEST_EXPONENT and value.adjusted() <= _LARGEST_EXPONENT:
+        return value
+    raise refusal(f"found {shown(value)}, expected a number of at most {_LARGEST_EXPONENT} digits")
+
+
+Quantity = Annotated[Number, AfterValidator(_everyday)]
+
+
 def _moment(value: Any) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        moment = None
-    if moment is None or moment.tzinfo is not None:
-        expected = "a date and time without a zone in quotes, such as '2026-01-01 00:00:00'"
-        raise PydanticCustomError(
-            "gradwatch", "{message}", {"message": f"found {shown(value)}, expected {expected}"}
-        )
-    return moment
+    if isinstance(value, str) and _MOMENT.fullmatch(value):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            pass  # the 31st of February
+    raise refusal(f"found {shown(value)}, expected a date and time without a zone, such as 2026-01-01 00:00:00")
 
 
 def _zone(value: Any) -> str:
@@ -57,13 +78,17 @@ def _zone(value: Any) -> str:
         else:
             return value
     hint = suggestion(value, available_timezones()) if isinstance(value, str) else ""
-    message = f"found {shown(value)}, expected an IANA time zone such as UTC or Europe/Berlin{hint}"
-    raise PydanticCustomError("gradwatch", "{message}", {"message": message})
+    raise refusal(f"found {shown(value)}, expected an IANA time zone such as UTC or Europe/Berlin{hint}")
 
 
 def _slice_window(value: Any) -> Any:
     # A bare number counts minutes.
     return f"{value}m" if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _at_once(value: Any) -> Any:
+    # The specification's default, which its own shorthand cannot say.
+    return None if value == "0m" else value
 
 
 class Metadata(StrictModel):
@@ -76,19 +101,30 @@ class Metadata(StrictModel):
 
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
-        """Yield labels that are neither a text nor a list of texts."""
-        labels = fields.get("labels")
+        """Yield labels that are neither a text nor a list of texts, and keys that are none."""
+        labels, annotations = fields.get("labels"), fields.get("annotations")
         for key, value in labels.items() if isinstance(labels, dict) else ():
             texts = value if isinstance(value, list) else [value]
             if not all(isinstance(text, str) for text in texts):
                 yield (("labels", key), f"found {shown(value)}, expected a text or a list of texts")
+            if not _LABEL_KEY.fullmatch(key):
+                yield (("labels", key), f"found the key {shown(key)}, expected {_A_KEY}")
+        for key in annotations if isinstance(annotations, dict) else ():
+            prefix, slash, name = key.rpartition("/")
+            if slash and not (len(prefix) <= 253 and _DNS_PREFIX.fullmatch(prefix)):
+                yield (
+                    ("annotations", key),
+                    f"found the prefix {shown(prefix)}, expected a domain such as example.com",
+                )
+            if not _LABEL_KEY.fullmatch(name):
+                yield (("annotations", key), f"found the key {shown(name)}, expected {_A_KEY}")
 
 
 class MetricSource(StrictModel):
     """Where a metric comes from. ``spec`` of type ``gradwatch`` is a :class:`GradwatchSource`."""
 
-    metric_source_ref: str | None = None
-    type: str | None = None
+    metric_source_ref: Name | None = None
+    type: Text | None = None
     spec: dict[str, Any]
 
     @classmethod
@@ -197,8 +233,8 @@ class ObjectiveSpec(StrictModel):
     """One target. Exact: ``ratio`` is the number that was written, or a hundredth of ``targetPercent``."""
 
     display_name: str | None = None
-    op: Literal["lte", "gte", "lt", "gt"] | None = None
-    value: Number | None = None
+    op: Operator | None = None
+    value: Quantity | None = None
     target: Annotated[Number, Field(ge=0, lt=1)] | None = None
     target_percent: Annotated[Number, Field(ge=0, lt=100)] | None = None
     time_slice_target: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -216,28 +252,29 @@ class ObjectiveSpec(StrictModel):
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
         """Yield anything but exactly one target, and targets finer than any budget."""
         yield from exactly_one(fields, "target", "targetPercent")
-        for name in given(fields, "target", "targetPercent"):
+        for name in given(fields, "target", "targetPercent", "timeSliceTarget"):
             value = fields[name]
-            if isinstance(value, Decimal) and value.is_finite() and value.as_tuple().exponent < -12:  # type: ignore[operator]  # finite: an int
-                yield ((name,), f"found {shown(value)}, expected at most 12 decimal places")
+            exponent = value.as_tuple().exponent if isinstance(value, Decimal) else 0
+            if isinstance(exponent, int) and exponent < -_MOST_DECIMALS:
+                yield ((name,), f"found {shown(value)}, expected at most {_MOST_DECIMALS} decimal places")
 
 
 class AlertConditionRule(StrictModel):
     """When an alert condition holds."""
 
     kind: Literal["burnrate"] = "burnrate"
-    threshold: Number
+    # The schema demands it, the specification's older examples leave it out: then it is `gt`.
+    op: Operator = "gt"
+    threshold: Quantity
     lookback_window: ShorthandDuration
-    # OpenSLO's default is `0m`, which its own shorthand cannot say: absent means at once.
-    alert_after: ShorthandDuration | None = None
-    op: Literal["lte", "gte", "lt", "gt"] | None = None
+    alert_after: Annotated[ShorthandDuration | None, BeforeValidator(_at_once)] = None
 
 
 class AlertConditionSpec(StrictModel):
     """Severity and rule of an alert."""
 
     description: Description | None = None
-    severity: str
+    severity: Text
     condition: AlertConditionRule
 
 
@@ -245,7 +282,18 @@ class AlertNotificationTargetSpec(StrictModel):
     """Where a notification goes."""
 
     description: Description | None = None
-    target: str
+    target: Text
+
+
+def _by_name_or_inline(fields: Mapping[str, Any], reference: str) -> Iterator[Mismatch]:
+    yield from exactly_one(fields, reference, "spec")
+    if given(fields, reference):
+        for name in given(fields, "apiVersion", "kind", "metadata"):
+            yield ((name,), f"found {name} beside {reference}, expected it only with a spec")
+    elif given(fields, "spec"):
+        for name in ("kind", "metadata"):
+            if fields.get(name) is None:
+                yield ((), f"found no {name}, expected kind, metadata and spec together")
 
 
 class ConditionItem(StrictModel):
@@ -259,8 +307,8 @@ class ConditionItem(StrictModel):
 
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
-        """Yield anything but exactly one of reference and spec."""
-        return exactly_one(fields, "conditionRef", "spec")
+        """Yield anything but a reference alone, or a whole object."""
+        return _by_name_or_inline(fields, "conditionRef")
 
 
 class TargetItem(StrictModel):
@@ -274,8 +322,8 @@ class TargetItem(StrictModel):
 
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
-        """Yield anything but exactly one of reference and spec."""
-        return exactly_one(fields, "targetRef", "spec")
+        """Yield anything but a reference alone, or a whole object."""
+        return _by_name_or_inline(fields, "targetRef")
 
 
 class AlertPolicySpec(StrictModel):
@@ -300,8 +348,8 @@ class PolicyItem(StrictModel):
 
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
-        """Yield anything but exactly one of reference and spec."""
-        return exactly_one(fields, "alertPolicyRef", "spec")
+        """Yield anything but a reference alone, or a whole object."""
+        return _by_name_or_inline(fields, "alertPolicyRef")
 
 
 class SLOSpec(StrictModel):
@@ -342,8 +390,8 @@ class DataSourceSpec(StrictModel):
     """How to reach a source of metrics."""
 
     description: Description | None = None
-    type: str
-    connection_details: Any = None
+    type: Text
+    connection_details: Any
 
 
 class ServiceSpec(StrictModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -13,6 +13,8 @@ from gradwatch_slo.openslo import API_VERSION, KINDS, OpenSLO
 from gradwatch_slo.problems import ObjectiveFileError, Problem, one_of, suggestion
 from gradwatch_slo.strict import shown
 from gradwatch_slo.yaml_lines import FieldPath, YamlDocument, parse_yaml, read_yaml
+
+_FIELDS: Final = ("apiVersion", "kind", "metadata", "spec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,13 @@ def _content(source: YamlDocument) -> OpenSLO:
 
 
 def _header_problems(source: YamlDocument, value: dict[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with the two fields that say what a document is."""
+    """Yield what is wrong with the two fields that say what a document is, and fields that none has."""
     for name, expected in (("apiVersion", [API_VERSION]), ("kind", list(KINDS))):
         found = value.get(name)
         if found not in expected and (name,) not in source.problems:
             hint = suggestion(found, expected) if isinstance(found, str) else ""
             yield source.problem((name,), f"found {shown(found)}, expected {one_of(expected)}{hint}")
+    for name in value:
+        if name not in _FIELDS:
+            message = f"found an unknown field, expected {one_of(_FIELDS)}{suggestion(name, _FIELDS)}"
+            yield source.problem((name,), message)

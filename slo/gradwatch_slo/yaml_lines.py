@@ -2,7 +2,7 @@
 
 Built on PyYAML's composed nodes rather than its constructors, for three reasons: every field keeps its line,
 a number is read from its text (``0.99`` is ``Decimal("0.99")`` and was never a binary float), and what YAML
-silently reinterprets (dates, ``12:30`` as base 60, repeated keys) becomes a problem instead.
+silently reinterprets (``12:30`` as base 60, repeated keys) becomes a problem instead.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class _Reading:
     def _scalar(self, node: yaml.ScalarNode, path: FieldPath) -> Any:
         text: str = node.value
         match node.tag.removeprefix(_TAG):
-            case "str" if _is_unicode(text):
+            # A date is the text that was written: OpenSLO's own examples leave it unquoted.
+            case "str" | "timestamp" if _is_unicode(text):
                 return text
             case "str":
                 return self._refuse(path, "found half a surrogate pair, expected Unicode text")
@@ -172,8 +173,6 @@ class _Reading:
                 return None
             case "bool":
                 return text.lower() in _TRUE
-            case "timestamp":
-                return self._refuse(path, f"found the unquoted date {text}, expected it in quotes")
             case "int" | "float" if len(text) > _LONGEST_NUMBER:
                 return self._refuse(path, "found a very long number, expected at most 40 characters")
             case "int" if _INTEGER.fullmatch(text):

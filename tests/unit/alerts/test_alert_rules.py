@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from gradwatch import conventions as names
 from gradwatch.cli import main
+from gradwatch_slo.rules import ALERT_NAMES as GENERATED_NAMES
 
 ALERTS = Path(__file__).parents[3] / "alerts"
 RULES = ALERTS / "rules" / "gradwatch.rules.yaml"
@@ -37,6 +38,8 @@ def all_rules() -> list[dict[str, Any]]:
 
 
 ALERT_NAMES = sorted({rule["alert"] for rule in all_rules()})
+# Those of `gradwatch slo rules` too.
+RUNBOOK_NAMES = sorted({*ALERT_NAMES, *GENERATED_NAMES})
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -152,10 +155,10 @@ def test_a_rule_that_pages_by_itself_is_about_production(rule: dict[str, Any]) -
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
-    assert sorted(path.stem for path in (ALERTS / "runbooks").glob("*.md")) == ALERT_NAMES
+    assert sorted(path.stem for path in (ALERTS / "runbooks").glob("*.md")) == RUNBOOK_NAMES
 
 
-@pytest.mark.parametrize("alert", ALERT_NAMES)
+@pytest.mark.parametrize("alert", RUNBOOK_NAMES)
 def test_a_runbook_has_meaning_impact_diagnosis_and_mitigation(alert: str) -> None:
     text = (ALERTS / "runbooks" / f"{alert}.md").read_text(encoding="utf-8")
     assert re.findall(r"^# (.*)$", text, re.MULTILINE) == [alert]
@@ -164,7 +167,7 @@ def test_a_runbook_has_meaning_impact_diagnosis_and_mitigation(alert: str) -> No
         assert (ALERTS / "runbooks" / linked).is_file()
 
 
-@pytest.mark.parametrize("alert", ALERT_NAMES)
+@pytest.mark.parametrize("alert", RUNBOOK_NAMES)
 def test_the_commands_of_a_runbook_exist(alert: str) -> None:
     text = (ALERTS / "runbooks" / f"{alert}.md").read_text(encoding="utf-8")
     commands = re.findall(r"(?:^ *|`)gradwatch ([^`\n]+)", text, re.MULTILINE)
@@ -204,4 +207,4 @@ def test_a_rule_about_runs_only_inhibits_alerts_about_runs() -> None:
             assert 'run_id != ""' in inhibit["source_matchers"]
             assert 'run_id != ""' in inhibit["target_matchers"]
         else:
-            assert "alertname" in inhibit["equal"]
+            assert {"alertname", *names.SLO_LABELS} <= set(inhibit["equal"])

@@ -205,8 +205,10 @@ def test_anchors_and_byte_order_marks_are_plain_yaml() -> None:
             "metrics of the source type 'Prometheus' are out of reach, only gradwatch's own are evaluated",
         ),
         (
-            slo("{rawType: failure, raw: {metricSource: {metricSourceRef: elsewhere, spec: {}}}}"),
-            "the DataSource 'elsewhere' is not in these files",
+            slo(
+                "{rawType: failure, raw: {metricSource: {metricSourceRef: elsewhere, type: Datadog, spec: {}}}}"
+            ),
+            "metrics of the source type 'Datadog' are out of reach, only gradwatch's own are evaluated",
         ),
         (
             slo(f"{{counter: true, good: {source('{unit: step}')}, total: {source('{unit: step}')}}}"),
@@ -338,10 +340,11 @@ def raw(spec: str) -> str:
         (slo(window="{duration: 1d, isRolling: 'yes'}"), "8: spec.timeWindow[0].isRolling: found 'yes', expected true or false"),
         (slo(window="{duration: 28d}"), "8: spec.timeWindow[0]: found neither isRolling: true nor a calendar, expected one of them"),
         (slo(window="{duration: 28d, isRolling: true}, {duration: 7d, isRolling: true}"), "8: spec.timeWindow: found 2, expected only 1 of them"),
-        (slo(window="{duration: 1M, isRolling: true, calendar: {startTime: '2026-01-01', timeZone: UTC}}"), "8: spec.timeWindow[0].calendar: found a calendar in a rolling window, expected one of isRolling and calendar"),
-        (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found the unquoted date 2026-01-01, expected it in quotes"),
-        (slo(window="{duration: 1M, calendar: {startTime: '2026-01-01T00:00:00Z', timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-01-01T00:00:00Z', expected a date and time without a zone in quotes, such as '2026-01-01 00:00:00'"),
-        (slo(window="{duration: 1M, calendar: {startTime: '2026-01-01', timeZone: Europe/Berln}}"), "8: spec.timeWindow[0].calendar.timeZone: found 'Europe/Berln', expected an IANA time zone such as UTC or Europe/Berlin; did you mean 'Europe/Berlin'?"),
+        (slo(window="{duration: 1M, isRolling: true, calendar: {startTime: 2026-01-01 00:00:00, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar: found a calendar in a rolling window, expected one of isRolling and calendar"),
+        (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-01-01', expected a date and time without a zone, such as 2026-01-01 00:00:00"),
+        (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01T00:00:00Z, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-01-01T00:00:00Z', expected a date and time without a zone, such as 2026-01-01 00:00:00"),
+        (slo(window="{duration: 1M, calendar: {startTime: 2026-02-31 00:00:00, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-02-31 00:00:00', expected a date and time without a zone, such as 2026-01-01 00:00:00"),
+        (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01 00:00:00, timeZone: Europe/Berln}}"), "8: spec.timeWindow[0].calendar.timeZone: found 'Europe/Berln', expected an IANA time zone such as UTC or Europe/Berlin; did you mean 'Europe/Berlin'?"),
         # Indicators
         (slo(more="  indicatorRef: my-sli\n"), "11: spec.indicatorRef: found indicator and indicatorRef, expected exactly one of indicator, indicatorRef"),
         (slo().replace("ratioMetric: " + RAW, "description: x"), "7: spec.indicator.spec: found none of them, expected exactly one of thresholdMetric, ratioMetric"),
@@ -410,13 +413,14 @@ def test_all_mistakes_of_a_file_are_reported_in_the_order_of_its_lines() -> None
 def test_all_mistakes_of_all_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(slo(target="target: 1"))
     (tmp_path / "two.yaml").write_text("- no\n")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ObjectiveFileError) as raised:
-        load_objectives([tmp_path / "one.yaml", tmp_path / "two.yaml", tmp_path / "gone.yaml", tmp_path])
+        load_objectives(tmp_path / name for name in ("one.yaml", "two.yaml", "gone.yaml", "empty"))
     assert str(raised.value).splitlines() == [
         f"{tmp_path}/one.yaml:10: spec.objectives[0].target: found 1, expected a number below 1",
         f"{tmp_path}/two.yaml:1: found a list, expected an OpenSLO document: a mapping",
         f"{tmp_path}/gone.yaml:1: cannot be read: No such file or directory",
-        f"{tmp_path}:1: cannot be read: Is a directory",
+        f"{tmp_path}/empty:1: found no *.yaml or *.yml file in it, expected some",
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from gradwatch_slo.budget import budget_allows, budget_remaining
+from gradwatch_slo.budget import budget_allows, budget_remaining, burn_rate
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import Verdict, alerts, verdict
 
@@ -159,3 +159,16 @@ def test_the_verdict_is_met_exactly_while_the_budget_lasts(count: tuple[int, int
 )
 def test_an_alert_needs_two_bad_events_and_a_small_p_value(bad: int, p_value: float, alerting: bool) -> None:
     assert alerts(bad, p_value) is alerting
+
+
+@given(counts(st.integers(0, 200)), targets)
+def test_a_burn_rate_is_what_is_spent_of_the_budget_of_the_same_events(
+    count: tuple[int, int], target: Decimal
+) -> None:
+    bad, total = count
+    rate = burn_rate(bad, total, target)
+    if total == 0:
+        assert rate is None
+    else:
+        assert rate == 1 - budget_remaining(bad, total, target)
+        assert 0 <= rate <= 1 / (1 - Fraction(target))

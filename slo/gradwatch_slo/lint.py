@@ -1,0 +1,110 @@
+"""What is legal in files of objectives, but useless: it never does what it seems to promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final
+
+from pydantic import ValidationError
+
+from gradwatch_slo.links import Links, PlacedAlert, sources
+from gradwatch_slo.openslo import SLO, Operator
+from gradwatch_slo.problems import Problem
+from gradwatch_slo.reader import Document
+from gradwatch_slo.source import GradwatchSource
+
+
+def lint(documents: Sequence[Document]) -> list[Problem]:
+    """Return what to warn about, in the order of the documents and their lines."""
+    links = Links(documents)
+    found = [*links.unused()]
+    for document in documents:
+        if isinstance(document.content, SLO):
+            found += _of_slo(document, document.content, links)
+    order = {file: index for index, file in enumerate(dict.fromkeys(each.file for each in documents))}
+    # A condition that serves several SLOs of one target says the same of each.
+    return sorted(dict.fromkeys(found), key=lambda each: (order[each.file], each.line, each.field))
+
+
+def one_spends_all(events: int, target: Decimal) -> bool:
+    """Return whether one bad of a window's ``events`` is more than the target allows: n (1 - target) < 1."""
+    return events * (1 - Fraction(target)) < 1
+
+
+def fewest_events(target: Decimal) -> int:
+    """Return how many events a window must have for its budget to hold a bad one: ceil(1 / (1 - target))."""
+    return math.ceil(1 / (1 - Fraction(target)))
+
+
+def reachable(operator: Operator, threshold: Decimal, target: Decimal) -> bool:
+    """Return whether some burn rate compares so; they go from 0 to 1 / (1 - target): every event is bad."""
+    bound, most = Fraction(threshold), 1 / (1 - Fraction(target))
+    return {"gt": most > bound, "gte": most >= bound, "lt": bound > 0, "lte": bound >= 0}[operator]
+
+
+_NEGATED: Final[Mapping[Operator, Operator]] = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
+
+
+def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
+    window = slo.spec.time_window[0].duration
+    for index, objective in enumerate(slo.spec.objectives):
+        path = ("spec", "objectives", index)
+        if objective.ratio == 0:
+            name = "target" if objective.target is not None else "targetPercent"
+            yield document.problem((*path, name), "found 0, expected more: whatever happens, it is met")
+        slice_window = objective.time_slice_window
+        if slice_window is not None and slice_window.nominal > window.nominal:
+            message = f"found {slice_window}, expected at most the window of {window}"
+            yield document.problem((*path, "timeSliceWindow"), message)
+    for placed in links.alerts(document, slo):
+        yield from _of_alert(slo, placed)
+    sli = links.indicator(document, slo)
+    if sli is not None:
+        yield from _of_lengths(sli, slo, window.nominal)
+
+
+def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
+    alert, window, name = placed.alert, slo.spec.time_window[0].duration, slo.metadata.name
+    if not (alert.when_breaching or alert.when_resolved or alert.when_no_data):
+        message = (
+            "found none of alertWhenBreaching, alertWhenResolved and alertWhenNoData true, expected one:"
+            " as it is the alert can never fire"
+        )
+        yield placed.policy.problem((), message)
+    if alert.look_back.nominal > window.nominal:
+        message = f"found {alert.look_back}, expected at most the window of '{name}', {window}"
+        yield placed.condition.problem(("condition", "lookbackWindow"), message)
+    for objective in slo.spec.objectives:
+        target = objective.ratio
+        says = f"found {alert.operator} {alert.threshold}, expected"
+        most = _decimal(1 / (1 - Fraction(target)))
+        rates = f"with the target {target.normalize():f} of '{name}' burn rates go from 0 to {most}"
+        at = ("condition", "threshold")
+        if not reachable(alert.operator, alert.threshold, target):
+            yield placed.condition.problem(at, f"{says} what can be: {rates}, so the alert can never fire")
+        elif not reachable(_NEGATED[alert.operator], alert.threshold, target):
+            yield placed.condition.problem(at, f"{says} what need not be: {rates}, so the alert always fires")
+
+
+def _of_lengths(sli: Document, slo: SLO, window: timedelta) -> Iterator[Problem]:
+    for path, source in sources(sli.content):
+        try:
+            spec = GradwatchSource.model_validate(source.spec)
+        except ValidationError:
+            continue  # a source of another type
+        for name, length in (("minDuration", spec.min_duration), ("deadline", spec.deadline)):
+            if length is not None and length > window:
+                message = (
+                    f"found {source.spec[name]}, expected at most the window of '{slo.metadata.name}',"
+                    f" {slo.spec.time_window[0].duration}"
+                )
+                yield sli.problem((*path, "spec", name), message)
+
+
+def _decimal(number: Fraction) -> str:
+    """Return a number with at most four decimals, cut and not rounded."""
+    return f"{Decimal(math.floor(number * 10_000)).scaleb(-4).normalize():f}"

@@ -1,0 +1,137 @@
+"""What docs/slo.md says is what is computed: examples, fields, rates, and the simulated figures."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch_slo.budget import budget_allows, budget_remaining, burn_rate
+from gradwatch_slo.objective import objectives_of
+from gradwatch_slo.reader import parse_documents
+from gradwatch_slo.rules import BURN_RULES
+from gradwatch_slo.source import GradwatchSource, Where
+from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
+from gradwatch_slo.verdict import alerts, verdict
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "slo.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the table that has the heading, without it."""
+    lines = PAGE[PAGE.index(f"| {heading} ") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+
+
+def percent(text: str) -> Fraction:
+    return Fraction(text.removesuffix(" %")) / 100
+
+
+@pytest.mark.parametrize("row", table("n"), ids=lambda row: f"{row[1]}-of-{row[0]}-at-{row[2]}")
+def test_an_example_is_as_it_was_worked_by_hand(row: list[str]) -> None:
+    total, bad, share = int(row[0]), int(row[1]), percent(row[2])
+    target = Decimal(share.numerator) / share.denominator
+    p_value = binomial_upper_tail(bad, total, target)
+    low, high = wilson_interval(total - bad, total)
+    assert row[3:] == [
+        f"{float(Fraction(total - bad, total) * 100):g} %",
+        f"{p_value:.4f}",
+        verdict(bad, total, target).value,
+        "yes" if alerts(bad, p_value) else "no",
+        str(budget_allows(total, target)),
+        f"{float(budget_remaining(bad, total, target) * 100):g} %",
+        f"{low:.3f} to {high:.3f}",
+    ]
+
+
+def test_the_terms_of_the_worked_example_are_those_of_the_binomial_distribution() -> None:
+    none, one, two = 0.95**30, 30 * 0.05 * 0.95**29, 435 * 0.05**2 * 0.95**28
+    for term in (none, one, two, none + one + two, 1 - none - one - two):
+        assert f"{term:.4f}" in PAGE
+    assert 1 - none - one - two == pytest.approx(binomial_upper_tail(3, 30, Decimal("0.95")))
+
+
+def test_the_objective_that_is_shown_is_one() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (objective,) = objectives_of(parse_documents(example.encode(), "slo.md")).objectives
+    assert (objective.target, objective.team) == (Decimal("0.99"), "platform")
+
+
+def test_every_field_of_the_metric_source_is_explained() -> None:
+    fields = {info.alias or name for name, info in GradwatchSource.model_fields.items()}
+    fields |= {f"where.{name}" for name in Where.model_fields}
+    assert {name for row in table("field") for name in re.findall(r"`([\w.]+)`", row[0])} == fields
+
+
+def test_the_rates_that_are_shown_are_those_of_the_rules() -> None:
+    for row, rule in zip(table("of the budget"), BURN_RULES, strict=True):
+        assert percent(row[0]) == rule.share
+        for shown, days in zip(row[3:5], (28, 30), strict=True):
+            assert f"{float(rule.rate(timedelta(days=days))):.4g}" == shown
+        assert row[5] == rule.severity
+    rate = burn_rate(60, 3600, Decimal("0.999"))
+    assert rate is not None
+    assert f"{float(rate):.2f}" in PAGE
+
+
+# --- The simulation ---
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("verdicts")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_simulated_window_holds_the_runs_that_ended_within_it(verdicts: ModuleType, seed: int) -> None:
+    ended = np.array([])
+
+    def fails(moments: np.ndarray) -> np.ndarray:
+        nonlocal ended
+        ended = moments
+        return np.floor(moments * 1000) % 3 == 0
+
+    course = verdicts.course(np.random.default_rng(seed), 0.0, 90.0, fails)
+    for time, total, bad in zip(course.times, course.total, course.bad, strict=True):
+        within = (ended <= time) & (time < ended + verdicts.WINDOW)
+        assert (total, bad) == (within.sum(), (within & fails(ended)).sum())
+
+
+def test_the_figures_that_are_shown_are_those_that_are_simulated(verdicts: ModuleType) -> None:
+    years = 300
+    rows = table("target, true rate")
+    assert len(rows) == len(verdicts.TARGETS) * len(verdicts.RULES)
+    for row in rows:
+        share = percent(row[0])
+        target = Decimal(share.numerator) / share.denominator
+        (rule,) = (each for each in verdicts.RULES if each.name == row[1])
+        rng, said = np.random.default_rng(1), rule.table(target)
+        seen = verdicts.alarms(rng, float(share), said, years)
+        late = verdicts.delays(rng, target, said, 400)
+        # Another seed, and five standard deviations of what so few years can say.
+        quiet = float(percent(row[3]))
+        assert seen.quiet == pytest.approx(quiet, abs=0.01 + 5 * (quiet * (1 - quiet) / years) ** 0.5)
+        assert seen.a_year == pytest.approx(float(row[2]), rel=0.25, abs=0.1)
+        assert np.median(late) == pytest.approx(float(row[4].split()[0]), rel=0.2, abs=0.3)
+
+
+def test_the_contract_s_bar_for_alerts_is_what_keeps_false_ones_rare() -> None:
+    quiet = {(row[0], row[1]): float(percent(row[3])) for row in table("target, true rate")}
+    # Told at 0.05, somebody would be told falsely in more than three years of four.
+    assert quiet["90 %", "verdict `breached`: p < 0.05"] < 0.25
+    assert quiet["90 %", "alert: p < 0.01"] > 0.6
