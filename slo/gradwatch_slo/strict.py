@@ -99,10 +99,11 @@ class StrictModel(BaseModel):
 
 
 def _detail(path: tuple[str | int, ...], message: str, found: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=_custom(message), loc=path, input=found)
+    return InitErrorDetails(type=refusal(message), loc=path, input=found)
 
 
-def _custom(message: str) -> PydanticCustomError:
+def refusal(message: str) -> PydanticCustomError:
+    """Return what a check of a field raises: a message that says what was found and what was expected."""
     # The message is a value of the template, so that braces in a user's text are not read as fields.
     return PydanticCustomError(_TRANSLATED, "{message}", {"message": message})
 
@@ -137,17 +138,17 @@ def _number(value: Any) -> Decimal:
     # A binary float has lost what was written: only text-born decimals and integers are exact.
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         return Decimal(value)
-    raise _custom(f"found {shown(value)}, expected a number")
+    raise refusal(f"found {shown(value)}, expected a number")
 
 
 def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
     def validate(value: Any) -> T:
         if not isinstance(value, str):
-            raise _custom(f"found {shown(value)}, expected a text such as 28d")
+            raise refusal(f"found {shown(value)}, expected a text such as 28d")
         try:
             return parse(value)
         except ValueError as error:
-            raise _custom(f"found {shown(value)}, expected {error}") from error
+            raise refusal(f"found {shown(value)}, expected {error}") from error
 
     return validate
 
@@ -155,7 +156,7 @@ def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
 def _name(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._|/\\-]{0,253}[A-Za-z0-9])?", value):
         return value
-    raise _custom(
+    raise refusal(
         f"found {shown(value)}, expected a name: up to 255 letters, digits and any of - . _ | / \\ between them"
     )
 
