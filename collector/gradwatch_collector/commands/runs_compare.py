@@ -45,7 +45,8 @@ def compare_command(
     if output == "json":
         click.echo(json.dumps(comparison_json(found, everything=everything), indent=2, allow_nan=False))
     elif not rows:
-        click.echo("nothing that is known of them differs")
+        names = ", ".join(printable(row.run_id) for row in found.runs)
+        click.echo(f"nothing that is known differs between {names}")
     elif output == "markdown":
         click.echo(markdown.table(comparison_table.headings(found), rows))
     else:

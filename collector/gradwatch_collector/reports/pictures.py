@@ -74,7 +74,10 @@ class Picture:
 
 @contextmanager
 def drawing(height: float) -> Iterator[Figure]:
-    """Give a figure, ``height`` inches high, in the style of the reports."""
+    """Give a figure, ``height`` inches high, in the style of the reports.
+
+    What is written in it must be `printable`: XML holds no control characters.
+    """
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # The page's reader has the letters that matplotlib's own font has not.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
