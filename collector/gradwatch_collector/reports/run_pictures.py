@@ -72,7 +72,9 @@ def run_pictures(
         connection, run_id, c.LAYER_GRADIENT_NORM.name, "max", stretches=_STRETCHES, attempt=attempt
     )
     if layers is not None:
-        yield _layers_picture(layers, [each for each in loss if each.attempt == attempt])
+        title = "Gradient norms by layer, largest of each stretch"
+        title += f" of attempt {attempt}" if attempt > 1 else ""
+        yield _layers_picture(layers, title, [each for each in loss if each.attempt == attempt])
 
 
 def _span(curves: Iterable[Curve]) -> _Span:
@@ -198,7 +200,7 @@ def _described(what: str, curves: Sequence[Curve], words: _Words, bad: Doubles) 
     return f"{told} NaN or Inf from step {bad[0]:g} on, {len(bad)} steps known." if len(bad) else told
 
 
-def _layers_picture(layers: HeatMap, loss: Sequence[Curve]) -> Picture:
+def _layers_picture(layers: HeatMap, title: str, loss: Sequence[Curve]) -> Picture:
     names = [printable(str(row.get(c.LAYER_NAME))) for row in layers.rows[:_MOST_ROWS]]
     # A short run has fewer reports than there are stretches.
     told = np.flatnonzero(np.isfinite(layers.values).any(axis=0) | layers.nonfinite.any(axis=0))
@@ -233,7 +235,7 @@ def _layers_picture(layers: HeatMap, loss: Sequence[Curve]) -> Picture:
         words += f", of which there are {len(row)} cells." if len(row) else "; there is none."
         if seen.size:
             words += f" Norms from {wording.number(float(seen.min()))} to {wording.number(float(seen.max()))}."
-        return picture(figure, "layers", "Gradient norms by layer, largest of each stretch", words)
+        return picture(figure, "layers", title, words)
 
 
 def _norm(values: Doubles) -> Normalize:

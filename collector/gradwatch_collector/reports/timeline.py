@@ -134,12 +134,12 @@ def _checkpoints(connection: Connection, run_id: str, clocks: Mapping[_Process, 
         .where(checkpoint.run_id == run_id)
         .order_by(checkpoint.time, checkpoint.sequence)
     ).mappings()
-    by_state: dict[bool, list[RowMapping]] = {True: [], False: []}
+    # Every rank tells of its part of a checkpoint.
+    told: dict[tuple[object, ...], RowMapping] = {}
     for row in rows:
-        by_state[row["state"] == SAVED].append(row)
+        told.setdefault(tuple(row[name] for name in ("attempt", "state", "name", "step")), row)
     for is_saved, most in ((True, _CHECKPOINTS_SHOWN), (False, _FAILURES_SHOWN)):
-        listed = by_state[is_saved]
-        shown, skipped = _ends(listed, 1, most)
+        shown, skipped = _ends([row for row in told.values() if (row["state"] == SAVED) is is_saved], 1, most)
         for index, row in enumerate(shown):
             clock = clocks.get((row["attempt"], row["rank"], row["instance"]), Clock())
             words = ["checkpoint", row["name"] or "", "saved" if is_saved else "not saved"]
