@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
+from gradwatch_collector.runs.clocks import Clock
+from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
-from tests.batches import at, event, frame, scalar
+from tests.batches import SECOND, at, event, frame, scalar
 from tests.told_runs import flight_record, look, tell_run
 
 NAN = float("nan")
@@ -213,6 +216,28 @@ def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: 
     assert "\x1b" not in markdown
     assert not re.search(r"(?<!\\)<script", markdown)
     assert not re.search(r"(?<!\\)\|\*", markdown)
+
+
+def test_what_a_slow_clock_told_is_placed_by_the_collectors(database: Engine, database_url: str) -> None:
+    tell_run(
+        database,
+        "run",
+        0,
+        event(c.CHECKPOINT_SAVED, 5, 1, STEP=1, CHECKPOINT_NAME="last.pt"),
+        event(c.STALLED, 6, 2),
+    )
+    with transaction(database) as connection:
+        connection.execute(update(schema.process).values(clock=asdict(Clock(offset=-10 * SECOND))))
+    told = section(report(database_url, "run"), "Time line")
+    assert "| 15.0 s | checkpoint last.pt saved at step 1 |" in told
+    assert "| 16.0 s | no step ends any more |" in told
+
+
+def test_a_checkpoint_of_many_ranks_is_told_once(database: Engine, database_url: str) -> None:
+    for rank in range(4):
+        saved = event(c.CHECKPOINT_SAVED, 5 + rank, 1, STEP=1, CHECKPOINT_NAME="last.pt")
+        tell_run(database, "run", 0, saved, rank=rank)
+    assert section(report(database_url, "run"), "Time line").count("checkpoint last.pt saved") == 1
 
 
 @pytest.mark.parametrize("data", ["nonsense", None, 7, flight_record([]), flight_record([1.0])[:20]], ids=repr)
