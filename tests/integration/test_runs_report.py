@@ -85,6 +85,7 @@ def test_a_run_that_went_bad_is_told_from_its_start_to_its_end(database: Engine,
     assert "Run bad of job digits (model net, dataset digits, tier experiment) started on 2025-06-15" in summary
     assert "on node-1 and, after 50.0 s and 7 steps, in attempt 2, succeeded." in summary
     assert "The first step with a NaN or Inf was step 4, in layer fc.weight, born in backward." in summary
+    assert "- First step with NaN or Inf: step 4, in layer fc.weight, born in backward\n" in told
     assert r"It reached its target val_loss\<=0.5 after 45.0 s." in summary
 
     happened = [line.split(" | ")[1:] for line in section(told, "Time line").splitlines() if "| 20" in line]
@@ -249,7 +250,7 @@ def test_a_black_box_that_cannot_be_read_is_left_out(database: Engine, database_
 def test_a_run_of_which_hardly_anything_is_known_has_a_report(database: Engine, database_url: str) -> None:
     tell_run(database, "run", 0, losses=[NAN], layers=(), ending={"STATUS": "cancelled", "REASON": "SIGTERM"})
     told = report(database_url, "run")
-    assert "and, after 20.0 s and 1 steps, was cancelled (SIGTERM" in told
+    assert "and, after 20.0 s and 1 step, was cancelled (SIGTERM" in told
     assert "Its last loss was NaN or infinite." in told
     assert "No run of the same job, model and dataset had succeeded" in told
     assert "No checkpoint was told of." in told

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.views import Json, findings_json
@@ -45,8 +45,8 @@ class FindingTold:
 class PostMortem:
     """All that the report of a run says. Texts are telemetry's own, and not escaped.
 
-    ``bad_steps``: steps that were told to have had a NaN or Inf. ``comparison``: with the last good run, None
-    if there is none.
+    ``first_bad_step``: which, where and how, None if all were finite. ``bad_steps``: those that were told to
+    have had a NaN or Inf. ``comparison``: with the last good run, None if there is none.
     """
 
     run: RunRow
@@ -99,20 +99,19 @@ def _with_last_good(connection: Connection, run: RunRow, prices: PriceTable | No
 def _summary(
     connection: Connection, run: RunRow, findings: Sequence[Json], first_bad_step: str | None
 ) -> Iterator[str]:
-    attempts = _attempts(connection, run.run_id)
     named = (("model", run.model), ("dataset", run.dataset), ("team", run.team))
     what = ", ".join([*(f"{name} {value}" for name, value in named if value), f"tier {run.tier}"])
     host = f" on {run.host}" if run.host else ""
     ranks = f" with {run.rank_count} ranks" if run.rank_count > 1 else ""
     yield f"Run {run.run_id} of job {run.job} ({what}) started on"
     yield f"{wording.clock_time(run.started_at)} UTC{host}{ranks}"
-    yield _ending(run, attempts)
+    yield _ending(connection, run)
     if run.last_loss_nonfinite:
         yield "Its last loss was NaN or infinite."
     elif run.last_loss is not None:
         yield f"Its last loss was {wording.number(run.last_loss)}."
     if first_bad_step is not None:
-        yield first_bad_step
+        yield f"The first step with a NaN or Inf was {first_bad_step}."
     if run.target is not None and run.target_reached_at is None:
         verb = "has not reached" if run.status is Status.RUNNING else "did not reach"
         yield f"It {verb} its target {run.target}."
@@ -123,28 +122,28 @@ def _summary(
     yield f"Findings: {', '.join(rules)}." if rules else "There are no findings."
 
 
-def _ending(run: RunRow, attempts: Sequence[RowMapping]) -> str:
+def _ending(connection: Connection, run: RunRow) -> str:
     """Return the end of the sentence that begins with the run's start."""
     until = run.last_seen_at if run.ended_at is None else run.ended_at
     took = wording.duration(max(0, until - run.started_at) / _NANOS)
-    done = "" if run.last_step is None else f" and {run.last_step + 1} steps"
-    tried = f", in attempt {len(attempts)}" if len(attempts) > 1 else ""
+    done = "" if run.last_step is None else f" and {_counted(run.last_step + 1, 'step')}"
+    tried = f", in attempt {run.attempt}" if run.attempt > 1 else ""
     if run.status is Status.RUNNING:
         return f"and is running; it was last heard of after {took}{done}{tried}."
-    how = {
-        Status.LOST: "was lost: nothing more was heard of it",
-        Status.CANCELLED: f"was {attempt_ending(attempts[-1])}",
-    }.get(run.status, attempt_ending(attempts[-1]))
+    attempt = schema.attempt.c
+    row = connection.execute(
+        select(schema.attempt).where(attempt.run_id == run.run_id, attempt.attempt == run.attempt)
+    ).mappings()
+    how = attempt_ending(row.one())
+    if run.status is Status.LOST:
+        how = "was lost: nothing more was heard of it"
+    elif run.status is Status.CANCELLED:
+        how = f"was {how}"
     return f"and, after {took}{done}{tried}, {how.rstrip('.')}."
 
 
-def _attempts(connection: Connection, run_id: str) -> list[RowMapping]:
-    """Return the rows of `attempt`, the one that the run stands as last."""
-    attempt = schema.attempt.c
-    rows = connection.execute(
-        select(schema.attempt).where(attempt.run_id == run_id).order_by(attempt.attempt)
-    ).mappings()
-    return list(rows)
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _first_bad_step(run: RunRow, findings: Sequence[Json]) -> str | None:
@@ -158,18 +157,18 @@ def _first_bad_step(run: RunRow, findings: Sequence[Json]) -> str | None:
         return None
     earliest, latest = (integer(found["evidence"].get(f"{name}_step")) for name in ("earliest", "latest"))
     if found["step"] is not None:
-        when = f"was step {found['step']}"
+        when = f"step {found['step']}"
     elif earliest is not None and latest is not None:
-        when = f"was between steps {earliest} and {latest}"
+        when = f"between steps {earliest} and {latest}"
     else:
-        when = "is not known"
+        when = "one that is not known"
     places = [
         ("layer", "in layer"),
         ("born_in", "born in"),
         *([("rank", "on rank")] if run.rank_count > 1 else []),
     ]
     where = [f"{words} {found[name]}" for name, words in places if found[name] is not None]
-    return ", ".join([f"The first step with a NaN or Inf {when}", *where]) + "."
+    return ", ".join([when, *where])
 
 
 def _finding(finding: Json) -> FindingTold:

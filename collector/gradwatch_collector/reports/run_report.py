@@ -56,6 +56,8 @@ def _changes(report: PostMortem) -> Sequence[Sequence[str]]:
 def _lines(report: PostMortem, now: int) -> Iterator[str]:
     yield f"# Run {escaped(report.run.run_id)}: {report.run.status.value}\n"
     yield f"{escaped(report.summary)}\n"
+    if report.first_bad_step is not None:
+        yield f"- First step with NaN or Inf: {escaped(report.first_bad_step)}"
     yield f"- Last good checkpoint: {escaped(report.checkpoint)}"
     yield f"- Effective training time: {escaped(report.effective_time)}"
     yield f"- Cost: {escaped(report.cost)}\n"

@@ -46,7 +46,7 @@ _VERSIONS: Final = {c.PYTHON_VERSION: "Python", c.TORCH_VERSION: "torch", c.CUDA
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing of a run. ``unit`` as OpenTelemetry writes it (`s`, `h`, `1`), or a currency; None of words."""
+    """One thing about one run. ``unit``: OpenTelemetry's (`s`, `h`, `1`) or a currency; None of words."""
 
     section: str
     name: str
