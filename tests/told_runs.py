@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,18 @@ def tell_run(
     devices: Sequence[str] = (),
     frames: Sequence[Frame] = (),
     layers: Sequence[str] = LAYERS,
+    share: float | None = None,
     ending: Mapping[str, Any] | None = None,
 ) -> None:
-    """Tell of a process that trained for ``seconds``, a step for each loss. ``ending``: as `event` takes it."""
+    """Tell of a process that trained for ``seconds``, a step for each loss.
+
+    ``share``: of the squared norms, where parameters are sharded. ``ending``: as `event` takes it.
+    """
     about = {c.SERVICE_NAME: "digits", c.MODEL: "net", c.DATASET: "digits", c.HOST_NAME: "node-1"}
     told = Source(run_id, attempt, rank, f"{run_id}-{attempt}-{rank}", about | dict(resource or {}))
     ends = [start + seconds * (step + 1) / (len(losses) + 1) for step in range(len(losses))]
     steps = [float(first_step + step) for step in range(len(losses))]
+    whole = [3 * abs(loss) for loss in losses]
     norms = [[abs(loss) * (index + 1) for loss in losses] for index in range(len(layers))]
     memory = [frame(c.DEVICE_MEMORY_LIMIT, [{c.DEVICE: name}], [ends[0]], [[80e9]]) for name in devices]
     ended = {"STATUS": "succeeded"} if ending is None else ending
@@ -67,12 +72,12 @@ def tell_run(
                 scalar(c.STEP_INDEX, ends, steps),
                 scalar(c.LOSS, ends, losses),
                 scalar(c.LEARNING_RATE, ends, [0.1] * len(losses)),
-                scalar(c.GRADIENT_NORM, ends, [3 * abs(loss) for loss in losses]),
                 scalar(c.STEP_DURATION, ends, [seconds / (len(losses) + 1)] * len(losses)),
                 frame(c.DEVICE_MEMORY_HEADROOM, [{c.DEVICE: "cpu"}], [ends[0], ends[-1]], [[0.9, 0.7]]),
                 *(
-                    frame(c.LAYER_GRADIENT_NORM, [{c.LAYER_NAME: name} for name in layers], ends, norms, field)
-                    for field in ("count", "sum", "min", "max")
+                    _norms(ends, whole, norms, layers)
+                    if share is None
+                    else _shares(ends, whole, norms, layers, share)
                 ),
                 *memory,
                 *frames,
@@ -80,6 +85,26 @@ def tell_run(
         ),
         start + seconds,
     )
+
+
+_Columns = Sequence[Sequence[float]]
+
+
+def _norms(
+    ends: Sequence[float], whole: Sequence[float], norms: _Columns, layers: Sequence[str]
+) -> Iterator[Frame]:
+    yield scalar(c.GRADIENT_NORM, ends, whole)
+    for field in ("count", "sum", "min", "max"):
+        yield frame(c.LAYER_GRADIENT_NORM, [{c.LAYER_NAME: name} for name in layers], ends, norms, field)
+
+
+def _shares(
+    ends: Sequence[float], whole: Sequence[float], norms: _Columns, layers: Sequence[str], share: float
+) -> Iterator[Frame]:
+    yield scalar(c.GRADIENT_SHARD_SQUARE, ends, [share * norm**2 for norm in whole])
+    for name, column in zip(layers, norms, strict=True):
+        squares = [share * norm**2 for norm in column]
+        yield frame(c.LAYER_GRADIENT_SHARD_SQUARE, [{c.LAYER_NAME: name}], ends, [squares])
 
 
 def look(database: Engine, seconds: float) -> None:

@@ -76,6 +76,16 @@ def test_only_what_differs_is_shown_numbers_with_their_change(database: Engine, 
     )
 
 
+def test_norms_of_sharded_parameters_are_those_of_all_ranks(database: Engine, database_url: str) -> None:
+    losses = [2.0, 1.0, 3.0]
+    tell_run(database, "whole", 0, losses=losses)
+    for rank, share in enumerate([0.25, 0.75]):
+        tell_run(database, "sharded", 0, losses=losses, rank=rank, share=share)
+    found = facts(database_url, "whole", "sharded", "--all")
+    assert values(found["gradient norm (median)"]) == [6.0, pytest.approx(6.0)]
+    assert values(found["gradient norm (highest)"]) == [9.0, pytest.approx(9.0)]
+
+
 def test_any_number_of_runs_is_compared_with_the_first(database: Engine, database_url: str) -> None:
     for index, loss in enumerate([2.0, 1.0, float("nan")]):
         tell_run(database, f"run-{index}", 100 * index, losses=[2.0, loss])

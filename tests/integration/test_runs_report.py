@@ -259,6 +259,20 @@ def test_a_run_of_which_hardly_anything_is_known_has_a_report(database: Engine, 
     assert "The loss was never finite." in page
 
 
+def test_pictures_of_sharded_parameters_are_of_all_ranks(database: Engine, database_url: str) -> None:
+    losses = [2.0, 1.0, 3.0, NAN]
+    for rank, share in enumerate([0.25, 0.75]):
+        tell_run(database, "run", 0, losses=losses, rank=rank, share=share)
+    page = Page(report(database_url, "run", "--format", "html"))
+    assert any(each.startswith("The norm: first 6, last 9, lowest 3, highest 9.") for each in page.texts)
+    assert any(
+        "2 layers over time; red where a norm was NaN or Inf, of which there are 2 cells. Norms from 1 to 6."
+        in each
+        for each in page.texts
+    )
+    assert {"conv.weight", "fc.weight"} <= {each.strip() for each in page.texts}
+
+
 def test_pictures_go_on_in_what_was_rolled_up(database: Engine, database_url: str) -> None:
     losses = [float(step) for step in range(300, 0, -1)]
     tell_run(database, "run", 0, losses=losses)

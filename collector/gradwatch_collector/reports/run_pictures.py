@@ -13,9 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.heat_map import HeatMap, heat_map
-from gradwatch_collector.records import Times
 from gradwatch_collector.reports import wording
+from gradwatch_collector.reports.layer_map import LayerMap, layer_map
 from gradwatch_collector.reports.pictures import (
     BAD,
     GRID,
@@ -28,14 +27,13 @@ from gradwatch_collector.reports.pictures import (
     picture,
     thinned,
 )
-from gradwatch_collector.runs.curves import Curve, read_curves, read_step_clock
+from gradwatch_collector.runs.curves import Curve, read_curves, read_gradient_norms, read_step_clock
 from gradwatch_slo.problems import printable
 
 _HEIGHT: Final = 2.2
 _MOST_MARKS: Final = 300
 _MOST_LINES: Final = 16
 _FEW: Final = 40
-_STRETCHES: Final = 120
 _MOST_ROWS: Final = 400
 _ROWS_NAMED: Final = 24
 _LONGEST_NAME: Final = 28
@@ -58,23 +56,19 @@ def run_pictures(
     span = _span(read_curves(connection, run_id, c.STEP_INDEX, clock) or loss)
     if loss:
         yield _loss_picture(loss, rate, bad, span)
-    for metric, name, title, words in (
-        (c.GRADIENT_NORM, "norm", "Global gradient norm, before clipping", wording.number),
-        (c.STEP_DURATION, "duration", "Step time", wording.duration),
-    ):
-        curves = read_curves(connection, run_id, metric, clock)
-        if curves:
-            yield _line_picture(curves, name, title, words, bad, span)
+    norms = read_gradient_norms(connection, run_id, clock)
+    if norms:
+        yield _norm_picture(norms, bad, span)
+    durations = read_curves(connection, run_id, c.STEP_DURATION, clock)
+    if durations:
+        yield _duration_picture(durations, span)
     headroom = read_curves(connection, run_id, c.DEVICE_MEMORY_HEADROOM, clock, every_rank=True)
     if headroom:
         yield _headroom_picture(headroom, span)
-    layers = heat_map(
-        connection, run_id, c.LAYER_GRADIENT_NORM.name, "max", stretches=_STRETCHES, attempt=attempt
-    )
+    layers = layer_map(connection, run_id, attempt, clock)
     if layers is not None:
         title = "Gradient norms by layer, largest of each stretch"
-        title += f" of attempt {attempt}" if attempt > 1 else ""
-        yield _layers_picture(layers, title, [each for each in loss if each.attempt == attempt])
+        yield _layers_picture(layers, f"{title} of attempt {attempt}" if attempt > 1 else title)
 
 
 def _span(curves: Iterable[Curve]) -> _Span:
@@ -104,16 +98,24 @@ def _loss_picture(loss: Sequence[Curve], rate: Sequence[Curve], bad: Doubles, sp
         return picture(figure, "loss", title, _described("The loss", loss, wording.number, bad))
 
 
-def _line_picture(
-    curves: Sequence[Curve], name: str, title: str, words: _Words, bad: Doubles, span: _Span
-) -> Picture:
+def _norm_picture(norms: Sequence[Curve], bad: Doubles, span: _Span) -> Picture:
+    bad = np.union1d(bad, _nonfinite_steps(norms))
+    title = "Global gradient norm, before clipping"
     with drawing(_HEIGHT) as figure:
         axes = figure.subplots()
-        _draw(axes, curves, words)
+        _draw(axes, norms, wording.number)
         _steps(axes, span)
-        if name == "norm":
-            _mark(axes, np.union1d(bad, _nonfinite_steps(curves)))
-        return picture(figure, name, title, _described(title, curves, words, bad))
+        _mark(axes, bad)
+        return picture(figure, "norm", title, _described("The norm", norms, wording.number, bad))
+
+
+def _duration_picture(durations: Sequence[Curve], span: _Span) -> Picture:
+    with drawing(_HEIGHT) as figure:
+        axes = figure.subplots()
+        _draw(axes, durations, wording.duration)
+        _steps(axes, span)
+        told = _described("The time of a step", durations, wording.duration, np.empty(0))
+        return picture(figure, "duration", "Step time", told)
 
 
 def _headroom_picture(curves: Sequence[Curve], span: _Span) -> Picture:
@@ -200,11 +202,9 @@ def _described(what: str, curves: Sequence[Curve], words: _Words, bad: Doubles) 
     return f"{told} NaN or Inf from step {bad[0]:g} on, {len(bad)} steps known." if len(bad) else told
 
 
-def _layers_picture(layers: HeatMap, title: str, loss: Sequence[Curve]) -> Picture:
-    names = [printable(str(row.get(c.LAYER_NAME))) for row in layers.rows[:_MOST_ROWS]]
-    # A short run has fewer reports than there are stretches.
-    told = np.flatnonzero(np.isfinite(layers.values).any(axis=0) | layers.nonfinite.any(axis=0))
-    values, nonfinite = layers.values[:_MOST_ROWS, told], layers.nonfinite[:_MOST_ROWS, told]
+def _layers_picture(layers: LayerMap, title: str) -> Picture:
+    names = [printable(name) for name in layers.layers[:_MOST_ROWS]]
+    values, nonfinite = layers.values[:_MOST_ROWS], layers.nonfinite[:_MOST_ROWS]
     with drawing(min(1.2 + 0.2 * min(len(names), _ROWS_NAMED), 6.0)) as figure:
         axes = figure.subplots()
         axes.grid(visible=False)
@@ -221,7 +221,7 @@ def _layers_picture(layers: HeatMap, title: str, loss: Sequence[Curve]) -> Pictu
         every = -(-len(names) // _ROWS_NAMED)
         axes.set_yticks(np.arange(0, len(names), every) + 0.5, [_short(name) for name in names[::every]])
         axes.tick_params(axis="y", length=0, labelsize=8)
-        _time_ticks(axes, layers.edges[told + 1], loss)
+        _name_ends(axes, layers)
         bar = figure.colorbar(image, ax=axes, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8)
@@ -247,18 +247,10 @@ def _norm(values: Doubles) -> Normalize:
     return LogNorm(max(low, high * 1e-8), high if high > low else low * 1.01)
 
 
-def _time_ticks(axes: Axes, ends: Times, loss: Sequence[Curve]) -> None:
-    """Name stretches of time, by their ends, after the step that was done then, where the steps are known."""
-    at = np.unique(np.linspace(0, len(ends) - 1, 6).astype(int))
-    moments = ends[at]
-    if loss:
-        first = loss[0].times[0]
-        steps = np.interp(moments - first, loss[0].times - first, loss[0].steps)
-        axes.set_xlabel("up to step")
-        axes.set_xticks(at + 0.5, [f"{step:.0f}" for step in steps])
-    else:
-        axes.set_xlabel("time")
-        axes.set_xticks(at + 0.5, [wording.duration(float(each - ends[0]) / 1e9) for each in moments])
+def _name_ends(axes: Axes, layers: LayerMap) -> None:
+    at = np.unique(np.linspace(0, len(layers.ends) - 1, 6).astype(int))
+    axes.set_xlabel("up to second" if layers.is_timed else "up to step")
+    axes.set_xticks(at + 0.5, [f"{end:.0f}" for end in layers.ends[at]])
 
 
 def _short(name: str) -> str:

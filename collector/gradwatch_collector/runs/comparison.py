@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes
 from gradwatch_collector.runs.cost import run_cost
-from gradwatch_collector.runs.curves import Curve, read_curves, spread
+from gradwatch_collector.runs.curves import Curve, read_curves, read_gradient_norms, read_step_clock, spread
 from gradwatch_collector.runs.effective_time import effective_time
 from gradwatch_collector.runs.environment import environment
 from gradwatch_collector.runs.facts import RunRow
@@ -202,7 +202,8 @@ def _losses(connection: Connection, run: RunRow) -> Iterator[Fact]:
 
 
 def _norms(connection: Connection, run: RunRow) -> Iterator[Fact]:
-    found = spread(read_curves(connection, run.run_id, c.GRADIENT_NORM))
+    clock = read_step_clock(connection, run.run_id)
+    found = spread(read_gradient_norms(connection, run.run_id, clock))
     median, highest = (None, None) if found is None else (found.median, found.maximum)
     yield Fact("norms", "gradient norm (median)", median, c.GRADIENT_NORM.unit)
     yield Fact("norms", "gradient norm (highest)", highest, c.GRADIENT_NORM.unit)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes, Times
+from gradwatch_collector.runs.shards import StepNorms, shard_norms
 from gradwatch_collector.storage.reading import PlaceKey, PointSeries, read_series
 from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
 
@@ -91,6 +92,38 @@ def read_curves(
         for each in told
         if every_rank or each.rank == lowest[each.attempt]
     ]
+
+
+def read_gradient_norms(connection: Connection, run_id: str, clock: StepClock) -> list[Curve]:
+    """Return the curves of the global gradient norm, put together where each rank tells of its shares only."""
+    return read_curves(connection, run_id, c.GRADIENT_NORM, clock) or [
+        _of_shards(attempt, optimizer, norms, clock)
+        for attempt in sorted({attempt for attempt, _ in clock})
+        for (_, optimizer), norms in shard_norms(connection, run_id, attempt, c.GRADIENT_SHARD_SQUARE).items()
+        if len(norms.steps)
+    ]
+
+
+def _of_shards(attempt: int, optimizer: int | None, norms: StepNorms, clock: StepClock) -> Curve:
+    rank = min(rank for of, rank in clock if of == attempt)
+    known = clock[attempt, rank]
+    at = np.minimum(np.searchsorted(known.last, norms.steps), len(known.times) - 1)
+    steps, is_finite = norms.steps.astype(np.float64), np.isfinite(norms.norms)
+    shown = np.where(is_finite, norms.norms, np.nan)
+    finite = is_finite.astype(np.float64)
+    return Curve(
+        attempt,
+        rank,
+        {} if optimizer is None else {c.OPTIMIZER: optimizer},
+        known.times[at],
+        steps,
+        shown,
+        shown,
+        shown,
+        finite,
+        1.0 - finite,
+        float(norms.norms[-1]),
+    )
 
 
 def spread(curves: Iterable[Curve]) -> Spread | None:
