@@ -29,6 +29,7 @@ SEED: Final = "training.seed"
 GIT_COMMIT: Final = "vcs.ref.head.revision"
 TORCH_VERSION: Final = "training.torch.version"
 CUDA_VERSION: Final = "training.cuda.version"
+DEVICE_NAME: Final = "training.device.name"
 PYTHON_VERSION: Final = "process.runtime.version"
 CONFIG_HASH: Final = "training.config.hash"
 HOST_NAME: Final = "host.name"
@@ -59,6 +60,7 @@ RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     GIT_COMMIT: "Commit of the working directory, when it is a git checkout.",
     TORCH_VERSION: "Version of torch.",
     CUDA_VERSION: "CUDA version torch was built for.",
+    DEVICE_NAME: "Name of the device, such as `NVIDIA H200`; absent unless CUDA is in use at the start.",
     PYTHON_VERSION: "Version of Python.",
     CONFIG_HASH: "Hash of the hyper-parameters, when told.",
     HOST_NAME: "Host.",

@@ -18,6 +18,7 @@ from typing import Final
 import torch
 
 from gradwatch import conventions
+from gradwatch.measures.memory import is_cuda_started
 from gradwatch.safety import shielded
 from gradwatch.settings import Settings
 from gradwatch.supervisor.launch import attempt_of
@@ -122,6 +123,7 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
         conventions.GIT_COMMIT: git_commit(Path.cwd()),
         conventions.TORCH_VERSION: str(torch.__version__),
         conventions.CUDA_VERSION: torch.version.cuda,
+        conventions.DEVICE_NAME: _device_name(),
         conventions.PYTHON_VERSION: platform.python_version(),
         conventions.CONFIG_HASH: _config_hash(settings.config) if settings.config is not None else None,
         conventions.HOST_NAME: socket.gethostname(),
@@ -131,6 +133,14 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
         conventions.PROCESS_COMMAND: sys.argv[0] if sys.argv else None,
     }
     return {name: value for name, value in known.items() if value is not None and value != ""}
+
+
+@shielded(None)
+def _device_name() -> str | None:
+    # Asking a CUDA that training has not started would create a context, hundreds of megabytes, in our name.
+    if not (torch.cuda.is_available() and is_cuda_started()):
+        return None
+    return torch.cuda.get_device_name()
 
 
 def _config_hash(config: Mapping[str, object]) -> str:

@@ -55,13 +55,7 @@ def _validated(sources: list[YamlDocument]) -> list[Document]:
         try:
             content = _content(source)
         except ValidationError as error:
-            # What YAML itself misread is reported as such, not as a wrong or a missing value as well.
-            misread = {path[:end] for path in source.problems for end in (len(path), len(path) - 1)}
-            problems += [
-                source.problem(detail["loc"], detail["msg"])
-                for detail in error.errors(include_url=False)
-                if detail["loc"] not in misread
-            ]
+            problems += field_problems(source, error)
         except ObjectiveFileError as error:
             problems += error.problems
         else:
@@ -70,6 +64,17 @@ def _validated(sources: list[YamlDocument]) -> list[Document]:
     if problems:
         raise ObjectiveFileError(sorted(problems, key=lambda problem: (problem.line, problem.field)))
     return documents
+
+
+def field_problems(source: YamlDocument, error: ValidationError) -> list[Problem]:
+    """Return what is wrong with the fields of a document, with their lines."""
+    # What YAML itself misread is reported as such, not as a wrong or a missing value as well.
+    misread = {path[:end] for path in source.problems for end in (len(path), len(path) - 1)}
+    return [
+        source.problem(detail["loc"], detail["msg"])
+        for detail in error.errors(include_url=False)
+        if detail["loc"] not in misread
+    ]
 
 
 def _content(source: YamlDocument) -> OpenSLO:

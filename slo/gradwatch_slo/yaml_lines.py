@@ -47,8 +47,8 @@ class YamlDocument:
         return Problem(self.file, self.lines.get(known, self.line), path_text(path), message)
 
 
-def read_yaml(path: Path) -> list[YamlDocument]:
-    """Return the documents of a file, without empty ones.
+def read_yaml(path: Path, *, expected: str = "OpenSLO documents") -> list[YamlDocument]:
+    """Return the documents of a file, without empty ones. ``expected``: what they should be, for messages.
 
     Raises:
         ObjectiveFileError: the file cannot be read, is not YAML, or has no document.
@@ -59,10 +59,10 @@ def read_yaml(path: Path) -> list[YamlDocument]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ObjectiveFileError([Problem(file, 1, "", f"cannot be read: {reason}")]) from error
-    return parse_yaml(content, file)
+    return parse_yaml(content, file, expected=expected)
 
 
-def parse_yaml(content: bytes, file: str) -> list[YamlDocument]:
+def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents") -> list[YamlDocument]:
     """Return the documents of a file's content; see :func:`read_yaml`."""
     try:
         documents = [_document(node, file) for node in _nodes(content)]
@@ -81,12 +81,10 @@ def parse_yaml(content: bytes, file: str) -> list[YamlDocument]:
         line = mark.line + 1 if mark else 1
         raise ObjectiveFileError([Problem(file, line, "", f"is not valid YAML: {message}")]) from error
     except RecursionError as error:
-        problem = Problem(
-            file, 1, "", "found lists or mappings nested too deeply, expected an OpenSLO document"
-        )
-        raise ObjectiveFileError([problem]) from error
+        message = f"found lists or mappings nested too deeply, expected {expected}"
+        raise ObjectiveFileError([Problem(file, 1, "", message)]) from error
     if not documents:
-        raise ObjectiveFileError([Problem(file, 1, "", "found no document, expected OpenSLO documents")])
+        raise ObjectiveFileError([Problem(file, 1, "", f"found no document, expected {expected}")])
     return documents
 
 

@@ -119,7 +119,9 @@ def test_nvml_that_does_not_work_changes_nothing_and_signs_of_life_go_on(
     broken.nvmlInit = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pynvml", None if init is None else broken)  # type: ignore[arg-type]
     # One card, as torch would tell of it: what is asked of NVML is what is asked where there is one.
-    properties = types.SimpleNamespace(total_memory=1 << 30, uuid="00000000-0000-0000-0000-000000000000")
+    properties = types.SimpleNamespace(
+        name="A card", total_memory=1 << 30, uuid="00000000-0000-0000-0000-000000000000"
+    )
     for name, value in {
         "is_available": True, "is_initialized": True, "device_count": 1, "get_device_properties": properties,
         "memory_allocated": 1, "memory_reserved": 2, "max_memory_reserved": 2,

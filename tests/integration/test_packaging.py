@@ -52,6 +52,20 @@ def test_the_wheel_holds_every_file_of_the_shipped_folders(wheel: Path, folder: 
     assert not [name for name in shipped if "__pycache__" in name or name.startswith(("tests/", "benchmarks/"))]
 
 
+@pytest.mark.parametrize("package", ["agent/gradwatch", "collector/gradwatch_collector", "slo/gradwatch_slo"])
+def test_the_wheel_holds_what_packages_read_at_run_time(wheel: Path, package: str) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = set(archive.namelist())
+    parent = (ROOT / package).parent
+    read = {
+        path.relative_to(parent).as_posix()
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".html", ".json", ".yaml", ".typed"}
+    }
+    assert read
+    assert read <= shipped
+
+
 def test_the_agent_works_without_torch_sql_or_the_collector(installed: Path, agent_only: Path) -> None:
     done = python(
         installed,

@@ -94,7 +94,7 @@ def cgroup_limits(membership: Path, mount: Path) -> Iterator[int]:
 @shielded(())
 def _devices() -> tuple[Reading, ...]:
     # Asking a CUDA that training has not started would create a context, hundreds of megabytes, in our name.
-    if not (torch.cuda.is_available() and _is_cuda_started()):
+    if not (torch.cuda.is_available() and is_cuda_started()):
         return ()
     found: list[Reading] = []
     names: dict[str, str] = {}
@@ -111,7 +111,8 @@ def _devices() -> tuple[Reading, ...]:
     return (*found, *_nvml.readings(names))
 
 
-def _is_cuda_started() -> bool:
+def is_cuda_started() -> bool:
+    """Return whether training has started CUDA in this process."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call] # torch
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.shards import Place, place_of, shard_norms
+from gradwatch_collector.runs.shards import Place, place_of, shard_norms
 from gradwatch_collector.runs.telling import number
 from gradwatch_collector.storage.reading import read_series
 from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
@@ -61,8 +61,8 @@ def layer_summaries(connection: Connection, run_id: str, attempt: int) -> list[L
             place = place_of(attributes)
             held = totals.setdefault(place, {})
             held[field] = float(reduce(np.array([value, *([held[field]] if field in held else [])])))
-    for place, norms in shard_norms(connection, run_id, attempt).items():
-        finite = norms[np.isfinite(norms)]
+    for place, found in shard_norms(connection, run_id, attempt).items():
+        finite = found.norms[np.isfinite(found.norms)]
         totals[place] = {"count": finite.size}
         if finite.size:
             totals[place] |= {

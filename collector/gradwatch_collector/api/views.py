@@ -20,6 +20,7 @@ from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import checkpoints, telling
 from gradwatch_collector.runs.effective_time import effective_time
+from gradwatch_collector.runs.environment import environment
 from gradwatch_collector.runs.facts import RunRow, load_runs, moment, team_of
 from gradwatch_collector.storage import schema
 
@@ -130,7 +131,7 @@ def show_run(connection: Connection, run_id: str, team: str | None = None) -> Js
         "checkpoints": _checkpoints(connection, run_id),
         "checkpoint_record": _checkpoint_record(connection, row),
         "effective_time": _effective_time(connection, row),
-        "environment": _environment(connection, run_id, row.attempt),
+        "environment": environment(connection, run_id, row.attempt),
     }
 
 
@@ -321,17 +322,6 @@ def _effective_time(connection: Connection, row: RunRow) -> Json:
         "lost_seconds": None if found is None else found.lost,
         "wall_seconds": None if found is None else found.wall,
     }
-
-
-def _environment(connection: Connection, run_id: str, attempt: int) -> Json:
-    process = schema.process.c
-    resource: Json | None = connection.scalar(
-        select(process.resource)
-        .where(process.run_id == run_id, process.attempt == attempt)
-        .order_by(process.rank == NO_RANK, process.rank, process.started_at.desc())
-        .limit(1)
-    )
-    return resource or {}
 
 
 def _shortened(body: str | None) -> str | None:

@@ -98,5 +98,5 @@ def _report(console: Console, database: str) -> None:
     if wrong:
         raise DemoError(f"{len(wrong)} of {len(PLAN)} runs got the wrong verdict")
     console.print(f"\nAll {len(PLAN)} runs stand as they should, the killed one as well. Look next:")
-    for command in ("runs list", "runs show demo-nan", "slo report"):
+    for command in ("runs list", "runs show demo-nan", "runs report demo-nan", "slo report"):
         console.print(f"  gradwatch {command} --db {database}", soft_wrap=True, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -12,6 +13,9 @@ from sqlalchemy import Engine
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.database import DatabaseError
 from gradwatch_collector.storage.retention import age
+from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.prices import read_prices
+from gradwatch_slo.problems import ObjectiveFileError
 
 DEFAULT_DATABASE: Final = "sqlite:///gradwatch.db"
 
@@ -52,6 +56,27 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
+
+
+def _prices(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> PriceTable | None:
+    if path is None:
+        return None
+    try:
+        return read_prices(path)
+    except ObjectiveFileError as error:
+        raise click.ClickException(str(error)) from error
+
+
+# Arrives as a `PriceTable`, or None.
+prices_option: Final = click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    envvar="GRADWATCH_PRICES",
+    show_envvar=True,
+    callback=_prices,
+    metavar="FILE",
+    help="What an hour of a device costs (YAML); without it costs are unknown.",
+)
 
 
 def format_option(*formats: str) -> Callable[[Any], Any]:

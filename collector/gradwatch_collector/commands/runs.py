@@ -17,6 +17,9 @@ from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import decode
 from gradwatch_collector.api import views
 from gradwatch_collector.commands.options import database_option, format_option, open_database
+from gradwatch_collector.commands.runs_compare import compare_command
+from gradwatch_collector.commands.runs_report import report_command
+from gradwatch_collector.reports.wording import duration
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table
 
@@ -35,6 +38,10 @@ _COLOURS = {
 @click.group()
 def runs() -> None:
     """What ran, and how it ended."""
+
+
+runs.add_command(compare_command)
+runs.add_command(report_command)
 
 
 @runs.command("list")
@@ -242,12 +249,7 @@ def _loss(row: views.Json) -> str:
 
 
 def _took(row: views.Json) -> str:
-    seconds = views.seconds_between(row["started_at"], row["ended_at"] or row["last_seen_at"])
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{int(seconds):02d}s" if minutes else f"{seconds:.1f}s"
+    return duration(views.seconds_between(row["started_at"], row["ended_at"] or row["last_seen_at"]))
 
 
 def _print_json(value: Any) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from gradwatch import conventions as names
+from gradwatch.identity import Identity, resource_attributes
 from gradwatch.measures.memory import (
     allocator_readings,
     cgroup_limits,
@@ -19,6 +21,7 @@ from gradwatch.measures.memory import (
     nvml_readings,
     process_peak,
 )
+from gradwatch.settings import Settings
 
 
 class NVMLError(Exception):
@@ -166,3 +169,15 @@ def test_on_the_cpu_headroom_is_the_host_s_limit_against_the_peak() -> None:
     assert headroom.attributes == {names.DEVICE: "cpu"}
     assert headroom.time == 5
     assert headroom.value == pytest.approx((limit - peak) / limit, abs=0.01)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("is_started", "expected"), [(False, None), (True, "NVIDIA H200")])
+def test_a_device_is_named_where_training_has_started_cuda_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, is_started: bool, expected: str | None
+) -> None:
+    # No machine without a GPU has these.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_started)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    identity = Identity(run_id="run", attempt=None, rank=0, world_size=1, instance="one")
+    assert resource_attributes(Settings.resolve({}), identity, None).get(names.DEVICE_NAME) == expected

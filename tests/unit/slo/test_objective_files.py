@@ -296,7 +296,7 @@ def raw(spec: str) -> str:
         ("a: *nowhere\n", "1: is not valid YAML: found undefined alias 'nowhere'"),
         ("a: 1\nb: \x07\n", "2: found the control character '\\x07', expected plain text"),
         (b"a: 1\nb: \xff\n", "2: found byte 0xff, expected UTF-8 text"),
-        ("[" * 3000, "1: found lists or mappings nested too deeply, expected an OpenSLO document"),
+        ("[" * 3000, "1: found lists or mappings nested too deeply, expected OpenSLO documents"),
         ("&a [*a]\n", "1: [0]: found an alias of a value around it, expected no cycle"),
         (slo(more='  description: "\\ud800"\n'), "11: spec.description: found half a surrogate pair, expected Unicode text"),
         (slo(more='  "\\ud800": a\n'), "4: spec: found half a surrogate pair in a key, expected Unicode text"),

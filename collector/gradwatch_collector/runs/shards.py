@@ -7,6 +7,8 @@ did so in it; ranks that thin their sampling differently have the rarer one's st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
@@ -20,13 +22,23 @@ Place = tuple[str, int | None]
 _Steps = dict[int, float]
 
 
-def shard_norms(connection: Connection, run_id: str, attempt: int) -> dict[Place, npt.NDArray[np.float64]]:
-    """Return the L2 norms of every sharded layer, by (layer, optimizer), in the order of their steps."""
+@dataclass(frozen=True, slots=True)
+class StepNorms:
+    """L2 norms put together from all ranks' shares, in the order of their steps; both of shape ``[n]``."""
+
+    steps: npt.NDArray[np.int64]
+    norms: npt.NDArray[np.float64]
+
+
+def shard_norms(
+    connection: Connection, run_id: str, attempt: int, metric: c.Metric = c.LAYER_GRADIENT_SHARD_SQUARE
+) -> dict[Place, StepNorms]:
+    """Return the norms of every sharded layer, by (layer, optimizer); of `c.GRADIENT_SHARD_SQUARE` of all."""
     clocks = {
         point.rank: point for point in read_series(connection, run_id, c.STEP_INDEX.name, attempt=attempt)
     }
     shares: dict[Place, dict[int, _Steps]] = {}
-    for point in read_series(connection, run_id, c.LAYER_GRADIENT_SHARD_SQUARE.name, attempt=attempt):
+    for point in read_series(connection, run_id, metric.name, attempt=attempt):
         clock = clocks.get(point.rank)
         if clock is not None:
             by_step = shares.setdefault(place_of(point.attributes), {}).setdefault(point.rank, {})
@@ -48,6 +60,7 @@ def _by_step(point: PointSeries, clock: PointSeries) -> _Steps:
     return dict(zip(steps.tolist(), point.values[known].astype(np.float64).tolist(), strict=True))
 
 
-def _norms(ranks: list[_Steps]) -> npt.NDArray[np.float64]:
-    common = set(ranks[0]).intersection(*ranks[1:])
-    return np.sqrt([sum(steps[step] for steps in ranks) for step in sorted(common)])
+def _norms(ranks: list[_Steps]) -> StepNorms:
+    common = sorted(set(ranks[0]).intersection(*ranks[1:]))
+    squares = np.array([sum(steps[step] for steps in ranks) for step in common], np.float64)
+    return StepNorms(np.array(common, np.int64), np.sqrt(squares))

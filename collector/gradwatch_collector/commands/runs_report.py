@@ -1,0 +1,63 @@
+"""``gradwatch runs report``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from sqlalchemy import Connection
+
+from gradwatch_collector.commands.options import database_option, format_option, open_database, prices_option
+from gradwatch_collector.commands.runs_compare import existing_run
+from gradwatch_collector.reports.post_mortem import post_mortem
+from gradwatch_collector.reports.run_report import to_html, to_markdown
+from gradwatch_slo.cost import PriceTable
+
+
+@click.command("report")
+@click.argument("run_id", metavar="RUN")
+@database_option
+@format_option("markdown", "html")
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write it there [default: to the standard output].",
+)
+@prices_option
+def report_command(
+    run_id: str, database: str, output: str, path: Path | None, prices: PriceTable | None
+) -> None:
+    """Write the post-mortem of a run: what happened when, why, and what changed since the last good run.
+
+    The page (html) is one file with pictures, and needs no other.
+
+    \b
+    Example:
+      gradwatch runs report digits-nan --format html -o digits-nan.html
+    """
+    engine = open_database(database)
+    with engine.connect() as connection:
+        text = _report(connection, run_id, output, prices)
+    if path is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+    click.echo(f"wrote {path}")
+
+
+def _report(connection: Connection, run_id: str, output: str, prices: PriceTable | None) -> str:
+    run, now = existing_run(connection, run_id), time.time_ns()
+    report = post_mortem(connection, run, prices)
+    if output == "markdown":
+        return to_markdown(report, now)
+    # What draws takes most of a second to import.
+    from gradwatch_collector.reports.run_pictures import run_pictures
+
+    return to_html(report, list(run_pictures(connection, run.run_id, run.attempt, report.bad_steps)), now)
