@@ -35,8 +35,8 @@ def fill(engine: Engine, runs: int, now: int) -> None:
     for rows in _batches(runs, now):
         with db.transaction(engine) as connection:
             if engine.dialect.name == "postgresql":
-                cursor = connection.connection.cursor()
-                with cursor.copy(f"COPY run ({', '.join(_COLUMNS)}) FROM STDIN") as copy:  # type: ignore[attr-defined]
+                cursor: Any = connection.connection.cursor()
+                with cursor.copy(f"COPY run ({', '.join(_COLUMNS)}) FROM STDIN") as copy:
                     for row in rows:
                         copy.write_row(row)
             else:
