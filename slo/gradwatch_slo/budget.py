@@ -11,7 +11,7 @@ def budget_allows(total: int, target: Decimal) -> int:
     return int(total * (1 - Fraction(target)))
 
 
-def budget_remaining(bad: int, total: int, target: Decimal) -> Fraction:
+def budget_remaining(bad: int | Fraction, total: int, target: Decimal) -> Fraction:
     """Return the unspent share, 1 - bad / (n (1 - target)): negative when overspent, 1 when nothing counted."""
     if total == 0:
         return Fraction(1)

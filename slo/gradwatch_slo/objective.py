@@ -17,6 +17,7 @@ from gradwatch_slo.openslo import (
     SLO,
     DataSource,
     MetricSource,
+    ObjectiveSpec,
     RatioMetric,
     SLISpec,
     TimeWindowSpec,
@@ -24,6 +25,7 @@ from gradwatch_slo.openslo import (
 )
 from gradwatch_slo.problems import ObjectiveFileError, Problem
 from gradwatch_slo.reader import Document
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.source import ENDED_STATUSES, SOURCE_TYPE, GradwatchSource, Unit
 from gradwatch_slo.windows import TimeWindow
 from gradwatch_slo.yaml_lines import FieldPath
@@ -35,7 +37,8 @@ class Objective:
 
     ``name`` is the SLO's and ``indicator`` the SLI's ``metadata.name``. ``target`` in [0, 1), as written.
     ``selection`` says which runs it is about; ``group_by`` which fields it is reported by. ``unit``: what is
-    counted. ``alerts`` are those that its files ask for; ``team`` is the label of that name of the SLO.
+    counted; with ``slicing`` it makes slices of time good or bad, which are what is judged. ``alerts`` are
+    those that its files ask for; ``team`` is the label of that name of the SLO.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Objective:
     selection: Selection
     group_by: tuple[str, ...] = ()
     unit: Unit = "run"
+    slicing: Slicing | None = None
     alerts: tuple[BurnRateAlert, ...] = ()
     team: str | None = None
 
@@ -138,10 +142,9 @@ class _Catalogue:
             where, name, indicator, path = found, spec.indicator_ref, found.content.spec, ("spec",)
         self._check_threshold(document, slo, indicator)
         source, measure = self._measure(where, path, indicator)
-        reason = measure if isinstance(measure, str) else _unsupported(slo)
-        if reason is not None:
-            return Unevaluated(slo.metadata.name, reason)
-        if source is None or measure is None or isinstance(measure, str):
+        if isinstance(measure, str):
+            return Unevaluated(slo.metadata.name, measure)
+        if source is None or measure is None:
             return []
         return [
             Objective(
@@ -152,6 +155,7 @@ class _Catalogue:
                 measure=measure,
                 selection=_selection(source),
                 group_by=tuple(source.group_by),
+                slicing=_slicing(slo, objective),
                 unit=source.unit,
                 alerts=tuple(placed.alert for placed in self._links.alerts(document, slo)),
                 team=_team(slo),
@@ -284,10 +288,11 @@ def _team(slo: SLO) -> str | None:
     return team if isinstance(team, str) else None
 
 
-def _unsupported(slo: SLO) -> str | None:
-    if slo.spec.budgeting_method != "Occurrences":
-        return f"the budgeting method {slo.spec.budgeting_method} is not evaluated yet, only Occurrences"
-    return None
+def _slicing(slo: SLO, objective: ObjectiveSpec) -> Slicing | None:
+    if slo.spec.budgeting_method == "Occurrences":
+        return None
+    assert objective.time_slice_window is not None  # validation lets none through without
+    return Slicing(objective.time_slice_window.nominal, objective.time_slice_target)
 
 
 def _window(spec: TimeWindowSpec) -> TimeWindow:

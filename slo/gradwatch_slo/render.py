@@ -59,7 +59,7 @@ def _cells(report: ObjectiveReport) -> tuple[str, ...]:
         report.name,
         ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in report.group.items()) or "all",
         report.verdict.value,
-        "-" if report.sli is None else _percent(Fraction(report.good, report.total)),
+        "-" if report.share is None else _percent(report.share),
         f"{(report.target * 100).normalize():f} %",
         f"{report.budget_remaining:.0%}".replace("%", " %"),
         report.summary,

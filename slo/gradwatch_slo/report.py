@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Final
 
 from gradwatch_slo.budget import budget_allows, budget_remaining
+from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.indicators import (
     Convergence,
     CountRatio,
@@ -21,37 +23,23 @@ from gradwatch_slo.indicators import (
     UnitRatio,
 )
 from gradwatch_slo.objective import Objective
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import FEWEST_EVENTS, Verdict, alerts, verdict
 from gradwatch_slo.windows import Window
 
-# The values of an objective's ``group_by``, in its order; what is not known of a run is None.
-Group = tuple[str | None, ...]
 _SIGNS: Final[Mapping[Operator, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many events were good and how many bad."""
-
-    good: int = 0
-    bad: int = 0
-
-    @property
-    def total(self) -> int:
-        """All that were counted."""
-        return self.good + self.bad
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.good + other.good, self.bad + other.bad)
+NOTHING_LOST: Final[Mapping[Group, Fraction]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveReport:
     """How one objective stands for one group of runs. ``sli`` is None when nothing was counted.
 
-    ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target); not in
-    the JSON.
+    ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target). ``share``: the SLI
+    before it was rounded. These two are not in the JSON.
     """
 
     name: str
@@ -68,6 +56,7 @@ class ObjectiveReport:
     window: Window
     summary: str
     p_value: float
+    share: Fraction | None
 
     @property
     def alerting(self) -> bool:
@@ -75,18 +64,21 @@ class ObjectiveReport:
         return alerts(self.bad, self.p_value)
 
 
-def reports_of(objective: Objective, window: Window, counts: Mapping[Group, Counts]) -> list[ObjectiveReport]:
+def reports_of(
+    objective: Objective,
+    window: Window,
+    counts: Mapping[Group, Counts],
+    lost: Mapping[Group, Fraction] = NOTHING_LOST,
+) -> list[ObjectiveReport]:
     """Return how an objective stands for each group, given what was counted in the window.
+
+    ``lost``: how many events were bad, where some were so in part and the counts tell whole ones (time slices).
 
     When the objective's selection limits every field of ``group_by``, each of its values is reported, counted
     or not; else the groups of which something was counted, sorted. An objective never vanishes.
     """
-    expected = list(_expected_groups(objective))
-    if expected:
-        return [_report(objective, group, window, counts.get(group, Counts())) for group in expected]
-    if not counts:
-        return [_report(objective, (), window, Counts())]
-    return [_report(objective, group, window, counts[group]) for group in sorted(counts, key=_by_name)]
+    groups = list(_expected_groups(objective)) or sorted(counts, key=_by_name) or [()]
+    return [_report(objective, group, window, counts.get(group, Counts()), lost.get(group)) for group in groups]
 
 
 def _by_name(group: Group) -> list[str]:
@@ -101,33 +93,43 @@ def _expected_groups(objective: Objective) -> Iterable[Group]:
     return ()
 
 
-def _report(objective: Objective, group: Group, window: Window, counts: Counts) -> ObjectiveReport:
+def _report(
+    objective: Objective, group: Group, window: Window, counts: Counts, lost: Fraction | None
+) -> ObjectiveReport:
     good, bad, total = counts.good, counts.bad, counts.total
+    exactly = bad if lost is None else lost
+    share = Fraction(total - exactly) / total if total else None
     return ObjectiveReport(
         name=objective.name,
         indicator=objective.indicator,
         group=MappingProxyType(dict(zip(objective.group_by, group, strict=False))),
         target=objective.target,
-        sli=good / total if total else None,
+        sli=None if share is None else float(share),
         good=good,
         bad=bad,
         total=total,
-        verdict=verdict(bad, total, objective.target),
+        verdict=verdict(exactly, total, objective.target),
         interval=wilson_interval(good, total),
-        budget_remaining=float(budget_remaining(bad, total, objective.target)),
+        budget_remaining=float(budget_remaining(exactly, total, objective.target)),
         window=window,
-        summary=_summary(objective.measure, bad, total, objective.target),
+        summary=_summary(objective, bad, total),
         p_value=binomial_upper_tail(bad, total, objective.target),
+        share=share,
     )
 
 
-def _summary(measure: Measure, bad: int, total: int, target: Decimal) -> str:
-    unit, what = _words(measure)
+def _summary(objective: Objective, bad: int, total: int) -> str:
+    unit, what = _words(objective.measure) if objective.slicing is None else _words_of(objective.slicing)
+    target = objective.target
     if total == 0:
         return f"no {unit}s counted; the budget is unspent"
     units = unit if total == 1 else f"{unit}s"
     sentence = f"{bad} of {total} {units} {what}; the budget allows {budget_allows(total, target)}"
     return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
+
+
+def _words_of(slicing: Slicing) -> tuple[str, str]:
+    return "slice", "were bad" if slicing.target is not None else "are what all of them lost"
 
 
 def _words(measure: Measure) -> tuple[str, str]:

@@ -25,13 +25,16 @@ class Verdict(StrEnum):
     INSUFFICIENT_DATA = "insufficient data"
 
 
-def verdict(bad: int, total: int, target: Decimal) -> Verdict:
-    """Judge ``bad`` of ``total`` events against a target in [0, 1)."""
+def verdict(bad: int | Fraction, total: int, target: Decimal) -> Verdict:
+    """Judge ``bad`` of ``total`` events against a target in [0, 1).
+
+    Of events that are bad in part (time slices) the test counts whole ones.
+    """
     if total < FEWEST_EVENTS:
         return Verdict.INSUFFICIENT_DATA
-    if Fraction(total - bad, total) >= Fraction(target):
+    if Fraction(total - bad) / total >= Fraction(target):
         return Verdict.MET
-    if bad >= FEWEST_BAD and binomial_upper_tail(bad, total, target) < BREACH_P_VALUE:
+    if bad >= FEWEST_BAD and binomial_upper_tail(int(bad), total, target) < BREACH_P_VALUE:
         return Verdict.BREACHED
     return Verdict.UNCERTAIN
 

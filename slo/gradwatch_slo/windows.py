@@ -17,10 +17,6 @@ class Window:
     start: datetime
     end: datetime
 
-    def contains(self, moment: datetime) -> bool:
-        """Return whether something that ended at ``moment`` belongs to the window."""
-        return self.start <= moment and (moment <= self.end if self.rolling else moment < self.end)
-
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from gradwatch_collector.objectives.baselines import baseline, threshold
+from gradwatch_collector.objectives.counters import keep_counted
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
+from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import nanos
 from gradwatch_collector.storage import schema
 from gradwatch_slo.durations import Duration
@@ -31,6 +33,7 @@ from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.windows import TimeWindow
 from tests.stored_runs import DAY, HOUR, MINUTE, NOW, StoredRun, run, store_runs
 
@@ -238,6 +241,51 @@ def test_without_runs_every_default_objective_is_there(database: Engine) -> None
         ("time-to-convergence", {"tier": "production"}, 0),
         ("time-to-convergence", {"tier": "experiment"}, 0),
     ]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("length", [HOUR, 15 * MINUTE, DAY])
+def test_slices_of_time_are_judged_by_the_runs_that_ended_in_them(
+    database: Engine, length: timedelta, is_kept: bool
+) -> None:
+    now, begin = NOW - 6 * HOUR, NOW.replace(hour=0) - 3 * DAY
+    # In each slice of six hours from the first on: 0, 1, 2, ... of 4 runs failed; in the seventh none ended.
+    runs = [
+        run(
+            Status.FAILED if number < slice_ else Status.SUCCEEDED,
+            started=begin + slice_ * length,
+            lasted=MINUTE,
+        )
+        for slice_ in range(6)
+        if slice_ != 3
+        for number in range(4)
+    ]
+    sliced = objective(SuccessRate(), slicing=Slicing(length, Decimal("0.5")))
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        if is_kept:
+            assert keep_counted(connection, [Indicator.of(sliced)], nanos(now))
+        (found,) = evaluate_objectives(connection, [sliced], nanos(begin + 28 * DAY))
+    assert (found.good, found.bad) == (3, 2)
+
+
+def test_a_slice_that_goes_on_is_not_judged_yet(database: Engine) -> None:
+    runs = [run(Status.FAILED, started=NOW - HOUR, lasted=HOUR - MINUTE)]
+    hourly = Slicing(HOUR, Decimal("0.5"))
+    assert report(database, runs, SuccessRate(), slicing=hourly).bad == 1
+    assert report(database, [], SuccessRate(), as_of=NOW - 2 * MINUTE, slicing=hourly).total == 0
+
+
+def test_slices_begin_with_the_calendar(database: Engine) -> None:
+    half_past = TimeWindow(Duration(1, "d"), NOW.replace(hour=0, minute=30))
+    # Before the calendar begins, too.
+    runs = [run(started=NOW - days * DAY, lasted=MINUTE) for days in (0, 1)]
+    runs += [run(Status.FAILED, started=each + 31 * MINUTE, lasted=MINUTE) for each in (NOW, NOW - DAY)]
+    hourly = Slicing(HOUR, Decimal("0.9"))
+    for as_of in (NOW + 2 * HOUR, NOW - 22 * HOUR):
+        found = report(database, runs, SuccessRate(), as_of=as_of, window=half_past, slicing=hourly)
+        assert (found.good, found.bad) == (1, 1)
+        runs = []
 
 
 # --- Exclusions ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from gradwatch_collector.objectives.judging import (
     source_of,
 )
 from gradwatch_collector.storage import schema
-from gradwatch_slo.report import Counts, Group
+from gradwatch_slo.counts import Counts, Group
 
 # More stretches than this make one: a statement has its limits, and the runs between are soon read.
 _MOST_STRETCHES: Final = 100
@@ -43,6 +43,15 @@ class Kept:
     indicator_id: int
     counted_from: int
     counted_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A stretch of time: kept ``hours`` of an indicator, and ``raw`` stretches in Unix nanoseconds."""
+
+    indicator_id: int | None = None
+    hours: Sequence[Stretch] = ()
+    raw: Sequence[Stretch] = ()
 
 
 class Tallies:
@@ -64,18 +73,31 @@ class Tallies:
 
     def over(self, indicator: Indicator, start: int, end: int) -> dict[Group, Counts]:
         """Count the runs that ended from ``start`` (inclusive) to ``end`` (exclusive), Unix nanoseconds."""
-        kept = self._kept.get(indicator.key)
-        if kept is None:
-            return self._of_runs(indicator, [(start, end)])
-        first, last = max(-(-start // HOUR), kept.counted_from), min(end // HOUR, kept.counted_to)
-        if first >= last:
-            return self._of_runs(indicator, [(start, end)])
-        raw = stretches(hour for hour in self._changed if first <= hour < last)
-        whole = between(raw, first, last)
-        edges = [(start, first * HOUR), *((a * HOUR, b * HOUR) for a, b in raw), (last * HOUR, end)]
-        return added(
-            [self._of_hours(indicator, kept.indicator_id, whole), self._of_runs(indicator, not_empty(edges))]
-        )
+        parts = self._parts(indicator, start, end)
+        found: defaultdict[Group, Counts] = defaultdict(Counts)
+        for group, counts in (*self._of_hours(indicator, parts), *self._of_runs(indicator, parts.raw)):
+            found[tuple(group)] += counts
+        return dict(found)
+
+    def by_period(
+        self, indicator: Indicator, origin: int, length: int, periods: Stretch
+    ) -> dict[tuple[int, Group], Counts]:
+        """Count the runs that ended in each of some periods, numbered from ``origin`` on; Unix nanoseconds.
+
+        ``periods``: the first, and the one after the last. What counts nothing is not there.
+        """
+        start, end = (origin + number * length for number in periods)
+        by_hours = origin % HOUR == 0 and length % HOUR == 0
+        parts = self._parts(indicator, start, end) if by_hours else _Parts(raw=((start, end),))
+        hours = ((_count.hour * HOUR - origin) // length).label("period")
+        runs = ((_run.ended_at - origin) // length).label("period")
+        found: defaultdict[tuple[int, Group], Counts] = defaultdict(Counts)
+        for (period, *group), counts in (
+            *self._of_hours(indicator, parts, hours),
+            *self._of_runs(indicator, parts.raw, runs),
+        ):
+            found[period, tuple(group)] += counts
+        return dict(found)
 
     def is_quick(self, indicator: Indicator, start: int, end: int) -> bool:
         """Return whether `over` has few runs to read: most is kept, or there are not many."""
@@ -94,42 +116,55 @@ class Tallies:
         if judgement is None:
             return {}
         going_on = (_run.started_at <= as_of) & (_run.ended_at.is_(None) | (_run.ended_at > as_of))
-        return self._grouped(indicator, judgement, going_on)
+        return {
+            tuple(group): counts for group, counts in self._rows(self._select(indicator, judgement, going_on))
+        }
 
     def by_hour(self, indicator: Indicator, hours: Sequence[Stretch]) -> Iterable[tuple[int, Group, Counts]]:
         """Count the runs that ended in these stretches of hours, hour by hour, from the runs themselves."""
-        hour = (_run.ended_at // HOUR).label("hour")
-        ended = _ended_in([(first * HOUR, last * HOUR) for first, last in hours])
-        statement = self._select(indicator, judge_ended(indicator.measure), ended, hour)
-        for each, *group, good, bad in self._connection.execute(statement):
-            if good or bad:
-                yield each, tuple(group), Counts(good, bad)
+        ended = [(first * HOUR, last * HOUR) for first, last in hours]
+        for (hour, *group), counts in self._of_runs(indicator, ended, (_run.ended_at // HOUR).label("hour")):
+            yield hour, tuple(group), counts
 
-    def _of_runs(self, indicator: Indicator, when: Sequence[Stretch]) -> dict[Group, Counts]:
+    def _parts(self, indicator: Indicator, start: int, end: int) -> _Parts:
+        """Return what of a stretch of time is kept, and what has to be read from the runs."""
+        kept = self._kept.get(indicator.key)
+        if kept is None:
+            return _Parts(raw=((start, end),))
+        first, last = max(-(-start // HOUR), kept.counted_from), min(end // HOUR, kept.counted_to)
+        if first >= last:
+            return _Parts(raw=((start, end),))
+        changed = stretches(hour for hour in self._changed if first <= hour < last)
+        edges = [(start, first * HOUR), *((a * HOUR, b * HOUR) for a, b in changed), (last * HOUR, end)]
+        return _Parts(kept.indicator_id, between(changed, first, last), not_empty(edges))
+
+    def _of_runs(
+        self, indicator: Indicator, when: Sequence[Stretch], *by: ColumnElement[Any]
+    ) -> Iterable[tuple[list[Any], Counts]]:
+        """Yield what runs that ended then add, by these columns and the group's."""
         if not when:
-            return {}
-        return self._grouped(indicator, judge_ended(indicator.measure), _ended_in(when))
+            return []
+        return self._rows(self._select(indicator, judge_ended(indicator.measure), _ended_in(when), *by))
 
     def _of_hours(
-        self, indicator: Indicator, indicator_id: int, hours: Sequence[Stretch]
-    ) -> dict[Group, Counts]:
-        if not hours:
-            return {}
-        columns = [_count[name] for name in indicator.group_by]
-        rows = self._connection.execute(
+        self, indicator: Indicator, parts: _Parts, *by: ColumnElement[Any]
+    ) -> Iterable[tuple[list[Any], Counts]]:
+        if not parts.hours:
+            return []
+        columns = [*by, *(_count[name] for name in indicator.group_by)]
+        return self._rows(
             select(*columns, func.sum(_count.good), func.sum(_count.bad))
             .where(
-                _count.indicator_id == indicator_id,
-                or_(*(and_(_count.hour >= first, _count.hour < last) for first, last in hours)),
+                _count.indicator_id == parts.indicator_id,
+                or_(*(and_(_count.hour >= first, _count.hour < last) for first, last in parts.hours)),
             )
             .group_by(*columns)
         )
-        return _counts(rows)
 
-    def _grouped(
-        self, indicator: Indicator, judgement: Judgement, when: ColumnElement[bool]
-    ) -> dict[Group, Counts]:
-        return _counts(self._connection.execute(self._select(indicator, judgement, when)))
+    def _rows(self, statement: Select[Any]) -> Iterable[tuple[list[Any], Counts]]:
+        for *columns, good, bad in self._connection.execute(statement):
+            if good or bad:  # without any column to group by, SQL sums nothing to NULL
+                yield columns, Counts(int(good), int(bad))
 
     def _select(
         self, indicator: Indicator, judgement: Judgement, when: ColumnElement[bool], *by: ColumnElement[Any]
@@ -173,18 +208,3 @@ def not_empty(candidates: Iterable[Stretch]) -> list[Stretch]:
 
 def _ended_in(when: Sequence[Stretch]) -> ColumnElement[bool]:
     return or_(*(and_(_run.ended_at >= start, _run.ended_at < end) for start, end in when))
-
-
-def _counts(rows: Iterable[Any]) -> dict[Group, Counts]:
-    # Without any field to group by, SQL sums nothing to NULL.
-    found = {tuple(group): Counts(int(good or 0), int(bad or 0)) for *group, good, bad in rows}
-    return {group: counts for group, counts in found.items() if counts.total}
-
-
-def added(parts: Iterable[dict[Group, Counts]]) -> dict[Group, Counts]:
-    """Return the sum of counts by group."""
-    found: defaultdict[Group, Counts] = defaultdict(Counts)
-    for part in parts:
-        for group, counts in part.items():
-            found[group] += counts
-    return dict(found)

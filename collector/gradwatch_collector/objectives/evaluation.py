@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection
 
-from gradwatch_collector.objectives.counting import Tallies, added
+from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.objectives.judging import nanoseconds
 from gradwatch_collector.runs.facts import moment, nanos
+from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.report import Counts, Group, ObjectiveReport, reports_of
+from gradwatch_slo.report import NOTHING_LOST, ObjectiveReport, reports_of
+from gradwatch_slo.slices import Slicing, judged, whole
 from gradwatch_slo.windows import Window
 
 # What datetimes can tell apart.
@@ -34,23 +38,36 @@ def evaluate_objectives(
     """
     tallies = Tallies(connection, *conditions)
     as_of = moment(now)
-    counted: dict[tuple[Indicator, Window], dict[Group, Counts]] = {}
+    known: dict[tuple[Indicator, Window, Slicing | None], _Counted] = {}
     reports: list[ObjectiveReport] = []
     for objective in objectives:
         indicator, window = Indicator.of(objective), objective.window.at(as_of)
         # Tiers and targets differ more often than what is counted.
-        if (indicator, window) not in counted:
+        key = indicator, window, objective.slicing
+        if key not in known:
             if quickly and not tallies.is_quick(indicator, nanos(window.start), nanos(as_of)):
                 continue
-            counted[indicator, window] = _count(tallies, indicator, window, as_of)
-        reports += reports_of(objective, window, counted[indicator, window])
+            known[key] = _count(tallies, objective, window, as_of)
+        reports += reports_of(objective, window, *known[key])
     return reports
 
 
-def _count(tallies: Tallies, indicator: Indicator, window: Window, as_of: datetime) -> dict[Group, Counts]:
+_Counted = tuple[Mapping[Group, Counts], Mapping[Group, Fraction]]
+
+
+def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime) -> _Counted:
+    indicator = Indicator.of(objective)
     # A rolling window includes its end, a calendar one ends before the next; and nothing of the future counts.
     end = as_of + _MOMENT if window.rolling else min(window.end, as_of + _MOMENT)
+    if objective.slicing is not None:
+        length = nanoseconds(objective.slicing.length)
+        calendar = objective.window.calendar_start
+        # Whole lengths earlier, so that no window comes before it.
+        origin = 0 if calendar is None else nanos(calendar) % length
+        slices = whole(nanos(window.start), nanos(end), origin, length)
+        return judged(objective.slicing, tallies.by_period(indicator, origin, length, slices))
     # What goes on has not ended anywhere else: it belongs to the window that is open.
-    return added(
-        [tallies.over(indicator, nanos(window.start), nanos(end)), tallies.open_at(indicator, nanos(as_of))]
-    )
+    ended = tallies.over(indicator, nanos(window.start), nanos(end))
+    going_on = tallies.open_at(indicator, nanos(as_of))
+    groups = ended.keys() | going_on.keys()
+    return {each: ended.get(each, Counts()) + going_on.get(each, Counts()) for each in groups}, NOTHING_LOST

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import Measure, Selection, SuccessRate
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
-from gradwatch_slo.report import Counts, Group, ObjectiveReport, reports_of
+from gradwatch_slo.report import ObjectiveReport, reports_of
 from gradwatch_slo.windows import TimeWindow
 
 NOW = datetime(2026, 3, 29, 12, tzinfo=UTC)

@@ -20,6 +20,7 @@ from gradwatch_slo.objectives import SHIPPED, default_documents, default_objecti
 from gradwatch_slo.openslo import KINDS, SLO
 from gradwatch_slo.problems import ObjectiveFileError
 from gradwatch_slo.reader import parse_documents
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.source import ENDED_STATUSES, RunStatus, Tier
 
 HEAD = "apiVersion: openslo/v1\n"
@@ -220,18 +221,29 @@ def test_anchors_and_byte_order_marks_are_plain_yaml() -> None:
             .replace("target: 0.99", "op: lte, value: 3, target: 0.99"),
             "gradwatch evaluates ratio metrics, not threshold metrics",
         ),
-        (
-            slo(target="target: 0.9, timeSliceTarget: 0.5, timeSliceWindow: 5").replace(
-                "Occurrences", "Timeslices"
-            ),
-            "the budgeting method Timeslices is not evaluated yet, only Occurrences",
-        ),
     ],
 )
 def test_what_is_valid_but_not_ours_to_evaluate_is_a_warning(text: str, reason: str) -> None:
     loaded = load(text)
     assert loaded.objectives == ()
     assert [str(each) for each in loaded.unevaluated] == [f"my-slo cannot be evaluated: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "slicing"),
+    [
+        ("Occurrences", "", None),
+        (
+            "Timeslices",
+            ", timeSliceTarget: 0.5, timeSliceWindow: 5",
+            Slicing(timedelta(minutes=5), Decimal("0.5")),
+        ),
+        ("RatioTimeslices", ", timeSliceWindow: 1d", Slicing(timedelta(days=1))),
+    ],
+)
+def test_budgeting_methods_slice_the_window(method: str, asked: str, slicing: Slicing | None) -> None:
+    (only,) = load(slo(target=f"target: 0.9{asked}").replace("Occurrences", method)).objectives
+    assert only.slicing == slicing
 
 
 # --- The shipped objectives ---

@@ -9,8 +9,9 @@ from rich.console import Console
 from slo_reports import objective, of_production, report
 from slo_reports import reports as reports_of
 
+from gradwatch_slo.counts import Counts
 from gradwatch_slo.render import render_json, render_markdown, render_table
-from gradwatch_slo.report import Counts, ObjectiveReport, to_json
+from gradwatch_slo.report import ObjectiveReport, to_json
 
 
 @pytest.fixture

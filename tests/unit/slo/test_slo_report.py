@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from slo_reports import NOW, SUCCESS, objective, of_production, report, reports
 
+from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import (
     Convergence,
@@ -20,7 +21,7 @@ from gradwatch_slo.indicators import (
     UnitRatio,
 )
 from gradwatch_slo.render import render_json
-from gradwatch_slo.report import Counts, Group, rfc3339, to_json
+from gradwatch_slo.report import rfc3339, to_json
 from gradwatch_slo.schemas import SCHEMAS, load_schema
 from gradwatch_slo.windows import TimeWindow
 
