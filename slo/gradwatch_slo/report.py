@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Final
 
-from gradwatch_slo.budget import budget_allows, budget_remaining
+from gradwatch_slo.budget import budget_allows, budget_remaining, budget_time
 from gradwatch_slo.indicators import (
     Convergence,
     CountRatio,
@@ -51,7 +52,7 @@ class ObjectiveReport:
     """How one objective stands for one group of runs. ``sli`` is None when nothing was counted.
 
     ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target); not in
-    the JSON.
+    the JSON. ``previous``: how it stood in the window before, where that was asked for.
     """
 
     name: str
@@ -68,11 +69,26 @@ class ObjectiveReport:
     window: Window
     summary: str
     p_value: float
+    previous: ObjectiveReport | None = None
 
     @property
     def alerting(self) -> bool:
         """Whether the bad events are reason enough to notify somebody."""
         return alerts(self.bad, self.p_value)
+
+    @property
+    def budget_time(self) -> timedelta | None:
+        """For how long everything might fail within the window (`budget.budget_time`)."""
+        return budget_time(self.window.end - self.window.start, self.total, self.target)
+
+    @property
+    def budget_time_left(self) -> timedelta | None:
+        """What is left of `budget_time`: nothing once it is overspent."""
+        whole = self.budget_time
+        if whole is None:
+            return None
+        left = max(Fraction(), budget_remaining(self.bad, self.total, self.target))
+        return timedelta(microseconds=int(whole // timedelta(microseconds=1) * left))
 
 
 def reports_of(objective: Objective, window: Window, counts: Mapping[Group, Counts]) -> list[ObjectiveReport]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -19,6 +20,15 @@ from gradwatch_slo.windows import Window
 _MOMENT: Final = timedelta(microseconds=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted for an objective in a window, by the values of its ``group_by``."""
+
+    objective: Objective
+    window: Window
+    counts: Mapping[Group, Counts]
+
+
 def evaluate_objectives(
     connection: Connection,
     objectives: Iterable[Objective],
@@ -32,10 +42,22 @@ def evaluate_objectives(
     ``conditions`` are over ``schema.run``. Reports follow the order of the objectives. ``quickly``: those that
     many runs would have to be read for are left out until they are counted.
     """
+    found = count_objectives(connection, objectives, now, *conditions, quickly=quickly)
+    return [report for each in found for report in reports_of(each.objective, each.window, each.counts)]
+
+
+def count_objectives(
+    connection: Connection,
+    objectives: Iterable[Objective],
+    now: int,
+    *conditions: ColumnElement[bool],
+    quickly: bool = False,
+) -> list[Counted]:
+    """Return what `evaluate_objectives` makes reports of."""
     tallies = Tallies(connection, *conditions)
     as_of = moment(now)
     counted: dict[tuple[Indicator, Window], dict[Group, Counts]] = {}
-    reports: list[ObjectiveReport] = []
+    found: list[Counted] = []
     for objective in objectives:
         indicator, window = Indicator.of(objective), objective.window.at(as_of)
         # Tiers and targets differ more often than what is counted.
@@ -43,8 +65,8 @@ def evaluate_objectives(
             if quickly and not tallies.is_quick(indicator, nanos(window.start), nanos(as_of)):
                 continue
             counted[indicator, window] = _count(tallies, indicator, window, as_of)
-        reports += reports_of(objective, window, counted[indicator, window])
-    return reports
+        found.append(Counted(objective, window, counted[indicator, window]))
+    return found
 
 
 def _count(tallies: Tallies, indicator: Indicator, window: Window, as_of: datetime) -> dict[Group, Counts]:
