@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 
@@ -24,3 +25,14 @@ def burn_rate(bad: int, total: int, target: Decimal) -> Fraction | None:
     At most 1 / (1 - target); None when nothing counted.
     """
     return Fraction(bad, total) / (1 - Fraction(target)) if total else None
+
+
+def budget_time(window: timedelta, total: int, target: Decimal) -> timedelta | None:
+    """Return for how long everything may fail in a window, at its average rate: window x (1 - target).
+
+    None where one bad event is more than the budget: then no length of time says anything.
+    """
+    share = 1 - Fraction(target)
+    if total * share < 1:
+        return None
+    return timedelta(microseconds=int(window // timedelta(microseconds=1) * share))

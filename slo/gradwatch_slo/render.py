@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
 
-from gradwatch_slo.problems import printable
+from gradwatch_slo import markdown
+from gradwatch_slo.movement import compared_json, movement, sli_change
 from gradwatch_slo.report import ObjectiveReport, to_json
 from gradwatch_slo.tables import print_table
 from gradwatch_slo.verdict import Verdict
+from gradwatch_slo.wording import group, length, percent, target_percent, whole_percent
 
 _STYLES: Final = {
     Verdict.MET: "green",
@@ -24,29 +24,33 @@ _STYLES: Final = {
 }
 _BAR_WIDTH: Final = 10
 _HEADINGS: Final = ("Objective", "Group", "Verdict", "SLI", "Target", "Budget left", "Summary")
+_COMPARED: Final = "Since the window before"
 
 
 def render_table(reports: Sequence[ObjectiveReport], console: Console) -> None:
     """Print a table: colours and bars on a terminal; in a pipe plain aligned lines, none cut or wrapped."""
     rows: list[list[Text]] = []
     for report in reports:
-        name, group, verdict, sli, target, budget, summary = map(Text, _cells(report))
+        name, grouped, verdict, sli, target, budget, *words = map(Text, cells(report))
         verdict.stylize(_STYLES[report.verdict])
         if console.is_terminal:
             budget = Text.assemble(_bar(report), " ", budget)
-        rows.append([name, group, verdict, sli, target, budget, summary])
-    print_table(console, _HEADINGS, rows)
+            change = sli_change(report)
+            if change:
+                words[-1].stylize("green" if change > 0 else "red")
+        rows.append([name, grouped, verdict, sli, target, budget, *words])
+    print_table(console, headings(reports), rows)
 
 
 def render_markdown(reports: Sequence[ObjectiveReport]) -> str:
     """Return a GitHub-flavoured Markdown table."""
-    rows = [_HEADINGS, ("---",) * len(_HEADINGS), *(_cells(report) for report in reports)]
-    return "".join(f"| {' | '.join(_escaped(cell) for cell in row)} |\n" for row in rows)
+    return markdown.table(headings(reports), map(cells, reports)) + "\n"
 
 
 def report_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()) -> dict[str, Any]:
     """Return the shape that ``schemas/slo-report.schema.json`` describes."""
-    return {"objectives": [to_json(report) for report in reports], "warnings": list(warnings)}
+    objectives = [{**to_json(report), **compared_json(report)} for report in reports]
+    return {"objectives": objectives, "warnings": list(warnings)}
 
 
 def render_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()) -> str:
@@ -54,28 +58,37 @@ def render_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()
     return json.dumps(report_json(reports, warnings), indent=2, allow_nan=False) + "\n"
 
 
-def _cells(report: ObjectiveReport) -> tuple[str, ...]:
+def headings(reports: Sequence[ObjectiveReport]) -> tuple[str, ...]:
+    """Return the headings of the columns of `cells`: one more where windows were compared."""
+    return (*_HEADINGS, _COMPARED) if any(report.previous for report in reports) else _HEADINGS
+
+
+def cells(report: ObjectiveReport) -> tuple[str, ...]:
+    """Return a report as the cells of a row."""
     return (
         report.name,
-        ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in report.group.items()) or "all",
+        group(report.group),
         report.verdict.value,
-        "-" if report.share is None else _percent(report.share),
-        f"{(report.target * 100).normalize():f} %",
-        f"{report.budget_remaining:.0%}".replace("%", " %"),
+        sli(report),
+        target_percent(report.target),
+        budget_left(report),
         report.summary,
+        *(() if report.previous is None else (movement(report),)),
     )
 
 
-def _percent(share: Fraction) -> str:
-    # Two decimals, cut and not rounded: 99.996 % must not read as 100 %.
-    return f"{Decimal(int(share * 10_000)) / 100} %"
+def sli(report: ObjectiveReport) -> str:
+    """Return the share of good events; a dash where nothing was counted."""
+    return "-" if report.share is None else percent(report.share)
+
+
+def budget_left(report: ObjectiveReport) -> str:
+    """Return what is left of the budget, as time too where that means something."""
+    left = report.budget_time_left
+    return whole_percent(report.budget_remaining) + (f" ({length(left)})" if left else "")
 
 
 def _bar(report: ObjectiveReport) -> Text:
     full = round(max(0.0, min(1.0, report.budget_remaining)) * _BAR_WIDTH)
     bar = Text("█" * full, style="green" if report.budget_remaining > 0.25 else "yellow")
     return bar.append("░" * (_BAR_WIDTH - full), style="red" if report.budget_remaining < 0 else "dim")
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")

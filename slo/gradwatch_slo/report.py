@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import product
 from types import MappingProxyType
 from typing import Any, Final
 
-from gradwatch_slo.budget import budget_allows, budget_remaining
+from gradwatch_slo.budget import budget_allows, budget_remaining, budget_time
 from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.indicators import (
     Convergence,
@@ -39,7 +39,8 @@ class ObjectiveReport:
     """How one objective stands for one group of runs. ``sli`` is None when nothing was counted.
 
     ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target). ``share``: the SLI
-    before it was rounded. These two are not in the JSON.
+    before it was rounded. These two are not in the JSON. ``previous``: how it stood in the window before, where
+    that was asked for.
     """
 
     name: str
@@ -57,11 +58,27 @@ class ObjectiveReport:
     summary: str
     p_value: float
     share: Fraction | None
+    previous: ObjectiveReport | None = None
 
     @property
     def alerting(self) -> bool:
         """Whether the bad events are reason enough to notify somebody."""
         return alerts(self.bad, self.p_value)
+
+    @property
+    def budget_time(self) -> timedelta | None:
+        """For how long everything might fail within the window (`budget.budget_time`)."""
+        return budget_time(self.window.end - self.window.start, self.total, self.target)
+
+    @property
+    def budget_time_left(self) -> timedelta | None:
+        """What is left of `budget_time`: nothing once it is overspent."""
+        whole = self.budget_time
+        if whole is None:
+            return None
+        lost = 0 if self.share is None else self.total * (1 - self.share)
+        left = max(Fraction(), budget_remaining(lost, self.total, self.target))
+        return timedelta(microseconds=int(whole // timedelta(microseconds=1) * left))
 
 
 def reports_of(

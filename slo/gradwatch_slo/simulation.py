@@ -94,7 +94,7 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
     """
     if objective.window.duration.nominal < _HOUR:
         raise ValueError(
-            f"a window of {objective.window.duration} is shorter than the hours that are looked at"
+            f"its window of {objective.window.duration} is shorter than the hours that are looked at"
         )
     random = np.random.default_rng(seed)
     allowed = float(1 - objective.target)

@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from gradwatch_collector.api.comparisons import comparison_json
 from gradwatch_collector.commands.options import database_option, format_option, open_database, prices_option
-from gradwatch_collector.reports import comparison_table, markdown
+from gradwatch_collector.reports import comparison_table
 from gradwatch_collector.runs.comparison import compare, last_good_run
 from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.storage import schema
+from gradwatch_slo import markdown
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table

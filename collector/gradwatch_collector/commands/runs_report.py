@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 from sqlalchemy import Connection
 
-from gradwatch_collector.commands.options import database_option, format_option, open_database, prices_option
+from gradwatch_collector.commands.options import (
+    database_option,
+    format_option,
+    open_database,
+    output_option,
+    prices_option,
+    write_output,
+)
 from gradwatch_collector.commands.runs_compare import existing_run
 from gradwatch_collector.reports.post_mortem import post_mortem
 from gradwatch_collector.reports.run_report import to_html, to_markdown
@@ -19,14 +26,7 @@ from gradwatch_slo.cost import PriceTable
 @click.argument("run_id", metavar="RUN")
 @database_option
 @format_option("markdown", "html")
-@click.option(
-    "-o",
-    "--output",
-    "path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write it there [default: to the standard output].",
-)
+@output_option
 @prices_option
 def report_command(
     run_id: str, database: str, output: str, path: Path | None, prices: PriceTable | None
@@ -42,14 +42,7 @@ def report_command(
     engine = open_database(database)
     with engine.connect() as connection:
         text = _report(connection, run_id, output, prices)
-    if path is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
-    click.echo(f"wrote {path}")
+    write_output(text, path)
 
 
 def _report(connection: Connection, run_id: str, output: str, prices: PriceTable | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Final
@@ -23,6 +24,20 @@ from gradwatch_slo.windows import Window
 _MOMENT: Final = timedelta(microseconds=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted for an objective in a window, by group; for ``lost`` see `reports_of`."""
+
+    objective: Objective
+    window: Window
+    counts: Mapping[Group, Counts]
+    lost: Mapping[Group, Fraction]
+
+    def reports(self) -> list[ObjectiveReport]:
+        """Return how it stands for each group."""
+        return reports_of(self.objective, self.window, self.counts, self.lost)
+
+
 def evaluate_objectives(
     connection: Connection,
     objectives: Iterable[Objective],
@@ -36,10 +51,22 @@ def evaluate_objectives(
     ``conditions`` are over ``schema.run``. Reports follow the order of the objectives. ``quickly``: those that
     many runs would have to be read for are left out until they are counted.
     """
+    found = count_objectives(connection, objectives, now, *conditions, quickly=quickly)
+    return [report for each in found for report in each.reports()]
+
+
+def count_objectives(
+    connection: Connection,
+    objectives: Iterable[Objective],
+    now: int,
+    *conditions: ColumnElement[bool],
+    quickly: bool = False,
+) -> list[Counted]:
+    """Return what `evaluate_objectives` makes reports of."""
     tallies = Tallies(connection, *conditions)
     as_of = moment(now)
-    known: dict[tuple[Indicator, Window, Slicing | None], _Counted] = {}
-    reports: list[ObjectiveReport] = []
+    known: dict[tuple[Indicator, Window, Slicing | None], _Counts] = {}
+    found: list[Counted] = []
     for objective in objectives:
         indicator, window = Indicator.of(objective), objective.window.at(as_of)
         # Tiers and targets differ more often than what is counted.
@@ -48,14 +75,14 @@ def evaluate_objectives(
             if quickly and not tallies.is_quick(indicator, nanos(window.start), nanos(as_of)):
                 continue
             known[key] = _count(tallies, objective, window, as_of)
-        reports += reports_of(objective, window, *known[key])
-    return reports
+        found.append(Counted(objective, window, *known[key]))
+    return found
 
 
-_Counted = tuple[Mapping[Group, Counts], Mapping[Group, Fraction]]
+_Counts = tuple[Mapping[Group, Counts], Mapping[Group, Fraction]]
 
 
-def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime) -> _Counted:
+def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime) -> _Counts:
     indicator = Indicator.of(objective)
     # A rolling window includes its end, a calendar one ends before the next; and nothing of the future counts.
     end = as_of + _MOMENT if window.rolling else min(window.end, as_of + _MOMENT)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gradwatch_collector.reports import comparison_table, last_steps
-from gradwatch_collector.reports.markdown import escaped, table
 from gradwatch_collector.reports.page import render_page
 from gradwatch_collector.reports.post_mortem import FindingTold, PostMortem
 from gradwatch_collector.reports.wording import clock_time
+from gradwatch_slo.markdown import escaped, table
 from gradwatch_slo.runs import Status
 
 if TYPE_CHECKING:

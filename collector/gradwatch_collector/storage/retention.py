@@ -28,6 +28,7 @@ from sqlalchemy import (
     tuple_,
 )
 
+from gradwatch_collector.objectives.changes import tell_changed
 from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.compaction import compact_older
@@ -299,7 +300,13 @@ def _delete_runs(connection: Connection, ended_before: int) -> Pruned:
         return Pruned()
     # Who came back meanwhile stays, and who comes back now waits.
     take_turns(connection, ids)
-    ids = connection.scalars(select(_run.run_id).where(_run.run_id.in_(ids), _old_runs(ended_before))).all()
+    ended_at = dict(
+        connection.execute(
+            select(_run.run_id, _run.ended_at).where(_run.run_id.in_(ids), _old_runs(ended_before))
+        ).all()
+    )
+    ids = list(ended_at)
+    tell_changed(connection, ended_at.values())
     of_runs = select(_series.series_id).where(_series.run_id.in_(ids)).scalar_subquery()
     for table in _BY_SERIES:
         connection.execute(delete(table).where(table.c.series_id.in_(of_runs)))

@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from gradwatch_collector.reports import comparison_table, markdown, wording
+from gradwatch_collector.reports import comparison_table, wording
 from gradwatch_collector.runs.comparison import Compared
+from gradwatch_slo import markdown
 from gradwatch_slo.cost import CPU_HOST, Held, PriceTable, cost_of
 from gradwatch_slo.problems import printable
 

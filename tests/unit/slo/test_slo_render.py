@@ -50,7 +50,7 @@ def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal()
     found = reports_of(objective(group_by=("job",)), {("[red]a|b[/red]\n\x1b[2J",): Counts(1, 0)})
     for printed in (table(found), table(found, force_terminal=True, width=200)):
         assert "job=[red]a|b[/red]\\n\\x1b[2J" in printed
-    assert "job=[red]a\\|b[/red]\\\\n\\\\x1b[2J |" in render_markdown(found)
+    assert r"job=\[red\]a\|b\[/red\]\\n\\x1b\[2J |" in render_markdown(found)
 
 
 def test_markdown_is_a_table_of_the_same_cells(reports: list[ObjectiveReport]) -> None:

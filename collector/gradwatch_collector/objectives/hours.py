@@ -1,0 +1,30 @@
+"""The past of an objective, hour by hour."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sqlalchemy import Connection
+
+from gradwatch_collector.objectives.changes import HOUR
+from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.objective import Objective
+from gradwatch_slo.simulation import History
+
+
+def load_history(connection: Connection, objective: Objective, start: int, end: int) -> dict[Group, History]:
+    """Return what ended within the whole hours of [start, end), Unix nanoseconds, by group.
+
+    A history begins with the hour in which the first event of any group was counted.
+    """
+    hours = -(-start // HOUR), end // HOUR
+    counted = Tallies(connection).by_period(Indicator.of(objective), 0, HOUR, hours)
+    if not counted:
+        return {}
+    first = min(hour for hour, _ in counted)
+    by_group: defaultdict[Group, dict[int, Counts]] = defaultdict(dict)
+    for (hour, group), counts in counted.items():
+        by_group[group][hour] = counts
+    return {group: History.of(counts, first, hours[1]) for group, counts in by_group.items()}

@@ -1,0 +1,75 @@
+"""How an objective moved since the window before. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from gradwatch_slo.budget import budget_remaining
+from gradwatch_slo.report import ObjectiveReport, to_json
+from gradwatch_slo.wording import percent, points, whole_percent
+
+# Of the window before, what differs; name, group and target do not.
+_OF_PREVIOUS = ("sli", "good", "bad", "total", "verdict", "interval", "budget_remaining", "window", "summary")
+
+
+def sli_change(report: ObjectiveReport) -> Fraction | None:
+    """Return by how much the SLI is above that of the window before, exactly; None where either has none."""
+    before = report.previous
+    if before is None or not before.total or not report.total:
+        return None
+    return Fraction(report.good, report.total) - Fraction(before.good, before.total)
+
+
+def budget_change(report: ObjectiveReport) -> Fraction | None:
+    """Return by how much more of the budget is left than in the window before; None where none was counted."""
+    before = report.previous
+    if before is None or not before.total or not report.total:
+        return None
+    return _budget(report) - _budget(before)
+
+
+def movement(report: ObjectiveReport) -> str:
+    """Return in words how SLI, verdict and budget moved; empty where nothing was compared."""
+    return "" if report.previous is None else "; ".join(_words(report, report.previous))
+
+
+def compared_json(report: ObjectiveReport) -> dict[str, Any]:
+    """Return what a comparison adds to the JSON of an objective; nothing where nothing was compared."""
+    if report.previous is None:
+        return {}
+    before, sli, budget = to_json(report.previous), sli_change(report), budget_change(report)
+    return {
+        "previous": {name: before[name] for name in _OF_PREVIOUS},
+        "change": {
+            "sli": None if sli is None else float(sli),
+            "budget_remaining": None if budget is None else float(budget),
+            "summary": movement(report),
+        },
+    }
+
+
+def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
+    change = sli_change(report)
+    if change is None:
+        if before.total:
+            yield f"{percent(Fraction(before.good, before.total))} in the window before, {before.verdict.value}"
+        else:
+            yield "nothing was counted in the window before"
+        return
+    was = percent(Fraction(before.good, before.total))
+    if change:
+        yield f"SLI {'up' if change > 0 else 'down'} {points(change)} from {was}"
+    else:
+        yield "SLI unchanged"
+    if report.verdict is before.verdict:
+        yield f"still {report.verdict.value}"
+    else:
+        yield f"{before.verdict.value} before, {report.verdict.value} now"
+    left, left_before = whole_percent(report.budget_remaining), whole_percent(before.budget_remaining)
+    yield f"budget left {left}, as before" if left == left_before else f"budget left {left} after {left_before}"
+
+
+def _budget(report: ObjectiveReport) -> Fraction:
+    return budget_remaining(report.bad, report.total, report.target)

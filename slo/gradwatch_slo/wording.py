@@ -1,0 +1,57 @@
+"""Shares, changes and lengths of time as people read them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+from gradwatch_slo.problems import printable
+
+
+def percent(share: Fraction) -> str:
+    """Return a share with at most two decimals, cut and not rounded: 99.996 % must not read as 100 %."""
+    return f"{_hundredths(share):f} %"
+
+
+def points(change: Fraction) -> str:
+    """Return by how many percentage points a share changed, without the sign; cut and not rounded."""
+    cut = _hundredths(abs(change))
+    if change and not cut:
+        return "less than 0.01 points"
+    return f"{cut:f} point{'' if cut == 1 else 's'}"
+
+
+def target_percent(target: Decimal) -> str:
+    """Return a target as it was written, in per cent."""
+    return f"{(target * 100).normalize():f} %"
+
+
+def whole_percent(share: float) -> str:
+    """Return a share without decimals."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def length(time: timedelta) -> str:
+    """Return a length of time: ``42 s``, ``3m07s``, ``26h00m``."""
+    seconds = time // timedelta(seconds=1)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def group(values: Mapping[str, str | None]) -> str:
+    """Return ``tier=production, team=vision``, or ``all`` where nothing is grouped."""
+    return ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in values.items()) or "all"
+
+
+def counted(count: int, what: str) -> str:
+    """Return ``1 run``, ``3 runs``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _hundredths(share: Fraction) -> Decimal:
+    return Decimal(int(share * 10_000)) / 100

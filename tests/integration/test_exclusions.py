@@ -1,0 +1,115 @@
+"""`gradwatch slo exclude`, `include`, `exclusions` and `simulate`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine
+
+from gradwatch.cli import main
+from gradwatch_slo.runs import Status
+from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
+
+Gradwatch = Callable[..., Result]
+
+
+@pytest.fixture
+def gradwatch(database: Engine, database_url: str) -> Gradwatch:
+    return lambda *words: CliRunner().invoke(main, [*words, "--db", database_url])
+
+
+def fill(database: Engine, *runs: StoredRun) -> None:
+    with database.begin() as connection:
+        store_runs(connection, runs)
+
+
+def counted(gradwatch: Gradwatch) -> tuple[int, int]:
+    """Good and bad of the shipped success rate in production."""
+    (first, *_) = json.loads(gradwatch("slo", "report", "--format", "json").stdout)["objectives"]
+    return first["good"], first["bad"]
+
+
+def ago(days: int) -> datetime:
+    return datetime.now(UTC) - days * DAY
+
+
+def test_a_run_is_excluded_with_who_and_why_and_included_again(database: Engine, gradwatch: Gradwatch) -> None:
+    fill(database, run(Status.FAILED, started=ago(3), run_id="drill"), run(started=ago(2)))
+    assert counted(gradwatch) == (1, 1)
+    done = gradwatch("slo", "exclude", "--run", "drill", "--reason", "a test of the pager")
+    assert (done.exit_code, done.stdout) == (0, "excluded the run drill (number 1)\n")
+    assert counted(gradwatch) == (1, 0)
+    (listed,) = json.loads(gradwatch("slo", "exclusions", "--format", "json").stdout)
+    assert (listed["run_id"], listed["reason"]) == ("drill", "a test of the pager")
+    assert "@" in listed["actor"]
+    assert "a test of the pager" in gradwatch("audit", "list").stdout
+    assert gradwatch("slo", "include", "1").stdout == "counted again: the run drill\n"
+    assert counted(gradwatch) == (1, 1)
+    assert json.loads(gradwatch("slo", "exclusions", "--format", "json").stdout) == []
+    assert "the run drill (withdrawn)" in gradwatch("slo", "exclusions", "--all").stdout
+
+
+def test_days_are_excluded_whole_and_for_a_team_only(database: Engine, gradwatch: Gradwatch) -> None:
+    day = ago(5).replace(hour=0, minute=0, second=0, microsecond=0)
+    for ended in (day - timedelta(seconds=1), day, day + DAY - timedelta(seconds=1), day + DAY):
+        fill(database, *(run(Status.FAILED, started=ended - HOUR, team=team) for team in ("vision", "audio")))
+    words = ("--from", f"{day:%Y-%m-%d}", "--to", f"{day:%Y-%m-%d}", "--group", "team=vision")
+    done = gradwatch("slo", "exclude", *words, "--reason", "its storage was moved")
+    begins, ends = f"{day:%Y-%m-%dT00:00:00Z}", f"{day + DAY:%Y-%m-%dT00:00:00Z}"
+    assert done.stdout == f"excluded team=vision from {begins} to {ends} (number 1)\n"
+    assert counted(gradwatch) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "expected --run, or both --from and --to"),
+        (("--from", "2026-01-01"), "expected --run, or both --from and --to"),
+        (("--run", "x", "--from", "2026-01-01"), "expected either --run, or --from and --to"),
+        (
+            ("--from", "2026-01-02", "--to", "2026-01-01"),
+            "found '2026-01-01', expected a moment after 2026-01-02",
+        ),
+        (("--from", "soon", "--to", "2026-01-01"), "found 'soon', expected a date or a moment with its zone"),
+        (("--from", "2026-01-01", "--to", "2026-01-02", "--group", "taem=a"), "did you mean 'team'"),
+    ],
+)
+def test_what_is_not_understood_is_told_in_one_line(
+    gradwatch: Gradwatch, words: tuple[str, ...], message: str
+) -> None:
+    done = gradwatch("slo", "exclude", *words, "--reason", "a test")
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_what_there_is_not_cannot_be_excluded_or_included(gradwatch: Gradwatch) -> None:
+    unknown = gradwatch("slo", "exclude", "--run", "nothing", "--reason", "a test")
+    assert (unknown.exit_code, unknown.stderr) == (
+        1,
+        "Error: there is no run 'nothing': see `gradwatch runs list`\n",
+    )
+    nothing = gradwatch("slo", "include", "7")
+    assert nothing.exit_code == 1
+    assert "nothing is excluded under the number 7" in nothing.stderr
+
+
+def test_a_simulation_tells_when_alerts_would_have_fired(database: Engine, gradwatch: Gradwatch) -> None:
+    healthy = [run(started=ago(days), lasted=HOUR) for days in range(40, 100)]
+    sick = [run(Status.FAILED, started=ago(80), lasted=HOUR) for _ in range(4)]
+    fill(database, *healthy, *sick)
+    simulated = json.loads(gradwatch("slo", "simulate", "--format", "json").stdout)
+    (found,) = (each for each in simulated if each["group"] == {"tier": "production"})
+    assert (found["name"], found["total"], found["bad"]) == ("training-success-rate", 64, 4)
+    (episode,) = found["episodes"]
+    assert (episode["bad"], episode["total"]) == (4, 24)
+    began, ended = (datetime.fromisoformat(episode[name]) for name in ("from", "to"))
+    assert ended - began == 28 * DAY
+    assert 0 < found["by_chance_a_year"] < 2
+    printed = gradwatch("slo", "simulate").stdout
+    assert "1 time" in printed
+    assert "for 28 d (4 of 24 bad)" in printed
+    assert "| exact test |" in gradwatch("slo", "simulate", "--format", "markdown").stdout

@@ -1,0 +1,134 @@
+"""What alerts would have done over a history: exactly, and by chance as often as sampling says."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slo_reports import objective
+
+from gradwatch_slo.counts import Counts
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.indicators import UnitRatio
+from gradwatch_slo.links import BurnRateAlert
+from gradwatch_slo.simulation import Episode, History, Simulated, simulate
+from gradwatch_slo.statistics import binomial_upper_tail
+from gradwatch_slo.verdict import alerts
+from gradwatch_slo.windows import TimeWindow
+
+HOUR = timedelta(hours=1)
+FIRST = 492_000
+BEGAN = datetime(1970, 1, 1, tzinfo=UTC) + FIRST * HOUR
+DAY = TimeWindow(Duration(1, "d"))
+STEPS = UnitRatio("step", "unhealthy")
+
+
+def history(counts: dict[int, Counts], hours: int) -> History:
+    """Hours numbered from 0."""
+    return History.of({FIRST + hour: each for hour, each in counts.items()}, FIRST, FIRST + hours)
+
+
+def only(each: Any, past: History) -> Simulated:
+    (found,) = simulate(each, past)
+    return found
+
+
+def test_an_alert_fires_from_the_hour_that_surprises_until_it_has_left_the_window() -> None:
+    # Three of ten at a 90 % target: p = 0.07; four of twelve: 0.026; five of fourteen: 0.009.
+    counts = {0: Counts(7, 3), 5: Counts(1, 1), 9: Counts(1, 1), 15: Counts(2, 0)}
+    found = only(objective(window=DAY), history(counts, 60))
+    assert binomial_upper_tail(4, 12, Decimal("0.9")) > 0.01 > binomial_upper_tail(5, 14, Decimal("0.9"))
+    # With the two good ones it is five of sixteen, p = 0.017.
+    assert found.episodes == (Episode(BEGAN + 10 * HOUR, BEGAN + 16 * HOUR, bad=5, total=14),)
+
+
+def test_an_alert_that_still_fires_has_no_end() -> None:
+    (episode,) = only(objective(window=DAY), history({3: Counts(0, 4)}, 10)).episodes
+    assert (episode.start, episode.end) == (BEGAN + 4 * HOUR, None)
+
+
+def test_a_calendar_window_begins_anew() -> None:
+    midnight = TimeWindow(Duration(1, "d"), BEGAN.replace(hour=0))
+    (episode,) = only(objective(window=midnight), history({0: Counts(0, 4)}, 48)).episodes
+    assert BEGAN.hour == 0
+    assert episode.end == BEGAN + 25 * HOUR
+
+
+events = st.dictionaries(st.integers(0, 79), st.builds(Counts, st.integers(0, 9), st.integers(0, 9)))
+
+
+@given(events, st.sampled_from(["0.5", "0.9", "0.99"]))
+def test_an_alert_holds_whenever_the_window_says_so(counts: dict[int, Counts], target: str) -> None:
+    found = only(objective(window=DAY, target=Decimal(target)), history(counts, 80))
+    for hour in range(80):
+        window = sum((counts.get(each, Counts()) for each in range(hour - 23, hour + 1)), Counts())
+        now = BEGAN + (hour + 1) * HOUR
+        fires = any(each.start <= now and (each.end is None or now < each.end) for each in found.episodes)
+        p_value = binomial_upper_tail(window.bad, window.total, Decimal(target))
+        assert fires == alerts(window.bad, p_value)
+
+
+def test_what_fires_by_chance_is_what_probability_says() -> None:
+    # Four events a day in a window of a day. Two bad ones are too few, P(X >= 2 | 4, 0.1) = 0.052; three are not,
+    # P(X >= 3 | 4, 0.1) = 4 x 0.001 x 0.9 + 0.0001 = 0.0037, which is how often they come.
+    days = 365
+    past = history({24 * day: Counts(4, 0) for day in range(days)}, 24 * days)
+    found = only(objective(window=DAY), past)
+    assert found.episodes == ()
+    assert found.by_chance == pytest.approx(0.0037 * 365.25, rel=0.15)
+    assert found.quiet == pytest.approx((1 - 0.0037) ** days, abs=0.07)
+
+
+def test_where_nothing_was_counted_nothing_fires() -> None:
+    found = only(objective(window=DAY), history({}, 30))
+    assert (found.episodes, found.by_chance, found.quiet) == ((), 0.0, 1.0)
+
+
+def test_what_counts_many_events_burns_its_budget_over_two_look_backs() -> None:
+    steps = objective(STEPS, unit="step", target=Decimal("0.999"))
+    # 28 days: 13.44 x 0.001 within an hour pages, 0.933 x 0.001 within three days is a ticket.
+    counts = {hour: Counts(1_000, 0) for hour in range(200)} | {100: Counts(900, 100)}
+    by_rule = {each.rule: each.episodes for each in simulate(steps, history(counts, 200))}
+    assert list(by_rule) == [
+        "2 % of the budget in 1 h",
+        "5 % of the budget in 6 h",
+        "10 % of the budget in 24 h",
+        "10 % of the budget in 72 h",
+    ]
+    assert by_rule["2 % of the budget in 1 h"] == (
+        Episode(BEGAN + 101 * HOUR, BEGAN + 102 * HOUR, bad=100, total=1_000),
+    )
+    # It ends with the short look-back of six hours.
+    assert by_rule["10 % of the budget in 72 h"] == (
+        Episode(BEGAN + 101 * HOUR, BEGAN + 107 * HOUR, bad=100, total=72_000),
+    )
+
+
+def test_a_policy_fires_after_it_has_held_for_long_enough() -> None:
+    policy = BurnRateAlert(
+        policy="mine",
+        severity="ticket",
+        operator="gte",
+        threshold=Decimal(2),
+        look_back=Duration(2, "h"),
+        alert_after=Duration(3, "h"),
+        targets=(),
+        when_breaching=True,
+        when_resolved=False,
+        when_no_data=False,
+    )
+    counts = {hour: Counts(80, 20) for hour in range(4, 9)} | {20: Counts(80, 20)}
+    exact, asked = simulate(objective(window=DAY, alerts=(policy,)), history(counts, 40))
+    assert (exact.rule, asked.rule) == ("exact test", "policy mine")
+    # At twice the rate from the end of hour 4 to that of hour 9 (the look-back ends later); three hours after.
+    (episode,) = asked.episodes
+    assert (episode.start, episode.end) == (BEGAN + 8 * HOUR, BEGAN + 11 * HOUR)
+
+
+def test_a_window_of_minutes_is_refused() -> None:
+    with pytest.raises(ValueError, match="its window of 5m is shorter than the hours"):
+        only(objective(window=TimeWindow(Duration(5, "m"))), history({}, 3))
