@@ -53,7 +53,7 @@ def exclude_command(
     the audit log.
 
     \b
-    Examples:
+    Example:
       gradwatch slo exclude --from 2026-11-01 --to 2026-11-02 --group team=vision --reason "storage was moved"
       gradwatch slo exclude --run demo-killed --reason "an exercise"
     """

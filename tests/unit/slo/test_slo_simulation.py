@@ -73,8 +73,8 @@ def test_an_alert_holds_whenever_the_window_says_so(counts: dict[int, Counts], t
 
 
 def test_what_fires_by_chance_is_what_probability_says() -> None:
-    # Four events a day in a window of a day. Two bad ones are too few, P(X >= 2 | 4, 0.1) = 0.052; three are not,
-    # P(X >= 3 | 4, 0.1) = 4 x 0.001 x 0.9 + 0.0001 = 0.0037, which is how often they come.
+    # Four events a day in a window of a day. Two bad ones are too few: P(X >= 2 | 4, 0.1) = 0.052. Three are
+    # enough: P(X >= 3 | 4, 0.1) = 4 x 0.001 x 0.9 + 0.0001 = 0.0037, which is how often they come.
     days = 365
     past = history({24 * day: Counts(4, 0) for day in range(days)}, 24 * days)
     found = only(objective(window=DAY), past)
