@@ -22,15 +22,15 @@ def thin_budgets(reports: Sequence[ObjectiveReport]) -> Iterator[str]:
             # Tiers share a name, and may share a target.
             key = (report.name, report.target, report.group.get("tier") or "")
             objectives.setdefault(key, []).append(report)
-    for (name, target, _), counting in objectives.items():
+    for (name, target, tier), counting in objectives.items():
         thin = [report for report in counting if one_spends_all(report.total, target)]
         if not thin:
             continue
         if len(counting) == 1:
-            where = f"{group(thin[0].group)}: {counted(thin[0].total, 'event')} in the window, and"
+            about = group(thin[0].group)
+            where = f"{counted(thin[0].total, 'event')} in the window, and"
         else:
+            about = group({"tier": tier} if tier else {})
             where = f"in {len(thin)} of {len(counting)} groups"
-        needed = (
-            f"with a target of {target_percent(target)} it takes {fewest_events(target)} events to allow one"
-        )
-        yield f"{printable(name)}: {where} one failure spends the budget; {needed}"
+        needed = f"with a target of {target_percent(target)} it takes {fewest_events(target)} to allow one"
+        yield f"{printable(name)} ({about}): {where} one failure spends the budget; {needed}"

@@ -29,8 +29,8 @@ def target_percent(target: Decimal) -> str:
 
 
 def whole_percent(share: float) -> str:
-    """Return a share without decimals."""
-    return f"{share:.0%}".replace("%", " %")
+    """Return a share without decimals; never as -0 %."""
+    return f"{round(share * 100)} %"
 
 
 def length(time: timedelta) -> str:

@@ -369,6 +369,18 @@ def test_a_newer_schema_is_refused_with_what_to_do(database: Engine) -> None:
             refused(database)
 
 
+def test_a_current_database_is_known_without_looking_at_migrations(database: Engine) -> None:
+    assert db.schema_version(database).head == db.REVISION
+    url = database.url.render_as_string(hide_password=False)
+    code = f"""
+import sys
+from gradwatch_collector.storage import database as db
+db.require_current(db.connect({url!r}))
+sys.exit("alembic" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_an_empty_database_is_refused_with_the_command_to_run(empty_database: Engine) -> None:
     with pytest.raises(DatabaseError, match="run `gradwatch db upgrade"):
         db.require_current(empty_database)

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from tests.batches import SECOND, at, event, frame, scalar
+from tests.pages import Page
 from tests.told_runs import flight_record, look, tell_run
 
 NAN = float("nan")
@@ -116,38 +116,6 @@ def test_a_run_that_went_bad_is_told_from_its_start_to_its_end(database: Engine,
     assert "that succeeded before this one started: good." in changed
     assert "| versions | torch | 2.9 | 2.13 |" in changed
     assert "| code | commit | abc | def |" in changed
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags, ids, texts, and all that it would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.fetched: list[str] = []
-        self.links: list[str] = []
-        self.texts: list[str] = []
-        self.labels: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            told = value or ""
-            if name == "id":
-                self.ids.append(told)
-            elif name == "aria-labelledby":
-                self.labels += told.split()
-            elif tag == "a" and name == "href":
-                self.links.append(told)
-            elif name in ("src", "href", "xlink:href", "data", "srcset", "action", "poster"):
-                self.fetched.append(told)
-            assert not name.startswith("on")
-            self.fetched += re.findall(r"url\(([^)]*)\)", told)
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Engine, database_url: str) -> None:

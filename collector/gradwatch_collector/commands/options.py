@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.database import DatabaseError
-from gradwatch_collector.storage.retention import age
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.problems import ObjectiveFileError
 
@@ -37,6 +36,9 @@ class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it, or say what one looks like."""
+        # What rolls up needs numpy.
+        from gradwatch_collector.storage.retention import age
+
         try:
             return value if isinstance(value, int) else age(str(value))
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
@@ -36,14 +37,20 @@ class Spread:
     usual: int | None
 
 
-def spreads(connection: Connection, objective: Objective, start: int, end: int) -> list[Spread]:
-    """Return the kinds of which most runs ended in [start, end), Unix nanoseconds, and reached their target."""
+def spreads(
+    connection: Connection, objective: Objective, group: Mapping[str, str | None], start: int, end: int
+) -> list[Spread]:
+    """Return the kinds of which most runs reached their target, of those of a group of an objective.
+
+    They ended in [start, end), Unix nanoseconds.
+    """
     kind = (_run.job, _run.model, _run.dataset)
     about = (
         _run.ended_at >= start,
         _run.ended_at < end,
         _run.target_reached_at.is_not(None),
         selected(objective.selection),
+        *(_run[name].is_not_distinct_from(value) for name, value in group.items()),
         not_excluded(load_periods(connection)),
     )
     count = func.count().label("runs")

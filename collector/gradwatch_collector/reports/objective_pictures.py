@@ -39,6 +39,9 @@ _MOST_TEAMS: Final = 12
 _MOST_DAYS: Final = 7
 _LONGEST_NAME: Final = 26
 _MANY: Final = 10_000
+# For scales on which a second and a day are to be seen.
+_ROUND_TIMES: Final = (0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 360_000, 3_600_000)
+_ROUND_STEPS: Final = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 18_000, 43_200, 86_400, 604_800)
 
 
 def budget_picture(report: ObjectiveReport, course: Course, name: str, zone: tzinfo) -> Picture:
@@ -121,15 +124,19 @@ def spread_picture(found: Sequence[Spread], name: str) -> Picture:
                 axes.plot([usual], [place], color=SECOND_LINE, marker="|", markersize=16, markeredgewidth=2.2)
         if is_wide(np.concatenate([np.array(each.took, float) for each in found])):
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            axes.set_xticks([each for each in _ROUND_TIMES if low <= each <= high])
         else:
             axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            longest = axes.get_xlim()[1]
+            step = next((each for each in _ROUND_STEPS if each * 5 > longest), longest / 5)
+            axes.set_xticks(np.arange(0, longest, step))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.duration(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(found)), [_short(each) for each in names])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        title = "Time to target: all, most (10 % to 90 %), median; stroke: usual before"
+        title = "Time to target: all, most (10 % to 90 %), median; stroke: usual"
         words = " ".join(
             f"{printable(kind)}: median {wording.duration(float(np.median(each.took)) / _NANOS)} of "
             f"{counted(each.count, 'run')}, usual {_usual(each)}."
@@ -158,6 +165,7 @@ def cost_picture(found: Spending) -> Picture:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
+        axes.set_axisbelow(True)
         words = "; ".join(f"{name}: {wording.money(amount, found.currency)}" for name, amount in shown)
         return picture(figure, "cost", f"Cost by team, {found.currency}", f"{words}.")
 

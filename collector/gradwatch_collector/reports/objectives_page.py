@@ -149,7 +149,6 @@ def _pictured(
     tallies = Tallies(connection)
     courses: dict[tuple[Indicator, Window], tuple[Courses, Courses]] = {}
     found: dict[int, tuple[Picture, ...]] = {}
-    spread: set[Objective] = set()
     places = [place for place, (_, report) in enumerate(reports) if report.total]
     for place in sorted(places, key=lambda place: _sickness(reports[place][1]))[:_MOST_PICTURED]:
         objective, report = reports[place]
@@ -167,10 +166,10 @@ def _pictured(
             budget_picture(report, spent.of(values), f"budget-{place}", zone),
             weeks_picture(report, by_week.of(values), f"weeks-{place}", zone),
         ]
-        if isinstance(objective.measure, Convergence) and objective not in spread:
-            spread.add(objective)
-            if kinds := spreads(connection, objective, start, end):
-                pictures.append(spread_picture(kinds, f"spread-{place}"))
+        if isinstance(objective.measure, Convergence) and (
+            kinds := spreads(connection, objective, report.group, start, end)
+        ):
+            pictures.append(spread_picture(kinds, f"spread-{place}"))
         found[place] = tuple(pictures)
     return found
 
@@ -207,7 +206,8 @@ def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     yield "Budget", f"{budget}{whole_percent(report.budget_remaining)} left"
     whole, left = report.budget_time, report.budget_time_left
     if whole is not None and left is not None:
-        yield "As time", f"{length(left)} left of {length(whole)} in which everything might fail"
+        rest = f"{length(left)} of them left" if left else "all of it spent"
+        yield "As time", f"{length(whole)} in which everything might fail, {rest}"
     window = report.window
     yield "Window", f"{window.duration}, {_window_words(window.start, window.end, zone)}"
 

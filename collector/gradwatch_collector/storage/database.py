@@ -12,23 +12,26 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gradwatch.assets import asset_dir
 from gradwatch_collector.service import audit
-from gradwatch_collector.storage import arrays, schema
+from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.partitions import maintain_partitions
 
+# Alembic takes half a second to import: only what migrates imports it.
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
 POSTGRESQL: Final = "postgresql"
+# The newest migration: a database that has it needs no look at the others.
+REVISION: Final = "0009_objectives"
 T = TypeVar("T")
 _BUSY_SECONDS: Final = 30
 # SQLite takes 32 766, PostgreSQL 65 535.
@@ -203,11 +206,11 @@ def is_deadlock(error: SQLAlchemyError) -> bool:
 
 def schema_version(engine: Engine) -> SchemaVersion:
     """Return which schema the database has."""
-    script = ScriptDirectory.from_config(_config())
+    script = _scripts()
     head = script.get_current_head()
     assert head is not None
     with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = _revision(connection)
     if current is None:
         state = SchemaState.EMPTY
     elif current == head:
@@ -263,7 +266,7 @@ def steps_back(engine: Engine, revision: str) -> list[StepBack]:
         raise _newer(engine, version)
     if version.current is None:
         raise DatabaseError(f"{describe(engine)} has no gradwatch tables")
-    script = ScriptDirectory.from_config(_config())
+    script = _scripts()
     steps = list(script.iterate_revisions(version.current, "base"))
     known = [*(step.revision for step in steps), "base"]
     if revision not in known:
@@ -280,12 +283,12 @@ def downgrade(engine: Engine, revision: str, *, now: Callable[[], int] = time.ti
     Raises:
         DatabaseError: as from `steps_back`, or the database fails; then nothing has changed.
     """
+    from alembic import command
+
     steps_back(engine, revision)
     with failing_in_one_line(engine, "downgrade"), transaction(engine) as connection:
         _lock_migrations(connection)
-        config = _config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+        command.downgrade(_config(connection), revision)
         if inspect(connection).has_table(schema.audit.name):
             audit.record(connection, audit.operator(), "db.downgraded", revision, now=now())
 
@@ -305,6 +308,9 @@ def require_current(engine: Engine) -> None:
     Raises:
         DatabaseError: they do not; the message says which command to run.
     """
+    with engine.connect() as connection:
+        if _revision(connection) == REVISION:
+            return
     version = schema_version(engine)
     if version.state is SchemaState.NEWER:
         raise _newer(engine, version)
@@ -321,28 +327,45 @@ def _newer(engine: Engine, version: SchemaVersion) -> DatabaseError:
 
 
 def _apply_next(engine: Engine) -> str | None:
+    from alembic import command
+
     with transaction(engine) as connection:
         _lock_migrations(connection)
         # Looked at under the lock: somebody else may have migrated while we waited for it.
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = _revision(connection)
         if current is None and "run" in inspect(connection).get_table_names():
             raise DatabaseError(
                 f"{describe(engine)} holds a table `run` that gradwatch did not make: choose another database"
             )
-        pending = ScriptDirectory.from_config(_config()).iterate_revisions("head", current or "base")
+        pending = _scripts().iterate_revisions("head", current or "base")
         following = next(reversed(list(pending)), None)
         if following is None:
             return None
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, following.revision)
+        command.upgrade(_config(connection), following.revision)
         return following.revision
 
 
-def _config() -> Config:
+def _revision(connection: Connection) -> str | None:
+    """Return the revision that the database has; None without any."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return revision
+
+
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_config())
+
+
+def _config(connection: Connection | None = None) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(asset_dir("migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
     return config
 
 
@@ -421,6 +444,9 @@ def _postgresql_engine(url: URL) -> Engine:
             "tcp_user_timeout": _TCP_SECONDS * 1000,
         },
     )
+    # numpy, which SQLite's runs and objectives do without.
+    from gradwatch_collector.storage import arrays
+
     event.listen(engine, "connect", lambda connection, _: arrays.register(connection))
     return engine
 

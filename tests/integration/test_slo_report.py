@@ -1,0 +1,322 @@
+"""``gradwatch slo report``: any window and group, as of any moment, in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator, FormatChecker
+from sqlalchemy import Engine, insert
+
+from gradwatch import conventions as c
+from gradwatch.cli import main
+from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.history import Courses, pieces
+from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.runs.facts import nanos
+from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
+from gradwatch_slo.objectives import default_objectives
+from gradwatch_slo.report import Counts
+from gradwatch_slo.runs import Status
+from gradwatch_slo.schemas import load_schema
+from tests.pages import Page
+from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
+
+OCTOBER = datetime(2025, 10, 1, tzinfo=UTC)
+HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
+SUCCESS = "training-success-rate"
+PRICES = "currency: EUR\ndevices:\n  NVIDIA H200: 3.40\n"
+
+
+def report(database_url: str, *options: str) -> Result:
+    return CliRunner().invoke(main, ["slo", "report", "--db", database_url, *options])
+
+
+def objectives(database_url: str, *options: str) -> list[dict[str, Any]]:
+    """What the report says as JSON, which is as its schema says."""
+    result = report(database_url, "--format", "json", *options)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    Draft202012Validator(load_schema("slo-report"), format_checker=FormatChecker()).validate(told)
+    found: list[dict[str, Any]] = told["objectives"]
+    return found
+
+
+def counts(
+    found: Sequence[dict[str, Any]], name: str = SUCCESS
+) -> dict[tuple[str | None, ...], tuple[int, int]]:
+    """Good and bad by the values of the group."""
+    return {
+        tuple(each["group"].values()): (each["good"], each["bad"]) for each in found if each["name"] == name
+    }
+
+
+def page(database_url: str, *options: str) -> tuple[str, Page]:
+    result = report(database_url, "--format", "html", *options)
+    assert result.exit_code == 0, result.output
+    return result.stdout, Page(result.stdout)
+
+
+def ended(at: datetime, status: Status = Status.SUCCEEDED, **columns: Any) -> StoredRun:
+    """A run of an hour that ended then."""
+    return run(status, started=at - HOUR, **columns)
+
+
+def store(database: Engine, *runs: StoredRun) -> None:
+    with transaction(database) as connection:
+        store_runs(connection, runs)
+
+
+def store_two_months(database: Engine) -> None:
+    """In September 2 of 20 runs of vision fail, and 1 of 5 of audio; in October 6 of 20 of vision."""
+    september = OCTOBER - 30 * DAY
+    store(
+        database,
+        *(ended(september + n * DAY, Status.FAILED if n < 3 else Status.SUCCEEDED) for n in range(1, 21)),
+        *(
+            ended(september + n * DAY, Status.LOST if n < 2 else Status.SUCCEEDED, team="audio")
+            for n in range(1, 6)
+        ),
+        *(ended(OCTOBER + n * DAY, Status.FAILED if n < 7 else Status.SUCCEEDED) for n in range(1, 21)),
+    )
+
+
+def test_a_month_is_that_of_the_time_zone(database: Engine, database_url: str) -> None:
+    store(database, ended(datetime(2025, 10, 31, 23, 30, tzinfo=UTC)))
+    for zone, month in (("UTC", "2025-10"), ("Europe/Berlin", "2025-11")):
+        found = objectives(database_url, "--window", month, "--time-zone", zone)
+        assert counts(found)["production",] == (1, 0)
+        assert found[0]["window"]["duration"] == "1M"
+    other = objectives(database_url, "--window", "2025-10", "--time-zone", "Europe/Berlin")
+    assert counts(other)["production",] == (0, 0)
+    assert other[0]["window"]["from"] == "2025-09-30T22:00:00Z"
+
+
+@pytest.mark.parametrize("window", ["2025", "2025-Q4", "2025-10", "2025-10-05", "30d"])
+def test_every_way_to_name_a_window_is_one(database: Engine, database_url: str, window: str) -> None:
+    store(database, ended(datetime(2025, 10, 5, 12, tzinfo=UTC)), ended(OCTOBER - 300 * DAY))
+    found = objectives(database_url, "--window", window, "--as-of", "2025-10-20")
+    assert counts(found)["production",] == (1, 0)
+
+
+def test_a_report_of_the_past_knows_what_is_known_today_of_what_had_ended(
+    database: Engine, database_url: str
+) -> None:
+    # Corrected since: then it was thought to have succeeded.
+    store(database, ended(OCTOBER + 2 * HOUR, Status.FAILED), ended(OCTOBER + 30 * HOUR))
+    for as_of, known in (
+        ("2025-10-01T01:59:59Z", (0, 0)),
+        ("2025-10-01T02:00:00Z", (0, 1)),
+        ("2025-10-01", (0, 1)),
+        ("2025-10-02", (1, 1)),
+    ):
+        assert counts(objectives(database_url, "--as-of", as_of))["production",] == known
+
+
+def test_groups_are_those_that_are_asked_for(database: Engine, database_url: str) -> None:
+    store_two_months(database)
+    found = objectives(database_url, "--window", "2025-09", "--group-by", "team")
+    assert counts(found) == {("production", "audio"): (4, 1), ("production", "vision"): (18, 2), (): (0, 0)}
+    both = objectives(database_url, "--window", "2025-09", "--group-by", "team,job")
+    assert {tuple(each["group"]) for each in both if each["total"]} == {("tier", "team", "job")}
+
+
+def test_an_objective_is_beside_the_window_before(database: Engine, database_url: str) -> None:
+    store_two_months(database)
+    found = objectives(database_url, "--window", "2025-10", "--group-by", "team", "--compare", "previous")
+    vision, audio = (
+        next(each for each in found if each["name"] == SUCCESS and each["group"].get("team") == team)
+        for team in ("vision", "audio")
+    )
+    assert (vision["previous"]["good"], vision["previous"]["bad"]) == (18, 2)
+    assert vision["previous"]["window"]["from"] == "2025-09-01T00:00:00Z"
+    assert vision["change"]["sli"] == -0.2
+    assert vision["change"]["summary"] == (
+        "SLI down 20 points from 90 %; still breached; budget left -2900 % after -900 %"
+    )
+    # It had no run in October, and does not vanish.
+    assert (audio["total"], audio["previous"]["total"]) == (0, 5)
+    assert audio["change"] == {
+        "sli": None,
+        "budget_remaining": None,
+        "summary": "80 % in the window before, uncertain",
+    }
+
+
+def test_the_windows_that_are_compared_share_no_run(database: Engine, database_url: str) -> None:
+    as_of = OCTOBER + 7 * DAY
+    store(database, ended(OCTOBER), ended(as_of), ended(OCTOBER - timedelta(microseconds=1)))
+    found = objectives(
+        database_url, "--window", "7d", "--as-of", "2025-10-08T00:00:00Z", "--compare", "previous"
+    )
+    assert (found[0]["total"], found[0]["previous"]["total"]) == (2, 1)
+
+
+def test_people_read_the_same_as_programs(database: Engine, database_url: str, tmp_path: Path) -> None:
+    store_two_months(database)
+    asked = ("--window", "2025-10", "--compare", "previous")
+    sentence = "6 of 20 runs failed; the budget allows 0"
+    table = report(database_url, *asked)
+    assert sentence in table.stdout
+    assert "Since the window before" in table.stdout
+    assert "\x1b" not in table.stdout
+    assert f"| {sentence} |" in report(database_url, *asked, "--format", "markdown").stdout
+    rows = list(csv.DictReader(io.StringIO(report(database_url, *asked, "--format", "csv").stdout)))
+    assert (rows[0]["summary"], rows[0]["bad"], rows[0]["previous_bad"]) == (sentence, "6", "3")
+    for form in ("table", "markdown", "json", "csv", "html"):
+        file = tmp_path / f"report.{form}"
+        assert report(database_url, *asked, "--format", form, "-o", str(file)).stdout == f"wrote {file}\n"
+        assert sentence in file.read_text()
+
+
+def test_a_budget_that_one_failure_spends_is_warned_of(database: Engine, database_url: str) -> None:
+    store_two_months(database)
+    told = report(database_url, "--window", "2025-10", "--format", "json")
+    (warning,) = json.loads(told.stdout)["warnings"]
+    assert warning == (
+        "training-success-rate (tier=production): 20 events in the window, and one failure spends the budget; "
+        "with a target of 99 % it takes 100 to allow one"
+    )
+    assert f"warning: {warning}\n" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ("--window", "2025-13"),
+            "'--window': found '2025-13', expected a duration such as 7d, or a period",
+        ),
+        (("--window", "2199"), "'--window': expected a period that has begun"),
+        (("--as-of", "yesterday"), "'--as-of': found 'yesterday', expected a date or a moment with its zone"),
+        (("--time-zone", "Mars"), "'--time-zone': found 'Mars', expected an IANA time zone such as UTC"),
+        (("--group-by", "tema"), "some of job, model, dataset, team, tier, with commas; did you mean 'team'?"),
+        (("--group-by", "team,team"), "found 'team,team', expected each field once"),
+        (("--compare", "last"), "'last' is not 'previous'"),
+        (("--url", "javascript:alert(1)"), "expected one that begins with http:// or https://"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_says_what_is_expected(options: tuple[str, str], expected: str) -> None:
+    result = report("sqlite:///nowhere.db", *options)
+    assert result.exit_code == 2
+    assert expected in result.output.splitlines()[-1]
+
+
+def tell_process(database: Engine, told: StoredRun, device: str) -> None:
+    """One process that held a device for all of the run."""
+    with transaction(database) as connection:
+        connection.execute(
+            insert(schema.process).values(
+                run_id=told["run_id"], attempt=1, rank=0, instance="one", status=told["status"], evidence={},
+                started_at=told["started_at"], ended_at=told["ended_at"], last_seen_at=told["ended_at"],
+                last_loss_nonfinite=False, heard_at=told["ended_at"], clock={}, will_retry=False, is_run=True,
+                resource={c.HOST_NAME: "node", c.DEVICE_NAME: device},
+            )
+        )  # fmt: skip
+
+
+def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Engine, database_url: str) -> None:
+    store_two_months(database)
+    store(
+        database,
+        *(
+            ended(OCTOBER + n * DAY, job="digits", reached=20 * n * HOUR / 60, baseline=3 * HOUR / 2)
+            for n in range(1, 10)
+        ),
+        ended(OCTOBER + 12 * DAY, run_id="slow", reached=HOUR, baseline=HOUR / 2),
+    )
+    text, told = page(database_url, "--window", "2025-10", "--compare", "previous")
+    assert {each.partition(":")[0] for each in told.fetched if not each.startswith("#")} <= {"data"}
+    assert {each.removeprefix("#") for each in told.fetched if each.startswith("#")} <= set(told.ids)
+    assert not told.links
+    assert "@import" not in text
+    assert len(told.ids) == len(set(told.ids))
+    assert set(told.labels) <= set(told.ids)
+    # Budget and weeks of both objectives of production, and the times to target of one.
+    assert told.tags.count("svg") == told.tags.count("figure") == 5
+    assert "script" not in told.tags
+    assert "prefers-color-scheme: dark" in text
+    texts = " ".join(each.strip() for each in told.texts)
+    assert "6 of 30 runs failed; the budget allows 0" in texts
+    assert "SLI down 8 points from 88 %; still breached;" in texts
+    assert "From 100 % at the start of the window to -1900 %. It was overspent by 2025-10-02" in texts
+    assert "digits: median 1h30m of 10 runs, usual 20m00s." in texts
+    assert "slow: 1h00m to its target, 30m00s granted" in texts
+    assert "gradwatch runs report slow" in texts
+    assert "Left out: there are no prices (--prices FILE)." in texts
+
+
+def test_costs_are_those_of_the_teams(database: Engine, database_url: str, tmp_path: Path) -> None:
+    runs = [
+        ended(OCTOBER + n * DAY, team=team) for n, team in enumerate(["vision", "vision", "audio", None], 1)
+    ]
+    store(database, *runs)
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(PRICES)
+    asked = ("--window", "2025-10", "--prices", str(prices))
+    _, without = page(database_url, *asked)
+    assert any("none has a known cost" in each for each in without.texts)
+    for each, device in zip(runs, ["NVIDIA H200", "NVIDIA H200", "NVIDIA H200", "abacus"], strict=True):
+        tell_process(database, each, device)
+    _, told = page(database_url, *asked)
+    assert "vision: 6.80 EUR; audio: 3.40 EUR." in told.texts
+    assert any("Of 4 runs that ended; the cost of 1 is not known." in each for each in told.texts)
+
+
+def test_runs_are_linked_where_a_collector_is_named(database: Engine, database_url: str) -> None:
+    store(database, ended(OCTOBER, Status.FAILED, run_id="a/b c'd"))
+    _, told = page(database_url, "--window", "2025-10", "--url", "http://127.0.0.1:4318/")
+    assert told.links == ["http://127.0.0.1:4318/api/v1/runs/a%2Fb%20c%27d"]
+    assert """gradwatch runs report 'a/b c'"'"'d'""" in told.texts
+
+
+def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: str) -> None:
+    texts = dict.fromkeys(("job", "model", "dataset", "team"), HOSTILE)
+    store(
+        database,
+        ended(OCTOBER, Status.FAILED, reason=HOSTILE, **texts),
+        *(ended(OCTOBER, reached=HOUR / 2, baseline=HOUR / 4, **texts) for _ in range(9)),
+    )
+    asked = ("--window", "2025-10", "--group-by", "job,team", "--compare", "previous")
+    text, told = page(database_url, *asked)
+    assert "script" not in told.tags
+    assert text.count("alert(1)") > 5
+    for form in ("html", "markdown", "table", "csv"):
+        printed = report(database_url, *asked, "--format", form).output
+        assert "\x1b" not in printed
+        assert "\u202e" not in printed
+
+
+def test_many_objectives_stay_a_page_that_can_be_sent(database: Engine, database_url: str) -> None:
+    store(database, *(ended(OCTOBER + n * HOUR, Status.FAILED, job=f"job-{n:03}") for n in range(600)))
+    text, told = page(database_url, "--window", "2025-10", "--group-by", "job")
+    assert told.tags.count("svg") == 24
+    assert len(text) < 700_000
+    assert any("more are not listed" in each for each in told.texts)
+    assert any("Pictures are of the 12 that stand worst." in each for each in told.texts)
+
+
+def test_an_empty_database_has_a_page(database: Engine, database_url: str) -> None:
+    _, told = page(database_url)
+    assert "svg" not in told.tags
+    assert "None." in told.texts
+
+
+def test_the_pieces_of_a_window_add_up_to_it(database: Engine) -> None:
+    store_two_months(database)
+    start, end = nanos(OCTOBER - 30 * DAY), nanos(OCTOBER + 31 * DAY)
+    first = Indicator.of(default_objectives().objectives[0])
+    with database.connect() as connection:
+        tallies = Tallies(connection)
+        for edges in (pieces(start, end), [start, nanos(OCTOBER), end]):
+            course = Courses(tallies, first, edges).of(("production",))
+            assert (course.edges[0], course.edges[-1]) == (start, end)
+            assert sum(course.counts, Counts()) == tallies.over(first, start, end)["production",]
