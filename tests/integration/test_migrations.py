@@ -230,6 +230,7 @@ LOST: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "run_change": ALL,
         "exclusion": ALL,
         "run_summary": ALL,
+        "summary_due": ALL,
         "run": frozenset({"baseline"}),
     },
     "0007_storage_life": {"rollup": ALL, "lease": ALL, "process": frozenset({"memory_headroom"})},
