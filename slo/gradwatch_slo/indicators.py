@@ -29,6 +29,16 @@ UNIT_FAULTS: Final[Mapping[Literal["step", "checkpoint"], tuple[UnitFault, ...]]
     "checkpoint": ("failed",),
 }
 RUN_VALUES: Final[tuple[RunValue, ...]] = get_args(RunValue)
+# Between what they can be; None is without bound.
+RANGES: Final[Mapping[RunValue, tuple[int | None, int | None]]] = {
+    "nonfinite_steps": (0, None),
+    "gpu_utilization": (0, 1),
+    "collective_p95_ratio": (0, None),
+    "memory_headroom": (None, 1),
+    "step_cost_ratio": (0, None),
+    "quality_delta": (None, None),
+    "effective_time_ratio": (0, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)

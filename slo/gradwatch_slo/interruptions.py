@@ -2,8 +2,8 @@
 
 *Mean time to interrupt*: time in which attempts ran, over the number of interruptions in it. Attempts that go
 on, or end well, count with the time they ran: leaving them out would make a reliable fleet look as bad as the
-few attempts that failed. Kokolis et al., "Revisiting Reliability in Large-Scale Machine Learning Research Clusters"
-(2024), estimate the mean time to failure of training jobs so.
+few attempts that failed. Kokolis et al., "Revisiting Reliability in Large-Scale Machine Learning Research
+Clusters" (2024), estimate the mean time to failure of training jobs so.
 
 *Mean time to detect*: from an interruption until it was recorded. Of an attempt that fell silent it begins with
 its last sign of life.

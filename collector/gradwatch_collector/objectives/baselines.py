@@ -3,7 +3,8 @@
 Time to target: 1.5 x the median time to target of the newest runs of the same job, model and dataset that had
 reached theirs and ended ``succeeded`` when the run started. It is frozen then: later runs and corrections do
 not move it. Whether an earlier run met its own threshold does not matter: otherwise the first five, which have
-none, could never found a baseline, and a job that became slower for good would be measured by its past for ever.
+none, could never found a baseline, and a job that became slower for good would be measured by its past for
+ever.
 
 Everything else: the median of the newest 20 such runs of which the value is known, or for quality the newest;
 whether they had a target or not. It is looked up when the run is summarised.
