@@ -222,10 +222,10 @@ class _Catalogue:
         self, document: Document, path: FieldPath, ratio: RatioMetric, source: GradwatchSource
     ) -> Measure | None:
         fault = FAULTS.get(source.measure)
-        if fault is None:
+        if source.unit == "run":
             raw_type, why = "success", "gradwatch measures are good / counted"
         else:
-            raw_type, why = "failure", f"{fault} is what is bad of all {source.unit}s"
+            raw_type, why = "failure", f"faults are what is bad of all {source.unit}s"
         if ratio.raw_type != raw_type:
             message = f"found '{ratio.raw_type}', expected '{raw_type}': {why}"
             self._problem(document, (*path, "rawType"), message)
