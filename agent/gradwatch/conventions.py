@@ -339,6 +339,11 @@ METRICS: Final[tuple[Metric, ...]] = (
 
 EXPONENTIAL_HISTOGRAM_SCALE: Final = 3
 
+# What `training.collective.operation` says of DDP's own figures: of a backward's communication, and of the part
+# of it that computation did not hide.
+DDP_ALL_REDUCE: Final = "ddp_all_reduce"
+DDP_EXPOSED: Final = "ddp_all_reduce_exposed"
+
 # --- Events (log records with an event name) -----------------------------------------------------------
 
 

@@ -15,14 +15,23 @@ loses = "exclusions; baselines of runs"
 ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 GOOD = sa.text("status = 'succeeded' AND target_reached_at IS NOT NULL")
-COUNTS = ("steps", "unhealthy_steps", "nonfinite_steps", "checkpoints", "failed_checkpoints")
+SUCCEEDED = sa.text("status = 'succeeded'")
+COUNTS = (
+    "steps",
+    "observed_steps",
+    "unhealthy_steps",
+    "nonfinite_steps",
+    "skipped_steps",
+    "checkpoints",
+    "failed_checkpoints",
+)
 VALUES = (
     "gpu_utilization",
     "collective_p95",
     "collective_p95_ratio",
     "memory_headroom",
-    "epoch_cost",
-    "epoch_cost_ratio",
+    "step_cost",
+    "step_cost_ratio",
     "quality",
     "quality_delta",
     "effective_time_ratio",
@@ -37,6 +46,13 @@ def upgrade() -> None:
         ["job", "model", "dataset", "ended_at"],
         sqlite_where=GOOD,
         postgresql_where=GOOD,
+    )
+    op.create_index(
+        "run_succeeded_idx",
+        "run",
+        ["job", "model", "dataset", "ended_at"],
+        sqlite_where=SUCCEEDED,
+        postgresql_where=SUCCEEDED,
     )
     op.create_table(
         "slo_indicator",
@@ -92,14 +108,29 @@ def upgrade() -> None:
         *(sa.Column(name, sa.Double()) for name in VALUES),
         sa.PrimaryKeyConstraint("run_id", name="run_summary_pkey"),
     )
+    op.create_table(
+        "summary_due",
+        sa.Column("due_id", ROW_ID, nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("told_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("due_id", name="summary_due_pkey"),
+    )
+    op.create_index("summary_due_run_id_idx", "summary_due", ["run_id"])
+    # In the order in which they ended, as runs are compared with those before them.
+    op.execute(
+        "INSERT INTO summary_due (run_id, told_at) "
+        "SELECT run_id, 0 FROM run WHERE status <> 'running' ORDER BY ended_at"
+    )
 
 
 def downgrade() -> None:
     """Take the schema back; exclusions have no place in it and are lost."""
+    op.drop_table("summary_due")
     op.drop_table("run_summary")
     op.drop_table("exclusion")
     op.drop_table("run_change")
     op.drop_table("slo_count")
     op.drop_table("slo_indicator")
+    op.drop_index("run_succeeded_idx", "run")
     op.drop_index("run_good_idx", "run")
     op.drop_column("run", "baseline")

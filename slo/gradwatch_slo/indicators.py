@@ -5,25 +5,40 @@ They say what is meant; whoever holds the runs counts them by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final, Literal, get_args
 
 Operator = Literal["gt", "gte", "lt", "lte"]
-# Numbers that are known of an ended run.
+# Numbers that are known of an ended run: columns of its summary (`runs/summary.py` of the collector).
 RunValue = Literal[
     "nonfinite_steps",
     "gpu_utilization",
     "collective_p95_ratio",
     "memory_headroom",
-    "epoch_cost_ratio",
+    "step_cost_ratio",
     "quality_delta",
     "effective_time_ratio",
 ]
 # What a run has many of, and how one of them is bad.
 UnitFault = Literal["unhealthy", "nonfinite", "failed"]
+UNIT_FAULTS: Final[Mapping[Literal["step", "checkpoint"], tuple[UnitFault, ...]]] = {
+    "step": ("unhealthy", "nonfinite"),
+    "checkpoint": ("failed",),
+}
 RUN_VALUES: Final[tuple[RunValue, ...]] = get_args(RunValue)
+# Between what they can be; None is without bound.
+RANGES: Final[Mapping[RunValue, tuple[int | None, int | None]]] = {
+    "nonfinite_steps": (0, None),
+    "gpu_utilization": (0, 1),
+    "collective_p95_ratio": (0, None),
+    "memory_headroom": (None, 1),
+    "step_cost_ratio": (0, None),
+    "quality_delta": (None, None),
+    "effective_time_ratio": (0, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +56,15 @@ class SuccessRate:
 class Convergence:
     """M2: runs that reached their target within the threshold, of those that have a target and a threshold.
 
-    The threshold is the run's own deadline, else ``deadline``, else the baseline that was frozen at the run's
-    start. However a run ended, it is bad if it had not reached its target: a cancelled one has not converged
-    either. A run that goes on counts as soon as its result can no longer change: good once it reached the
-    target in time, bad once the threshold passed.
+    The threshold is the run's own deadline, else ``deadline``, else 1.5 x what the run ``baseline_run`` took to
+    its target, or where neither is given the baseline that was frozen at the run's start. However a run ended,
+    it is bad if it had not reached its target: a cancelled one has not converged either. A run that goes on
+    counts as soon as its result can no longer change: good once it reached the target in time, bad once the
+    threshold passed.
     """
 
     deadline: timedelta | None = None
+    baseline_run: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +89,20 @@ class CountRatio:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Ended runs whose ``value`` compares so with ``bound``, of those of which it is known."""
+    """Ended runs whose ``value`` compares so with ``bound``, of those of which it is known.
+
+    Runs shorter than ``min_duration`` do not count: of a minute most is start-up.
+    """
 
     value: RunValue
     operator: Operator
     bound: Decimal
+    min_duration: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
 class UnitRatio:
-    """Steps or checkpoints of ended runs that have no ``fault``, of all of them."""
+    """Steps or checkpoints of ended runs that have no ``fault``, of all of which that is known."""
 
     unit: Literal["step", "checkpoint"]
     fault: UnitFault

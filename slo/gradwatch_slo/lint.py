@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
 from pydantic import ValidationError
 
+from gradwatch_slo.indicators import RANGES, RunValue
 from gradwatch_slo.links import Links, PlacedAlert, sources
-from gradwatch_slo.openslo import SLO, Operator
+from gradwatch_slo.openslo import SLO, ObjectiveSpec, Operator
 from gradwatch_slo.problems import Problem
 from gradwatch_slo.reader import Document
-from gradwatch_slo.source import GradwatchSource
+from gradwatch_slo.source import VALUES, GradwatchSource
 
 
 def lint(documents: Sequence[Document]) -> list[Problem]:
@@ -42,8 +42,20 @@ def fewest_events(target: Decimal) -> int:
 
 def reachable(operator: Operator, threshold: Decimal, target: Decimal) -> bool:
     """Return whether some burn rate compares so; they go from 0 to 1 / (1 - target): every event is bad."""
-    bound, most = Fraction(threshold), 1 / (1 - Fraction(target))
-    return {"gt": most > bound, "gte": most >= bound, "lt": bound > 0, "lte": bound >= 0}[operator]
+    return _holds_within(operator, threshold, 0, 1 / (1 - Fraction(target)))
+
+
+def _holds_within(
+    operator: Operator, threshold: Decimal, least: Fraction | int | None, most: Fraction | int | None
+) -> bool:
+    """Return whether some number from ``least`` to ``most`` compares so; None is without bound."""
+    bound = Fraction(threshold)
+    return {
+        "gt": most is None or most > bound,
+        "gte": most is None or most >= bound,
+        "lt": least is None or least < bound,
+        "lte": least is None or least <= bound,
+    }[operator]
 
 
 _NEGATED: Final[Mapping[Operator, Operator]] = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
@@ -64,7 +76,7 @@ def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
         yield from _of_alert(slo, placed)
     sli = links.indicator(document, slo)
     if sli is not None:
-        yield from _of_lengths(sli, slo, window.nominal)
+        yield from _of_source(sli, document, slo)
 
 
 def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
@@ -90,12 +102,16 @@ def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
             yield placed.condition.problem(at, f"{says} what need not be: {rates}, so the alert always fires")
 
 
-def _of_lengths(sli: Document, slo: SLO, window: timedelta) -> Iterator[Problem]:
+def _of_source(sli: Document, document: Document, slo: SLO) -> Iterator[Problem]:
+    window = slo.spec.time_window[0].duration.nominal
     for path, source in sources(sli.content):
         try:
             spec = GradwatchSource.model_validate(source.spec)
         except ValidationError:
             continue  # a source of another type
+        value = VALUES.get(spec.measure)
+        if value is not None:
+            yield from _of_value(document, slo.spec.objectives[0], value)
         for name, length in (("minDuration", spec.min_duration), ("deadline", spec.deadline)):
             if length is not None and length > window:
                 message = (
@@ -103,6 +119,20 @@ def _of_lengths(sli: Document, slo: SLO, window: timedelta) -> Iterator[Problem]
                     f" {slo.spec.time_window[0].duration}"
                 )
                 yield sli.problem((*path, "spec", name), message)
+
+
+def _of_value(document: Document, objective: ObjectiveSpec, value: RunValue) -> Iterator[Problem]:
+    operator, bound, limits = objective.op, objective.value, RANGES[value]
+    if operator is None or bound is None:
+        return
+    least, most = ("any number" if limit is None else limit for limit in limits)
+    says = f"found {operator} {bound}, expected"
+    what = f"{value} goes from {least} to {most}"
+    path = ("spec", "objectives", 0, "value")
+    if not _holds_within(operator, bound, *limits):
+        yield document.problem(path, f"{says} what can be: {what}, so every run is bad")
+    elif not _holds_within(_NEGATED[operator], bound, *limits):
+        yield document.problem(path, f"{says} what need not be: {what}, so every run is good")
 
 
 def _decimal(number: Fraction) -> str:

@@ -10,7 +10,16 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from gradwatch_slo.files import read_files
-from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
+from gradwatch_slo.indicators import (
+    UNIT_FAULTS,
+    Convergence,
+    CountRatio,
+    Measure,
+    Selection,
+    SuccessRate,
+    Threshold,
+    UnitRatio,
+)
 from gradwatch_slo.links import BurnRateAlert, Links
 from gradwatch_slo.openslo import (
     SLI,
@@ -23,10 +32,10 @@ from gradwatch_slo.openslo import (
     TimeWindowSpec,
     source_mismatches,
 )
-from gradwatch_slo.problems import ObjectiveFileError, Problem
+from gradwatch_slo.problems import ObjectiveFileError, Problem, one_of
 from gradwatch_slo.reader import Document
 from gradwatch_slo.slices import Slicing
-from gradwatch_slo.source import ENDED_STATUSES, SOURCE_TYPE, GradwatchSource, Unit
+from gradwatch_slo.source import ENDED_STATUSES, FAULTS, SOURCE_TYPE, VALUES, GradwatchSource, Unit
 from gradwatch_slo.windows import TimeWindow
 from gradwatch_slo.yaml_lines import FieldPath
 
@@ -141,7 +150,7 @@ class _Catalogue:
                 return []  # told with all other names that lead nowhere
             where, name, indicator, path = found, spec.indicator_ref, found.content.spec, ("spec",)
         self._check_threshold(document, slo, indicator)
-        source, measure = self._measure(where, path, indicator)
+        source, measure = self._measure(where, path, indicator, slo)
         if isinstance(measure, str):
             return Unevaluated(slo.metadata.name, measure)
         if source is None or measure is None:
@@ -179,36 +188,62 @@ class _Catalogue:
                 self._problem(document, ("spec", "objectives", index), message)
 
     def _measure(
-        self, document: Document, path: FieldPath, indicator: SLISpec
+        self, document: Document, path: FieldPath, indicator: SLISpec, slo: SLO
     ) -> tuple[GradwatchSource | None, Measure | str | None]:
         """Return the source that selects runs and the measure: a reason if there is none, None on a problem."""
-        if indicator.ratio_metric is None:
-            return None, "gradwatch evaluates ratio metrics, not threshold metrics"
-        path = (*path, "ratioMetric")
         sources: dict[str, GradwatchSource] = {}
-        for name, metric in _metrics(indicator.ratio_metric):
-            source = self._source(document, (*path, name, "metricSource"), metric)
+        for inner, metric in _metrics(indicator):
+            source = self._source(document, (*path, *inner, "metricSource"), metric)
             if not isinstance(source, GradwatchSource):
                 return None, source
-            sources[name] = source
-        for source in sources.values():
-            if source.unit != "run":
-                return None, f"units of kind {source.unit} are not evaluated yet, only run"
+            if source.unit not in ("run", *UNIT_FAULTS):
+                return None, f"units of kind {source.unit} are not evaluated"
+            sources[inner[-1]] = source
+        if indicator.ratio_metric is None:
+            return sources["thresholdMetric"], self._compared(document, path, sources["thresholdMetric"], slo)
+        path = (*path, "ratioMetric")
         if "raw" in sources:
             return sources["raw"], self._judged(document, path, indicator.ratio_metric, sources["raw"])
+        for source in sources.values():
+            if source.unit != "run":
+                return None, f"units of kind {source.unit} are evaluated by their faults, in a raw ratio"
         return sources["total"], self._counted(document, path, sources)
+
+    def _compared(
+        self, document: Document, path: FieldPath, source: GradwatchSource, slo: SLO
+    ) -> Measure | None:
+        value = VALUES.get(source.measure)
+        if value is None:
+            message = f"found '{source.measure}', expected {one_of(VALUES)} in a thresholdMetric"
+            self._problem(document, (*path, "thresholdMetric", "metricSource", "spec", "measure"), message)
+            return None
+        objective = slo.spec.objectives[0]
+        if objective.op is None or objective.value is None:
+            return None  # told with the objective
+        return Threshold(value, objective.op, objective.value, source.min_duration or timedelta(0))
 
     def _judged(
         self, document: Document, path: FieldPath, ratio: RatioMetric, source: GradwatchSource
     ) -> Measure | None:
-        if ratio.raw_type != "success":
-            message = f"found '{ratio.raw_type}', expected 'success': gradwatch measures are good / counted"
+        fault = FAULTS.get(source.measure)
+        if source.unit == "run":
+            raw_type, why = "success", "gradwatch measures are good / counted"
+        else:
+            raw_type, why = "failure", f"faults are what is bad of all {source.unit}s"
+        if ratio.raw_type != raw_type:
+            message = f"found '{ratio.raw_type}', expected '{raw_type}': {why}"
             self._problem(document, (*path, "rawType"), message)
         if source.measure == "success":
             return SuccessRate(source.min_duration or timedelta(0))
         if source.measure == "convergence":
-            return Convergence(source.deadline)
-        message = "found 'count', expected one of success, convergence in a raw ratio"
+            pinned = None if source.baseline is None else source.baseline.run
+            return Convergence(source.deadline, pinned)
+        expected: Iterable[str] = ("success", "convergence")
+        if source.unit == "step" or source.unit == "checkpoint":
+            if fault is not None:
+                return UnitRatio(source.unit, fault)
+            expected = UNIT_FAULTS[source.unit]
+        message = f"found '{source.measure}', expected {one_of(expected)} in a raw ratio"
         self._problem(document, (*path, "raw", "metricSource", "spec", "measure"), message)
         return None
 
@@ -267,10 +302,15 @@ class _Catalogue:
             self.problems.append(problem)
 
 
-def _metrics(ratio: RatioMetric) -> Iterator[tuple[str, MetricSource]]:
-    for name, metric in (("raw", ratio.raw), ("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total)):
-        if metric is not None:
-            yield name, metric.metric_source
+def _metrics(indicator: SLISpec) -> Iterator[tuple[tuple[str, ...], MetricSource]]:
+    """Yield the metrics of an indicator with where they are in it."""
+    if indicator.threshold_metric is not None:
+        yield ("thresholdMetric",), indicator.threshold_metric.metric_source
+    if (ratio := indicator.ratio_metric) is not None:
+        parts = (("raw", ratio.raw), ("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total))
+        for name, metric in parts:
+            if metric is not None:
+                yield ("ratioMetric", name), metric.metric_source
 
 
 def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:

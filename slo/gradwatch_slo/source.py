@@ -9,16 +9,21 @@ reports them apart::
         unit: run                   # run | step | checkpoint | epoch | slice
         where:                      # a unit must match every field given, with one of its values
           tier: [production]        # job, model, dataset, team, tier, and for `count` status, reason
-        measure: success            # success | convergence | count
+        measure: success            # how a unit is judged, see below
         minDuration: 60s            # success, count: succeeded runs shorter than this are not counted
         deadline: 2h                # convergence: threshold of runs that bring no deadline of their own
+        baseline: {run: RUN_ID}     # convergence: the threshold is 1.5 x what this run took
         groupBy: [tier]             # any of job, model, dataset, team, tier
 
 ``success`` and ``convergence`` judge a run good, bad or not counted by themselves (see
 :mod:`gradwatch_slo.indicators`): they stand in ``ratioMetric.raw`` with ``rawType: success``. ``count``, the
 default, is the number of ended runs that match: it stands in ``good`` (or ``bad``) and ``total``.
 
-Only the unit ``run`` is evaluated so far; the others validate.
+The values of a run, such as ``memory_headroom``, stand in ``thresholdMetric``: good are the runs whose value
+compares as the objective's ``op`` and ``value`` say. The faults of steps and checkpoints, such as
+``nonfinite``, stand in ``ratioMetric.raw`` with ``rawType: failure``: they are what is bad of all steps.
+
+The units ``epoch`` and ``slice`` validate and are not evaluated.
 """
 
 from __future__ import annotations
@@ -28,18 +33,36 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
+from gradwatch_slo.indicators import RUN_VALUES, UNIT_FAULTS, RunValue, UnitFault
 from gradwatch_slo.runs import Status
 from gradwatch_slo.strict import Length, Mismatch, StrictModel, given
 
 SOURCE_TYPE: Final = "gradwatch"
 
 Unit = Literal["run", "step", "checkpoint", "epoch", "slice"]
-Measure = Literal["success", "convergence", "count"]
-GroupField = Literal["job", "model", "dataset", "team", "tier"]
 # A type checker reads literals only when they are spelled out; a test holds these to what they repeat.
+Measure = Literal[
+    "success",
+    "convergence",
+    "count",
+    "nonfinite_steps",
+    "gpu_utilization",
+    "collective_p95_ratio",
+    "memory_headroom",
+    "step_cost_ratio",
+    "quality_delta",
+    "effective_time_ratio",
+    "unhealthy",
+    "nonfinite",
+    "failed",
+]
+GroupField = Literal["job", "model", "dataset", "team", "tier"]
 Tier = Literal["production", "experiment"]
 RunStatus = Literal["succeeded", "failed", "cancelled", "lost"]
 
+# Measures that judge by themselves: of all units of a kind, and of one run.
+FAULTS: Final[Mapping[str, UnitFault]] = {fault: fault for each in UNIT_FAULTS.values() for fault in each}
+VALUES: Final[Mapping[str, RunValue]] = {value: value for value in RUN_VALUES}
 ENDED_STATUSES: Final = tuple(status.value for status in Status if status is not Status.RUNNING)
 
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -65,6 +88,12 @@ class Where(StrictModel):
         }
 
 
+class Baseline(StrictModel):
+    """What is measured against: a run, by its id."""
+
+    run: Annotated[str, Field(min_length=1)]
+
+
 class GradwatchSource(StrictModel):
     """``metricSource.spec`` of type ``gradwatch``; see the module for the fields."""
 
@@ -73,30 +102,44 @@ class GradwatchSource(StrictModel):
     measure: Measure = "count"
     min_duration: Length | None = None
     deadline: Length | None = None
+    baseline: Baseline | None = None
     group_by: list[GroupField] = Field(default_factory=list)
 
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
         """Yield options that the measure does not have."""
         measure, unit = fields.get("measure", "count"), fields.get("unit")
-        if measure in ("success", "convergence"):
-            if unit in get_args(Unit) and unit != "run":
-                yield (("measure",), f"found {measure} of the unit {unit}, expected the unit run")
-            where = fields.get("where")
-            for name in given(where, "status", "reason") if isinstance(where, dict) else ():
-                yield (
-                    ("where", name),
-                    f"found a choice by {name}, expected none: {measure} judges it by itself",
-                )
-        if measure == "convergence" and given(fields, "minDuration"):
-            yield (
-                ("minDuration",),
-                "found a minDuration, expected it only with the measures success and count",
-            )
-        if measure in ("success", "count") and given(fields, "deadline"):
-            yield (("deadline",), "found a deadline, expected it only with the measure convergence")
+        if measure in get_args(Measure):
+            yield from _misfits(measure, unit, fields)
         group_by = fields.get("groupBy")
         if isinstance(group_by, list):
             for index, name in enumerate(group_by):
                 if name in group_by[:index]:
                     yield (("groupBy", index), f"found '{name}' again, expected each field once")
+
+
+def _misfits(measure: str, unit: Any, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
+    """Yield what a source has and its measure does not."""
+    units = _units_of(measure)
+    if unit in get_args(Unit) and unit not in units:
+        yield (("measure",), f"found {measure} of the unit {unit}, expected the unit {units[0]}")
+    where = fields.get("where")
+    if measure != "count" and isinstance(where, dict):
+        for name in given(where, "status", "reason"):
+            message = f"found a choice by {name}, expected none: {measure} judges it by itself"
+            yield (("where", name), message)
+    if measure not in ("success", "count", *RUN_VALUES) and given(fields, "minDuration"):
+        yield (("minDuration",), f"found a minDuration, expected none with the measure {measure}")
+    told = given(fields, "deadline", "baseline")
+    if measure != "convergence":
+        for name in told:
+            yield ((name,), f"found a {name}, expected it only with the measure convergence")
+    elif len(told) > 1:
+        yield (("baseline",), "found a baseline beside a deadline, expected one of them")
+
+
+def _units_of(measure: str) -> tuple[str, ...]:
+    """Return the units that a measure is of."""
+    if measure == "count":
+        return get_args(Unit)
+    return tuple(unit for unit, faults in UNIT_FAULTS.items() if measure in faults) or ("run",)

@@ -308,6 +308,27 @@ def test_objectives_are_shown_with_verdict_budget_and_p_value(service: Service) 
     assert service.samples(c.SLO_P_VALUE)[labels(c.SLO_P_VALUE, **slo)] == pytest.approx(0.000146902, rel=1e-5)
 
 
+def test_steps_show_how_fast_they_burn_their_budget(service: Service) -> None:
+    for run_id, seconds, unhealthy in (("old", 100, 500), ("new", 5 * HOUR, 3)):
+        service.seconds = seconds
+        service.receive(start(run_id, seconds - 50, tier="production"), end(run_id, seconds, "succeeded"))
+        with transaction(service.database) as connection:
+            known = {"run_id": run_id, "observed_steps": 1000, "unhealthy_steps": unhealthy}
+            connection.execute(schema.run_summary.insert().values(known))
+    service.tick(5 * HOUR + 60)
+    shown = service.samples(c.SLO_BURN_RATE)
+    slo = {"slo": "gradient-health", "training_job": "", "tier": "production"}
+    rates = {
+        window: shown.get(labels(c.SLO_BURN_RATE, **slo, window=window))
+        for window in ("5m", "1h", "30m", "6h", "2h", "1d", "3d")
+    }
+    # 3 of 1000 at a target of 99.9 %, and 503 of 2000 where the first run is looked back upon.
+    assert {window for window, rate in rates.items() if rate == pytest.approx(3)} == {"5m", "30m", "1h", "2h"}
+    assert {window for window, rate in rates.items() if rate == pytest.approx(251.5)} == {"6h", "1d", "3d"}
+    # Nobody counted checkpoints, and objectives that count runs have no rates.
+    assert {of[0] for of in shown} == {"gradient-health"}
+
+
 def test_the_last_logged_metric_of_a_job_outlives_its_run(service: Service) -> None:
     logged = scalar(c.LOGGED, [1], [0.3], **{c.METRIC_NAME: "val_loss"})
     service.receive(start("a"), batch(source("a", instance="a"), frames=[logged]), end("a", 2, "succeeded"))

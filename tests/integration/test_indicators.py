@@ -143,6 +143,23 @@ def test_the_runs_own_deadline_comes_before_the_objectives_and_that_before_the_b
         assert judged(database, fixed, other, selection=one_job) == expected
 
 
+def test_a_pinned_run_is_what_convergence_is_held_against_as_it_stands_now(database: Engine) -> None:
+    pinned = run(reached=10 * MINUTE, tier="experiment")
+    measure = Convergence(baseline_run=pinned["run_id"])
+    production = {"selection": Selection((("tier", ("production",)),))}
+    runs = [run(reached=15 * MINUTE), run(reached=15 * MINUTE + SECOND), run(reached=HOUR, deadline=HOUR)]
+    # What is usual for the job says nothing any more, nor does a pinned run that is not known.
+    usual = run(reached=16 * MINUTE, baseline=20 * MINUTE)
+    assert judged(database, measure, *runs, usual, **production) == (1, 0)
+    assert judged(database, measure, pinned, **production) == (2, 2)
+    with database.begin() as connection:
+        took = pinned["target_reached_at"] - pinned["started_at"]
+        sooner = schema.run.c.target_reached_at - took // 2
+        changed = schema.run.update().where(schema.run.c.run_id == pinned["run_id"])
+        connection.execute(changed.values(target_reached_at=sooner))
+    assert judged(database, measure, **production) == (1, 3)
+
+
 def test_a_ratio_of_counts_follows_its_where(database: Engine) -> None:
     total = Selection((("status", ("succeeded", "failed")),))
     oom = Selection((("reason", ("OutOfMemoryError",)),))
@@ -173,17 +190,31 @@ def test_a_threshold_counts_runs_whose_value_is_known(database: Engine) -> None:
     assert judged(database, Threshold("memory_headroom", "lte", Decimal("0.1"))) == (2, 1)
 
 
+def test_a_run_shorter_than_the_threshold_asks_for_is_not_counted(database: Engine) -> None:
+    runs = [run(lasted=MINUTE - SECOND), run(lasted=MINUTE), run(Status.FAILED, lasted=SECOND)]
+    with database.begin() as connection:
+        values = [{"run_id": each["run_id"], "effective_time_ratio": 0.5} for each in runs]
+        connection.execute(schema.run_summary.insert(), values)
+    ninety = Threshold("effective_time_ratio", "gte", Decimal("0.9"), min_duration=MINUTE)
+    assert judged(database, ninety, *runs) == BAD
+
+
 def test_a_ratio_of_units_adds_up_what_every_run_had(database: Engine) -> None:
     runs = [run(), run()]
     with database.begin() as connection:
         connection.execute(
             schema.run_summary.insert(),
             [
-                {"run_id": runs[0]["run_id"], "steps": 1000, "unhealthy_steps": 3},
-                {"run_id": runs[1]["run_id"], "steps": 50, "unhealthy_steps": None},
+                {"run_id": runs[0]["run_id"], "steps": 1000, "observed_steps": 500, "unhealthy_steps": 3}
+                | {"nonfinite_steps": 2, "checkpoints": 7, "failed_checkpoints": 1},
+                {"run_id": runs[1]["run_id"], "steps": 50, "observed_steps": 50, "unhealthy_steps": None}
+                | {"nonfinite_steps": 0, "checkpoints": 0, "failed_checkpoints": 0},
             ],
         )
-    assert judged(database, UnitRatio("step", "unhealthy"), *runs, run()) == (1047, 3)
+    # What is not known of a run is not counted, and a run without a summary not at all.
+    assert judged(database, UnitRatio("step", "unhealthy"), *runs, run()) == (497, 3)
+    assert judged(database, UnitRatio("step", "nonfinite")) == (1048, 2)
+    assert judged(database, UnitRatio("checkpoint", "failed")) == (6, 1)
 
 
 def test_only_selected_runs_count(database: Engine) -> None:
@@ -235,11 +266,10 @@ def test_groups_are_reported_apart_and_unknown_is_a_group(database: Engine) -> N
 def test_without_runs_every_default_objective_is_there(database: Engine) -> None:
     with database.connect() as connection:
         reports = evaluate_objectives(connection, default_objectives().objectives, nanos(NOW))
+    names = dict.fromkeys(each.name for each in default_objectives().objectives)
+    assert len(names) == 11
     assert [(each.name, dict(each.group), each.total) for each in reports] == [
-        ("training-success-rate", {"tier": "production"}, 0),
-        ("training-success-rate", {"tier": "experiment"}, 0),
-        ("time-to-convergence", {"tier": "production"}, 0),
-        ("time-to-convergence", {"tier": "experiment"}, 0),
+        *((name, {"tier": tier}, 0) for name in names for tier in ("production", "experiment")),
     ]
 
 

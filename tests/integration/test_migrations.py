@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +232,7 @@ LOST: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
         "run_change": ALL,
         "exclusion": ALL,
         "run_summary": ALL,
+        "summary_due": ALL,
         "run": frozenset({"baseline"}),
     },
     "0007_storage_life": {"rollup": ALL, "lease": ALL, "process": frozenset({"memory_headroom"})},

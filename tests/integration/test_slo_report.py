@@ -23,8 +23,8 @@ from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import nanos
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
+from gradwatch_slo.counts import Counts
 from gradwatch_slo.objectives import default_objectives
-from gradwatch_slo.report import Counts
 from gradwatch_slo.runs import Status
 from gradwatch_slo.schemas import load_schema
 from tests.pages import Page

@@ -29,8 +29,6 @@ OPERATIONS: Final = (
     "gather_object", "monitored_barrier", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter",
     "scatter_object_list",
 )  # fmt: skip
-DDP_ALL_REDUCE: Final = "ddp_all_reduce"
-DDP_EXPOSED: Final = "ddp_all_reduce_exposed"
 
 # Durations waiting for the export thread, and marks waiting for a device.
 _WAITING: Final = 100_000
@@ -88,8 +86,8 @@ class DdpTimes:
             if communication > 0 and self._last.get(id(ddp)) != iteration:
                 self._last[id(ddp)] = iteration
                 hidden = int(data.get("backward_compute_comm_overlap_time", 0))
-                self._times.add(DDP_ALL_REDUCE, communication / 1e9)
-                self._times.add(DDP_EXPOSED, max(0, communication - hidden) / 1e9)
+                self._times.add(conventions.DDP_ALL_REDUCE, communication / 1e9)
+                self._times.add(conventions.DDP_EXPOSED, max(0, communication - hidden) / 1e9)
 
 
 def _ddp_inside(model: nn.Module) -> Iterator[DistributedDataParallel]:

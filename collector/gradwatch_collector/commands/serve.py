@@ -8,13 +8,20 @@ from dataclasses import replace
 import click
 
 from gradwatch_collector.auth import Rates
-from gradwatch_collector.commands.options import AGE, FiniteRange, database_option, open_database
+from gradwatch_collector.commands.options import (
+    AGE,
+    FiniteRange,
+    database_option,
+    open_database,
+    prices_option,
+)
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
 from gradwatch_collector.service import logs
 from gradwatch_collector.service.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
 from gradwatch_collector.service.tls import TlsError, TlsFiles
 from gradwatch_collector.storage.database import describe
 from gradwatch_collector.storage.retention import policy_for
+from gradwatch_slo.cost import PriceTable
 
 _file = click.Path(dir_okay=False)
 _rate = FiniteRange(min=0, min_open=True)
@@ -76,6 +83,7 @@ def collector() -> None:
     metavar="AGE",
     help="How long their roll-ups are kept, and events [default: 365d in SQLite, 90d in PostgreSQL].",
 )
+@prices_option
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
 @click.option(
     "--allow-anonymous", is_flag=True, help="Ask for no token on other addresses: let in whoever can connect."
@@ -110,6 +118,7 @@ def serve_command(
     tls_client_ca: str | None,
     token_requests: float | None,
     token_bytes: float | None,
+    prices: PriceTable | None,
     log_format: str,
     **keep: int | None,
 ) -> None:
@@ -138,6 +147,7 @@ def serve_command(
         rates=Rates(token_requests, token_bytes),
         tls=tls,
         policy=policy,
+        prices=prices,
     )
     try:
         bound = listen(settings, engine)

@@ -1,23 +1,30 @@
-"""What is usual for a job: how long a run may take to its target if nobody says.
+"""What is usual for a job: how long a run may take to its target if nobody says, and what it is compared with.
 
-1.5 x the median time to target of the newest runs of the same job, model and dataset that had reached theirs
-and ended ``succeeded`` when the run started. It is frozen then: later runs and corrections do not move it.
-Whether an earlier run met its own threshold does not matter: otherwise the first five, which have none, could
-never found a baseline, and a job that became slower for good would be measured by its past for ever.
+Time to target: 1.5 x the median time to target of the newest runs of the same job, model and dataset that had
+reached theirs and ended ``succeeded`` when the run started. It is frozen then: later runs and corrections do
+not move it. Whether an earlier run met its own threshold does not matter: otherwise the first five, which have
+none, could never found a baseline, and a job that became slower for good would be measured by its past for
+ever.
+
+Everything else: the median of the newest 20 such runs of which the value is known, or for quality the newest;
+whether they had a target or not. It is looked up when the run is summarised.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, literal_column, select
 
 from gradwatch_collector.objectives.exclusions import load_periods
 from gradwatch_collector.objectives.judging import not_excluded
+from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
 
 FEWEST_RUNS: Final = 5
+# The `N` of "the last N good runs".
 MOST_RUNS: Final = 20
 _run = schema.run.c
 
@@ -31,20 +38,52 @@ def baseline(
     """
     took = connection.scalars(
         select(_run.target_reached_at - _run.started_at)
-        .where(
-            _run.job == job,
-            _is(_run.model, model),
-            _is(_run.dataset, dataset),
-            # Spelled as in the index `run_good_idx`, or SQLite does not use it.
-            _run.status == literal_column("'succeeded'"),
-            _run.target_reached_at.is_not(None),
-            _run.ended_at <= started_at,
-            not_excluded(load_periods(connection)),
-        )
+        .where(_run.target_reached_at.is_not(None), *_good_before(connection, job, model, dataset, started_at))
         .order_by(_run.ended_at.desc())
         .limit(MOST_RUNS)
     ).all()
     return threshold(took) if len(took) >= FEWEST_RUNS else None
+
+
+def usual(connection: Connection, run: RunRow, value: str) -> float | None:
+    """Return the median of a column of `run_summary` over the runs before this one; None if too few tell it."""
+    column = schema.run_summary.c[value]
+    told = connection.scalars(_summarised_before(connection, run, column).limit(MOST_RUNS)).all()
+    return statistics.median(told) if len(told) >= FEWEST_RUNS else None
+
+
+def last_qualities(connection: Connection, run: RunRow) -> Sequence[Row[str, float]]:
+    """Return target and quality of the newest runs before this one of which it is known, newest first."""
+    quality = schema.run_summary.c.quality
+    found = _summarised_before(connection, run, quality).with_only_columns(_run.target, quality)
+    return connection.execute(found.limit(MOST_RUNS)).all()
+
+
+def _summarised_before(connection: Connection, run: RunRow, column: ColumnElement[Any]) -> Select[Any]:
+    return (
+        select(column)
+        .select_from(schema.run.join(schema.run_summary, _run.run_id == schema.run_summary.c.run_id))
+        .where(
+            column.is_not(None),
+            _run.run_id != run.run_id,
+            *_good_before(connection, run.job, run.model, run.dataset, run.started_at),
+        )
+        .order_by(_run.ended_at.desc(), _run.run_id)
+    )
+
+
+def _good_before(
+    connection: Connection, job: str, model: str | None, dataset: str | None, started_at: int
+) -> Sequence[ColumnElement[bool]]:
+    return (
+        _run.job == job,
+        _is(_run.model, model),
+        _is(_run.dataset, dataset),
+        # Spelled as in the indexes `run_good_idx` and `run_succeeded_idx`, or SQLite does not use them.
+        _run.status == literal_column("'succeeded'"),
+        _run.ended_at <= started_at,
+        not_excluded(load_periods(connection)),
+    )
 
 
 def threshold(took: Sequence[int]) -> int:

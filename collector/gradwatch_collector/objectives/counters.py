@@ -49,10 +49,10 @@ def keep_counted(
     """Count what is not counted, for as long as it may ``go_on``; return whether that was all.
 
     In a transaction that nobody else does this in meanwhile; ``now`` in Unix nanoseconds. Of indicators that
-    are not given nothing is kept.
+    are not given nothing is kept, nor of those whose counts would not last.
     """
     over = (now - _SETTLES_AFTER) // HOUR
-    wanted = {indicator.key: indicator for indicator in indicators}
+    wanted = {indicator.key: indicator for indicator in indicators if indicator.is_lasting}
     kept = _keep_only(connection, wanted, over)
     changed = _Changed.some(connection)
     tallies = Tallies(connection)

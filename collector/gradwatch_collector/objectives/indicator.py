@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from gradwatch_slo.indicators import Measure, Selection
+from gradwatch_slo.indicators import Convergence, Measure, Selection
 from gradwatch_slo.objective import Objective
 
 # To be raised when `judging.py` counts otherwise than before: what is kept under the old keys goes.
@@ -25,6 +25,11 @@ class Indicator:
     def of(cls, objective: Objective) -> Indicator:
         """Return what an objective counts."""
         return cls(objective.measure, objective.selection, objective.group_by)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether what it counts of an hour changes only with the runs of that hour, so that it can be kept."""
+        return not (isinstance(self.measure, Convergence) and self.measure.baseline_run is not None)
 
     @property
     def key(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -32,6 +32,7 @@ from gradwatch_slo.indicators import (
     Selection,
     SuccessRate,
     Threshold,
+    UnitFault,
     UnitRatio,
 )
 from gradwatch_slo.runs import REASON_PREEMPTED, Status
@@ -42,11 +43,11 @@ Period = tuple[int, int, Selection]
 _run = schema.run.c
 _summary = schema.run_summary.c
 _MICROSECOND: Final = 1_000
-_TOTALS: Final = {"step": _summary.steps, "checkpoint": _summary.checkpoints}
-_FAULTS: Final = {
-    "unhealthy": _summary.unhealthy_steps,
-    "nonfinite": _summary.nonfinite_steps,
-    "failed": _summary.failed_checkpoints,
+# How many have a fault, and of how many that is known.
+_FAULTS: Final[Mapping[UnitFault, tuple[ColumnElement[int], ColumnElement[int]]]] = {
+    "unhealthy": (_summary.unhealthy_steps, _summary.observed_steps),
+    "nonfinite": (_summary.nonfinite_steps, _summary.steps),
+    "failed": (_summary.failed_checkpoints, _summary.checkpoints),
 }
 
 
@@ -93,13 +94,14 @@ def judge_ended(measure: Measure) -> Judgement:
             in_time, late = _reached(measure)
             counted = _has_threshold(measure)
             return Judgement.of(counted & in_time, counted & (late | _run.target_reached_at.is_(None)))
-        case Threshold(value, operator, bound):
-            known = _summary[value].is_not(None)
+        case Threshold(value, operator, bound, min_duration):
+            known = _summary[value].is_not(None) & ~_is_short(min_duration)
             holds = _compared(_summary[value], operator, literal(bound, Numeric(asdecimal=True)))
             return Judgement.of(known & holds, known & ~holds)
-        case UnitRatio(unit, fault):
-            total, faulty = func.coalesce(_TOTALS[unit], 0), func.coalesce(_FAULTS[fault], 0)
-            return Judgement(total - faulty, faulty)
+        case UnitRatio(_, fault):
+            faulty, total = _FAULTS[fault]
+            known = faulty.is_not(None) & total.is_not(None)
+            return Judgement(case((known, total - faulty), else_=0), case((known, faulty), else_=0))
 
 
 def judge_open(measure: Measure, as_of: int) -> Judgement | None:
@@ -143,8 +145,15 @@ def _reached(measure: Convergence) -> tuple[ColumnElement[bool], ColumnElement[b
 
 def _threshold(measure: Convergence) -> ColumnElement[int]:
     own = cast(func.round(_run.deadline_seconds * 1e6), BigInteger) * _MICROSECOND
-    fixed = None if measure.deadline is None else nanoseconds(measure.deadline)
-    return func.coalesce(own, *([] if fixed is None else [literal(fixed, BigInteger)]), _run.baseline)
+    if measure.deadline is not None:
+        return func.coalesce(own, literal(nanoseconds(measure.deadline), BigInteger), _run.baseline)
+    if measure.baseline_run is not None:
+        pinned = schema.run.alias().c
+        took = select((pinned.target_reached_at - pinned.started_at) * 3 // 2).where(
+            pinned.run_id == measure.baseline_run
+        )
+        return func.coalesce(own, took.scalar_subquery())
+    return func.coalesce(own, _run.baseline)
 
 
 def _compared(value: ColumnElement[Any], operator: Operator, bound: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, and_, func, select
+from sqlalchemy import Connection, RowMapping, and_, case, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import EventRecord, ProcessKey
@@ -94,6 +94,23 @@ def record_of(connection: Connection, run_id: str) -> Record:
         last_good_at=at,
         last_good_step=None if last is None else last["step"],
     )
+
+
+def attempted(connection: Connection, run_id: str) -> tuple[int, int]:
+    """Return how many checkpoints the run tried to save, and how many of them failed.
+
+    Every rank tells of its part of one: it failed if any part did. Saving it again counts again.
+    """
+    checkpoint = schema.checkpoint.c
+    what = (checkpoint.attempt, checkpoint.name, checkpoint.step)
+    turn = func.row_number().over(
+        partition_by=(*what, checkpoint.rank), order_by=(checkpoint.time, checkpoint.sequence)
+    )
+    parts = select(*what, checkpoint.state, turn.label("turn")).where(checkpoint.run_id == run_id).subquery()
+    failed = func.max(case((parts.c.state == FAILED, 1), else_=0)).label("failed")
+    whole = select(failed).group_by(parts.c.attempt, parts.c.name, parts.c.step, parts.c.turn).subquery()
+    number, bad = connection.execute(select(func.count(), func.coalesce(func.sum(whole.c.failed), 0))).one()
+    return int(number), int(bad)
 
 
 def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | None:

@@ -27,7 +27,7 @@ def run_cost(connection: Connection, run_id: str, prices: PriceTable | None) -> 
 
 
 def _held(connection: Connection, run_id: str) -> Iterator[Held]:
-    devices = _devices(connection, run_id)
+    devices = devices_used(connection, run_id)
     process = schema.process.c
     rows = connection.execute(
         select(
@@ -52,7 +52,7 @@ def _held(connection: Connection, run_id: str) -> Iterator[Held]:
             yield Held(CPU_HOST, host, row.started_at, ended)
 
 
-def _devices(connection: Connection, run_id: str) -> dict[tuple[int, int], set[str]]:
+def devices_used(connection: Connection, run_id: str) -> dict[tuple[int, int], set[str]]:
     """Return the devices that each attempt and rank used, such as ``cuda:0``."""
     found: dict[tuple[int, int], set[str]] = {}
     for row in series_rows(connection, run_id, c.DEVICE_MEMORY_LIMIT.name, "value", None, None):

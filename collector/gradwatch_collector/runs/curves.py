@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes, Times
 from gradwatch_collector.runs.shards import StepNorms, shard_norms
-from gradwatch_collector.storage.reading import PlaceKey, PointSeries, read_series
+from gradwatch_collector.storage.reading import PlaceKey, PointSeries, lowest_ranks, read_series
 from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
 
 Doubles = npt.NDArray[np.float64]
@@ -83,15 +83,8 @@ def read_curves(
     Of each attempt the lowest rank that told them, unless ``every_rank``. Without a ``clock``, and of a process
     that it does not know, steps are numbers from 0 on.
     """
-    told = _told(connection, run_id, metric)
-    lowest: dict[int, int] = {}
-    for each in told:
-        lowest[each.attempt] = min(each.rank, lowest.get(each.attempt, each.rank))
-    return [
-        _curve(each, (clock or {}).get((each.attempt, each.rank)))
-        for each in told
-        if every_rank or each.rank == lowest[each.attempt]
-    ]
+    told = _told(connection, run_id, metric, every_rank=every_rank)
+    return [_curve(each, (clock or {}).get((each.attempt, each.rank))) for each in told]
 
 
 def read_gradient_norms(connection: Connection, run_id: str, clock: StepClock) -> list[Curve]:
@@ -156,11 +149,21 @@ class _Told:
     rolled_up: tuple[PointRollup, ...]
 
 
-def _told(connection: Connection, run_id: str, metric: c.Metric) -> list[_Told]:
+def _told(connection: Connection, run_id: str, metric: c.Metric, *, every_rank: bool = True) -> list[_Told]:
+    if every_rank:
+        return _told_by(connection, run_id, metric, None, None)
+    lowest = lowest_ranks(connection, run_id, metric.name)
+    return [each for place in lowest.items() for each in _told_by(connection, run_id, metric, *place)]
+
+
+def _told_by(
+    connection: Connection, run_id: str, metric: c.Metric, attempt: int | None, rank: int | None
+) -> list[_Told]:
     # What is still there first: rolling up only ever moves numbers from there.
-    sent = {each.key: each for each in read_series(connection, run_id, metric.name) if each.values is not None}
+    series = read_series(connection, run_id, metric.name, attempt=attempt, rank=rank)
+    sent = {each.key: each for each in series if each.values is not None}
     older: dict[PlaceKey, list[PointRollup]] = {}
-    for each in read_rollups(connection, run_id, metric.name):
+    for each in read_rollups(connection, run_id, metric.name, attempt=attempt, rank=rank):
         older.setdefault(each.key, []).append(each)
     found = []
     for key in sorted({*older, *sent}, key=lambda key: key[:2]):

@@ -18,7 +18,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import Times
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
-from gradwatch_collector.storage.reading import read_series
+from gradwatch_collector.storage.reading import lowest_ranks, read_series
 from gradwatch_collector.storage.rolled_up import read_rollups
 
 _NANOS: Final = 1_000_000_000
@@ -85,11 +85,12 @@ class _Told:
 
 
 def _by_attempt(connection: Connection, run_id: str, metric: c.Metric) -> dict[int, _Told]:
-    lowest: dict[int, _Told] = {}
-    for series in read_series(connection, run_id, metric.name):  # by attempt and rank
-        if len(series.times) and series.values is not None:
-            lowest.setdefault(series.attempt, _Told(series.times, series.values.astype(np.float64)))
-    return lowest
+    found: dict[int, _Told] = {}
+    for attempt, rank in lowest_ranks(connection, run_id, metric.name).items():
+        for series in read_series(connection, run_id, metric.name, attempt=attempt, rank=rank):
+            if len(series.times) and series.values is not None:
+                found.setdefault(attempt, _Told(series.times, series.values.astype(np.float64)))
+    return found
 
 
 def _at(times: Times, told: _Told | None) -> Doubles:

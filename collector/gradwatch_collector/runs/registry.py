@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from gradwatch import conventions as c
-from gradwatch_collector.objectives.changes import tell_changed
+from gradwatch_collector.objectives.changes import tell_changed, tell_due
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
@@ -143,6 +143,8 @@ class Registry:
             row = rows.pop(each.key, None) or _rows(connection, {each.key})[each.key]
             if not self._apply(connection, row, each):
                 rows[each.key] = row
+        runs = {each.key.run_id for each in group}
+        tell_due(connection, runs, max(each.received_at for each in group))
 
     def _apply(self, connection: Connection, row: RowMapping, received: Received) -> bool:
         """Return whether the process' row is another now."""

@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from gradwatch_collector.objectives.changes import tell_due
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs.lifecycle import REASON_HEARTBEAT_TIMEOUT, heartbeat_of, survival
 from gradwatch_collector.runs.outages import PATIENCE, quiet_after, silent_together
@@ -58,6 +59,7 @@ def mark_silent(connection: Connection, now: int, lost_after: int, up_since: int
     runs = sorted({*lost, *given_up, *connection.scalars(_undecided(now, lost_after))})
     for run_id in runs:
         refresh_run(connection, run_id, now, heartbeat_of(lost_after))
+    tell_due(connection, runs, now)
     _end_outage(connection)
     return runs
 

@@ -50,6 +50,10 @@ class RunMetrics(Collector):
         yield from _job_families(snapshot, self._live)
         yield from _finding_families(snapshot)
         yield from _objective_families(snapshot.objectives)
+        yield _family(
+            c.SLO_BURN_RATE,
+            [((*_slo_labels(r.name, r.group), r.look_back), r.rate) for r in snapshot.burn_rates],
+        )
         yield _family(c.COLLECTOR_EVALUATED_TIMESTAMP, [((), snapshot.evaluated_at / _NANOS)])
         size = self._upkeep.database_size
         yield _family(c.COLLECTOR_DATABASE_SIZE, [] if size is None else [((), float(size))])
@@ -99,10 +103,7 @@ def _finding_families(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _objective_families(reports: Iterable[ObjectiveReport]) -> Iterator[Metric]:
-    labelled = [
-        (report, (report.name, *(str(report.group.get(label) or "") for label in ("job", *c.SLO_LABELS[2:]))))
-        for report in reports
-    ]
+    labelled = [(report, _slo_labels(report.name, report.group)) for report in reports]
     yield _family(
         c.SLO_VERDICT,
         [((*ls, v), float(report.verdict is v)) for report, ls in labelled for v in Verdict],
@@ -115,6 +116,11 @@ def _objective_families(reports: Iterable[ObjectiveReport]) -> Iterator[Metric]:
         [s for r, ls in labelled for s in (((*ls, "good"), float(r.good)), ((*ls, "bad"), float(r.bad)))],
     )
     yield _family(c.SLO_P_VALUE, [(ls, r.p_value) for r, ls in labelled])
+
+
+def _slo_labels(name: str, group: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the values of ``conventions.SLO_LABELS``; what an objective is not grouped by is empty."""
+    return (name, *(group.get(field) or "" for field in ("job", *c.SLO_LABELS[2:])))
 
 
 def _family(family: c.Family, samples: Iterable[Sample]) -> Metric:

@@ -37,11 +37,13 @@ from gradwatch_collector.service.exposition import RunMetrics
 from gradwatch_collector.service.ingest import Ingest
 from gradwatch_collector.service.instruments import Instruments
 from gradwatch_collector.service.lease import Lease
+from gradwatch_collector.service.summariser import Summariser
 from gradwatch_collector.service.tls import TlsFiles
 from gradwatch_collector.service.tracing import tracing
 from gradwatch_collector.service.upkeep import Upkeep
 from gradwatch_collector.storage.database_clock import DatabaseClock
 from gradwatch_collector.storage.retention import EMBEDDED, Policy
+from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.objectives import default_objectives
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class ServerSettings:
     rates: Rates = UNLIMITED
     tls: TlsFiles | None = None
     policy: Policy = EMBEDDED
+    prices: PriceTable | None = None
 
     def guarded(self, address: Address) -> bool:
         """Whether every request to this address needs a token."""
@@ -223,6 +226,7 @@ def application(
         tracer=traces.tracer,
     )
     upkeep = Upkeep(engine, lease, clock, settings.policy)
+    summariser = Summariser(engine, lease, clock, settings.prices)
     # One for all protocols: a token's limits are limits of what it sends altogether.
     guard = Guard(Tokens(engine), Limits(settings.rates))
     metrics.register(RunMetrics(evaluator, live, upkeep))
@@ -233,6 +237,7 @@ def application(
         upkeep.start()
         ingest.start()
         evaluator.start()
+        summariser.start()
         if grpc is not None:
             assert settings.grpc is not None
             grpc.start(intake, guard if settings.guarded(settings.grpc) else None)
@@ -240,7 +245,7 @@ def application(
             yield
         finally:
             # Off this thread, which still has answers to send. The evaluator gives the lease back at its end.
-            stops = [upkeep.stop, ingest.stop]
+            stops = [upkeep.stop, ingest.stop, summariser.stop]
             if grpc is not None:
                 stops.append(functools.partial(grpc.stop, _GRPC_GRACE_SECONDS))
             await asyncio.gather(*map(asyncio.to_thread, stops))

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from gradwatch_collector.findings import Finding, Observation, load_findings
+from gradwatch_collector.objectives.burn_rates import BurnRate, burn_rates
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.runs.facts import (
     JobLabels,
@@ -72,6 +73,7 @@ class Snapshot:
     jobs: Sequence[JobLabels] = ()
     time_to_target: dict[JobLabels, float] = field(default_factory=dict)
     objectives: Sequence[ObjectiveReport] = ()
+    burn_rates: Sequence[BurnRate] = ()
     slos_at: int = 0
     # None before the first tick, which counts nothing.
     counted: Counted | None = None
@@ -105,6 +107,7 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
             snapshot,
             slos_at=now,
             objectives=evaluate_objectives(connection, objectives, now, quickly=True),
+            burn_rates=burn_rates(connection, objectives, now),
             time_to_target=_time_to_target(connection),
         )
     return snapshot

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, func, select, tuple_
 
 from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
 from gradwatch_collector.storage import packed, schema, segments
@@ -147,6 +147,19 @@ def read_series(
             pieces.setdefault(place, []).extend(part.point(index) for part in stretches if len(part.times))
     joined = (_joined(place, found[place], segments.merge(parts)) for place, parts in pieces.items() if parts)
     return [each if newest is None else each.last(newest) for each in joined]
+
+
+def lowest_ranks(connection: Connection, run_id: str, metric: str, field: str = "value") -> dict[int, int]:
+    """Return which is the lowest rank of each attempt, in order, that sent a metric."""
+    series = schema.series.c
+    lowest = connection.execute(
+        select(series.attempt, func.min(series.rank))
+        .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
+        .where(series.run_id == run_id, series.field == field, schema.metric.c.name == metric)
+        .group_by(series.attempt)
+        .order_by(series.attempt)
+    )
+    return {row.attempt: row[1] for row in lowest}
 
 
 def series_rows(

@@ -62,6 +62,7 @@ _BY_RUN: Final = (
     schema.span,
     schema.finding,
     schema.run_summary,
+    schema.summary_due,
     schema.run,
 )
 _BY_SERIES: Final = (schema.frame, schema.block, schema.rollup)

@@ -86,6 +86,16 @@ run = Table(
         sqlite_where=text("status = 'succeeded' AND target_reached_at IS NOT NULL"),
         postgresql_where=text("status = 'succeeded' AND target_reached_at IS NOT NULL"),
     ),
+    # What a run's summary is compared with.
+    Index(
+        "run_succeeded_idx",
+        "job",
+        "model",
+        "dataset",
+        "ended_at",
+        sqlite_where=text("status = 'succeeded'"),
+        postgresql_where=text("status = 'succeeded'"),
+    ),
 )
 
 attempt = Table(
@@ -288,25 +298,38 @@ exclusion = Table(
     Index(None, "single_run"),
 )
 
-# What thresholds ask of an ended run; NULL is not known.
+# What is known of an ended run beyond how it ended (`runs/summary.py`); NULL is not known.
 run_summary = Table(
     "run_summary",
     metadata,
     Column("run_id", Text, primary_key=True),
     Column("steps", BigInteger),
+    Column("observed_steps", BigInteger),
     Column("unhealthy_steps", BigInteger),
     Column("nonfinite_steps", BigInteger),
+    Column("skipped_steps", BigInteger),
     Column("checkpoints", BigInteger),
     Column("failed_checkpoints", BigInteger),
     Column("gpu_utilization", Double),
     Column("collective_p95", Double),
     Column("collective_p95_ratio", Double),
     Column("memory_headroom", Double),
-    Column("epoch_cost", Double),
-    Column("epoch_cost_ratio", Double),
+    Column("step_cost", Double),
+    Column("step_cost_ratio", Double),
     Column("quality", Double),
     Column("quality_delta", Double),
     Column("effective_time_ratio", Double),
+)
+
+# Ended runs whose summary is not there, or of which more has become known since. As in `run_change`, rows are
+# only added, and removed by whoever has summarised what they tell of.
+summary_due = Table(
+    "summary_due",
+    metadata,
+    Column("due_id", RowId, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("told_at", BigInteger, nullable=False),
+    Index(None, "run_id"),
 )
 
 # --- Numbers: interned series, frames as they arrive, blocks after compaction, roll-ups after that -----

@@ -9,7 +9,20 @@ from gradwatch_slo.objective import ObjectiveSet, objectives_of
 from gradwatch_slo.reader import Document, parse_documents
 
 # In the order of reports.
-SHIPPED: Final = ("service.yaml", "training-success-rate.yaml", "time-to-convergence.yaml")
+SHIPPED: Final = (
+    "service.yaml",
+    "training-success-rate.yaml",
+    "time-to-convergence.yaml",
+    "gradient-health.yaml",
+    "finite-training.yaml",
+    "gpu-utilization.yaml",
+    "collective-latency.yaml",
+    "checkpoint-success.yaml",
+    "memory-headroom.yaml",
+    "step-cost.yaml",
+    "model-quality.yaml",
+    "effective-training-time.yaml",
+)
 
 
 def default_documents() -> list[Document]:
@@ -20,5 +33,5 @@ def default_documents() -> list[Document]:
 
 
 def default_objectives() -> ObjectiveSet:
-    """Return the shipped objectives: training success rate and time-to-convergence, by tier."""
+    """Return the shipped objectives, in the order of the measures M1 to M11, each by tier."""
     return objectives_of(default_documents())

@@ -5,7 +5,7 @@ import json
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -14,14 +14,26 @@ from hypothesis import strategies as st
 from gradwatch import conventions
 from gradwatch_slo import objectives as shipped
 from gradwatch_slo.durations import Duration
-from gradwatch_slo.indicators import Convergence, CountRatio, Selection, SuccessRate
+from gradwatch_slo.indicators import (
+    RANGES,
+    RUN_VALUES,
+    UNIT_FAULTS,
+    Convergence,
+    CountRatio,
+    Operator,
+    Selection,
+    SuccessRate,
+    Threshold,
+    UnitFault,
+    UnitRatio,
+)
 from gradwatch_slo.objective import ObjectiveSet, load_objectives, objectives_of
 from gradwatch_slo.objectives import SHIPPED, default_documents, default_objectives
 from gradwatch_slo.openslo import KINDS, SLO
-from gradwatch_slo.problems import ObjectiveFileError
+from gradwatch_slo.problems import ObjectiveFileError, one_of
 from gradwatch_slo.reader import parse_documents
 from gradwatch_slo.slices import Slicing
-from gradwatch_slo.source import ENDED_STATUSES, RunStatus, Tier
+from gradwatch_slo.source import ENDED_STATUSES, FAULTS, VALUES, Measure, RunStatus, Tier
 
 HEAD = "apiVersion: openslo/v1\n"
 RAW = "{rawType: success, raw: {metricSource: {type: gradwatch, spec: {unit: run, measure: success}}}}"
@@ -50,6 +62,16 @@ spec:
 
 def source(spec: str, kind: str = "gradwatch") -> str:
     return f"{{metricSource: {{type: {kind}, spec: {spec}}}}}"
+
+
+def failing(spec: str) -> str:
+    """An SLO of faults."""
+    return slo(f"{{rawType: failure, raw: {source(spec)}}}")
+
+
+def threshold(spec: str, *, objective: str = "op: gt, value: 0.1, target: 0.9") -> str:
+    """An SLO of a value of runs."""
+    return slo(target=objective).replace("ratioMetric: " + RAW, "thresholdMetric: " + source(spec))
 
 
 def load(text: str) -> ObjectiveSet:
@@ -92,6 +114,39 @@ def test_a_convergence_source_has_its_own_deadline_and_groups() -> None:
     assert objective.measure == Convergence(timedelta(hours=2))
     assert objective.selection == Selection((("job", ("a", "b")),))
     assert objective.group_by == ("job", "team")
+
+
+def test_convergence_may_be_held_against_a_run() -> None:
+    spec = "{unit: run, measure: convergence, baseline: {run: digits-7}}"
+    (objective,) = load(slo(f"{{rawType: success, raw: {source(spec)}}}")).objectives
+    assert objective.measure == Convergence(baseline_run="digits-7")
+
+
+def test_a_threshold_is_of_the_objective_and_a_value_of_the_source() -> None:
+    spec = "{unit: run, measure: memory_headroom, where: {tier: [production]}, minDuration: 1m, groupBy: [job]}"
+    (objective,) = load(threshold(spec, objective="op: gte, value: 0.10, target: 0.9")).objectives
+    assert objective.measure == Threshold("memory_headroom", "gte", Decimal("0.1"), timedelta(minutes=1))
+    assert (objective.unit, objective.group_by) == ("run", ("job",))
+    assert objective.selection == Selection((("tier", ("production",)),))
+
+
+def test_slos_that_share_a_threshold_indicator_have_their_own_bounds() -> None:
+    sli = f"{HEAD}kind: SLI\nmetadata: {{name: headroom}}\nspec: {{thresholdMetric: "
+    sli += source("{unit: run, measure: memory_headroom}") + "}\n"
+    slos = [
+        slo(target=f"op: gt, value: {value}, target: 0.9")
+        .replace("  indicator:\n    {", "  indicatorRef: headroom\n#   {")
+        .replace("my-slo", f"slo-{number}")
+        for number, value in enumerate(("0.1", "0.2"))
+    ]
+    measures = [each.measure for each in load("---\n".join([sli, *slos])).objectives]
+    assert measures == [Threshold("memory_headroom", "gt", Decimal(value)) for value in ("0.1", "0.2")]
+
+
+@pytest.mark.parametrize(("unit", "fault"), [(unit, f) for unit, faults in UNIT_FAULTS.items() for f in faults])
+def test_faults_are_the_failures_of_a_raw_ratio(unit: Literal["step", "checkpoint"], fault: UnitFault) -> None:
+    (objective,) = load(failing(f"{{unit: {unit}, measure: {fault}}}")).objectives
+    assert (objective.measure, objective.unit) == (UnitRatio(unit, fault), unit)
 
 
 def test_good_of_total_counts_ended_runs() -> None:
@@ -213,13 +268,13 @@ def test_anchors_and_byte_order_marks_are_plain_yaml() -> None:
         ),
         (
             slo(f"{{counter: true, good: {source('{unit: step}')}, total: {source('{unit: step}')}}}"),
-            "units of kind step are not evaluated yet, only run",
+            "units of kind step are evaluated by their faults, in a raw ratio",
         ),
         (
             slo()
             .replace("ratioMetric: " + RAW, "thresholdMetric: " + source("{unit: epoch}"))
             .replace("target: 0.99", "op: lte, value: 3, target: 0.99"),
-            "gradwatch evaluates ratio metrics, not threshold metrics",
+            "units of kind epoch are not evaluated",
         ),
     ],
 )
@@ -248,6 +303,15 @@ def test_budgeting_methods_slice_the_window(method: str, asked: str, slicing: Sl
 
 # --- The shipped objectives ---
 
+LONGER = timedelta(minutes=10)
+
+
+def threshold_of(text: str, min_duration: timedelta = timedelta(0)) -> Threshold:
+    """A threshold as it is spoken."""
+    value, sign, bound = text.split()
+    operators: dict[str, Operator] = {">": "gt", ">=": "gte", "<=": "lte"}
+    return Threshold(VALUES[value], operators[sign], Decimal(bound), min_duration)
+
 
 def test_the_shipped_objectives_are_those_of_the_requirements() -> None:
     made = default_objectives()
@@ -261,16 +325,41 @@ def test_the_shipped_objectives_are_those_of_the_requirements() -> None:
             ("training-success-rate", ("production",), "0.99", SuccessRate(timedelta(seconds=60))),
             ("training-success-rate", ("experiment",), "0.9", SuccessRate(timedelta(0))),
             ("time-to-convergence", ("production", "experiment"), "0.9", Convergence()),
+            *(
+                (name, (tier,), target, measure)
+                for name, measure, targets in [
+                    ("gradient-health", UnitRatio("step", "unhealthy"), ("0.999", "0.99")),
+                    ("finite-training", threshold_of("nonfinite_steps <= 0"), ("0.99", "0.9")),
+                    ("gpu-utilization", threshold_of("gpu_utilization > 0.8", LONGER), ("0.9", "0.5")),
+                    ("collective-latency", threshold_of("collective_p95_ratio <= 1.5"), ("0.9", "0.8")),
+                    ("checkpoint-success", UnitRatio("checkpoint", "failed"), ("0.999", "0.99")),
+                    ("memory-headroom", threshold_of("memory_headroom > 0.1"), ("0.99", "0.9")),
+                    ("step-cost", threshold_of("step_cost_ratio <= 1.2"), ("0.9", "0.8")),
+                    ("model-quality", threshold_of("quality_delta > 0"), ("0.5", "0.1")),
+                    (
+                        "effective-training-time",
+                        threshold_of("effective_time_ratio >= 0.9", LONGER),
+                        ("0.9", "0.5"),
+                    ),
+                ]
+                for tier, target in zip(("production", "experiment"), targets, strict=True)
+            ),
         ]
     ]
     assert all(each.group_by == ("tier",) for each in made.objectives)
+    assert {each.name for each in made.objectives if each.unit != "run"} == {
+        "gradient-health",
+        "checkpoint-success",
+    }
 
 
 def test_the_shipped_objectives_bear_the_names_that_everything_else_uses() -> None:
-    assert {each.name for each in default_objectives().objectives} == {
+    assert {each.name for each in default_objectives().objectives} >= {
         conventions.SLO_TRAINING_SUCCESS_RATE,
         conventions.SLO_TIME_TO_CONVERGENCE,
     }
+    assert get_args(Measure) == ("success", "convergence", "count", *RUN_VALUES, *FAULTS)
+    assert tuple(RANGES) == RUN_VALUES
     assert get_args(Tier) == (conventions.TIER_PRODUCTION, conventions.TIER_EXPERIMENT)
     assert get_args(RunStatus) == ENDED_STATUSES
 
@@ -287,6 +376,7 @@ def test_every_file_in_the_folder_is_shipped_and_names_a_shipped_service() -> No
 
 NAMES = "spec.indicator.spec.ratioMetric"
 SPEC = f"{NAMES}.raw.metricSource.spec"
+VALUE = "spec.indicator.spec.thresholdMetric.metricSource.spec"
 
 
 def raw(spec: str) -> str:
@@ -371,10 +461,26 @@ def raw(spec: str) -> str:
         # The gradwatch source
         (raw("{measure: success}"), f"7: {SPEC}.unit: found nothing, expected this required field"),
         (raw("{unit: runs, measure: count}"), f"7: {SPEC}.unit: found 'runs', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
-        (raw("{unit: run, measure: sucess}"), f"7: {SPEC}.measure: found 'sucess', expected one of success, convergence, count; did you mean 'success'?"),
+        (raw("{unit: run, measure: sucess}"), f"7: {SPEC}.measure: found 'sucess', expected one of success, convergence, count, {', '.join((*RUN_VALUES, *FAULTS))}; did you mean 'success'?"),
         (raw("{unit: run}"), f"7: {SPEC}.measure: found 'count', expected one of success, convergence in a raw ratio"),
         (raw("{unit: step, measure: success}"), f"7: {SPEC}.measure: found success of the unit step, expected the unit run"),
-        (raw("{unit: run, measure: success, sql: drop}"), f"7: {SPEC}.sql: found an unknown field, expected one of unit, where, measure, minDuration, deadline, groupBy"),
+        (raw("{unit: run, measure: success, sql: drop}"), f"7: {SPEC}.sql: found an unknown field, expected one of unit, where, measure, minDuration, deadline, baseline, groupBy"),
+        (raw("{unit: run, measure: convergence, deadline: 2h, baseline: {run: a}}"), f"7: {SPEC}.baseline: found a baseline beside a deadline, expected one of them"),
+        (raw("{unit: run, measure: success, baseline: {run: a}}"), f"7: {SPEC}.baseline: found a baseline, expected it only with the measure convergence"),
+        (raw("{unit: run, measure: convergence, baseline: a}"), f"7: {SPEC}.baseline: found 'a', expected a mapping"),
+        (raw("{unit: run, measure: memory_headroom}"), f"7: {SPEC}.measure: found 'memory_headroom', expected one of success, convergence in a raw ratio"),
+        (failing("{unit: run, measure: success}"), f"7: {NAMES}.rawType: found 'failure', expected 'success': gradwatch measures are good / counted"),
+        (failing("{unit: step}"), f"7: {SPEC}.measure: found 'count', expected one of unhealthy, nonfinite in a raw ratio"),
+        (raw("{unit: step, measure: unhealthy}"), f"7: {NAMES}.rawType: found 'success', expected 'failure': faults are what is bad of all steps"),
+        (failing("{unit: checkpoint, measure: nonfinite}"), f"7: {SPEC}.measure: found nonfinite of the unit checkpoint, expected the unit step"),
+        (failing("{unit: run, measure: failed}"), f"7: {SPEC}.measure: found failed of the unit run, expected the unit checkpoint"),
+        (failing("{unit: step, measure: unhealthy, minDuration: 1m}"), f"7: {SPEC}.minDuration: found a minDuration, expected none with the measure unhealthy"),
+        (failing("{unit: step, measure: unhealthy, where: {status: [lost]}}"), f"7: {SPEC}.where.status: found a choice by status, expected none: unhealthy judges it by itself"),
+        (threshold("{unit: run, measure: success}"), f"7: {VALUE}.measure: found 'success', expected {one_of(RUN_VALUES)} in a thresholdMetric"),
+        (threshold("{unit: step, measure: unhealthy}"), f"7: {VALUE}.measure: found 'unhealthy', expected {one_of(RUN_VALUES)} in a thresholdMetric"),
+        (threshold("{unit: step, measure: memory_headroom}"), f"7: {VALUE}.measure: found memory_headroom of the unit step, expected the unit run"),
+        (threshold("{unit: run, measure: memory_headroom}", objective="target: 0.9"), "10: spec.objectives[0]: found no op and value, expected both with a thresholdMetric"),
+        (threshold("{unit: run, measure: memory_headroom}", objective="op: gt, value: 0.1, target: 0.9}, {op: gt, value: 0.2, target: 0.5"), "10: spec.objectives: found 2, expected only 1 with a thresholdMetric"),
         (raw("{unit: run, measure: success, where: {teir: [production]}}"), f"7: {SPEC}.where.teir: found an unknown field, expected one of job, model, dataset, team, tier, status, reason; did you mean 'tier'?"),
         (raw("{unit: run, measure: success, where: {tier: [prod]}}"), f"7: {SPEC}.where.tier[0]: found 'prod', expected one of production, experiment"),
         (raw("{unit: run, measure: success, where: {tier: production}}"), f"7: {SPEC}.where.tier: found 'production', expected a list"),
@@ -383,7 +489,7 @@ def raw(spec: str) -> str:
         (raw("{unit: run, measure: success, where: {job: ['']}}"), f"7: {SPEC}.where.job[0]: found '', expected a text that is not empty"),
         (raw("{unit: run, measure: success, where: {status: [failed]}}"), f"7: {SPEC}.where.status: found a choice by status, expected none: success judges it by itself"),
         (raw("{unit: run, measure: success, deadline: 2h}"), f"7: {SPEC}.deadline: found a deadline, expected it only with the measure convergence"),
-        (raw("{unit: run, measure: convergence, minDuration: 2h}"), f"7: {SPEC}.minDuration: found a minDuration, expected it only with the measures success and count"),
+        (raw("{unit: run, measure: convergence, minDuration: 2h}"), f"7: {SPEC}.minDuration: found a minDuration, expected none with the measure convergence"),
         (raw("{unit: run, measure: success, minDuration: 1M}"), f"7: {SPEC}.minDuration: found '1M', expected a length of time such as 60s or 2h: a count and one of s, m, h, d, w"),
         (raw("{unit: run, measure: success, groupBy: [job, job]}"), f"7: {SPEC}.groupBy[1]: found 'job' again, expected each field once"),
         (raw("{unit: run, measure: success, groupBy: [user]}"), f"7: {SPEC}.groupBy[0]: found 'user', expected one of job, model, dataset, team, tier"),

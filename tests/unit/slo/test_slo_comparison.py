@@ -18,12 +18,13 @@ from slo_reports import objective, report, reports
 
 from gradwatch_slo.budget import budget_time
 from gradwatch_slo.caveats import thin_budgets
+from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.indicators import Selection
 from gradwatch_slo.movement import compared_json, movement
 from gradwatch_slo.regrouping import grouped, narrowed
 from gradwatch_slo.render import render_json, render_markdown, render_table
 from gradwatch_slo.render_csv import render_csv
-from gradwatch_slo.report import Counts, Group, ObjectiveReport
+from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.schemas import load_schema
 from gradwatch_slo.wording import length
 

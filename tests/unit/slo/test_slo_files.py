@@ -82,7 +82,7 @@ def test_validate_reads_the_standard_input_and_says_so() -> None:
 
 
 def test_validate_without_files_checks_what_is_shipped() -> None:
-    assert slo("validate", "--strict").stdout == "valid: 3 objectives\n"
+    assert slo("validate", "--strict").stdout == "valid: 21 objectives\n"
 
 
 def test_what_others_evaluate_is_no_error_when_strict() -> None:

@@ -29,6 +29,32 @@ def test_nothing_that_is_shipped_is_useless() -> None:
     assert lint(default_documents()) == []
 
 
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        ("op: gt, value: 1", "found gt 1, expected what can be: memory_headroom goes from any number to 1, so every run is bad"),
+        ("op: lte, value: 1", "found lte 1, expected what need not be: memory_headroom goes from any number to 1, so every run is good"),
+        ("op: gte, value: 1", None),
+        ("op: lt, value: -5", None),
+    ],
+)  # fmt: skip
+def test_a_bound_that_every_run_meets_or_none_can_is_useless(threshold: str, expected: str | None) -> None:
+    source = "{type: gradwatch, spec: {unit: run, measure: memory_headroom}}"
+    text = f"""\
+apiVersion: openslo/v1
+kind: SLO
+metadata: {{name: headroom}}
+spec:
+  service: training
+  indicator: {{metadata: {{name: headroom}}, spec: {{thresholdMetric: {{metricSource: {source}}}}}}}
+  timeWindow: [{{duration: 28d, isRolling: true}}]
+  budgetingMethod: Occurrences
+  objectives: [{{{threshold}, target: 0.9}}]
+"""
+    said = [] if expected is None else [f"spec.objectives[0].value: {expected}"]
+    assert warnings(text) == said
+
+
 FAST = "spec.condition.threshold"
 SLOW = "spec.alertPolicies[0].spec.conditions[0].spec.condition"
 

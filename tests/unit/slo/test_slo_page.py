@@ -16,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradwatch_collector.runs.step_health import HEALTHY
 from gradwatch_slo.budget import budget_allows, budget_remaining, burn_rate
+from gradwatch_slo.indicators import RUN_VALUES, UNIT_FAULTS
 from gradwatch_slo.objective import objectives_of
+from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.reader import parse_documents
 from gradwatch_slo.rules import BURN_RULES
 from gradwatch_slo.source import GradwatchSource, Where
@@ -83,6 +86,30 @@ def test_the_rates_that_are_shown_are_those_of_the_rules() -> None:
     rate = burn_rate(60, 3600, Decimal("0.999"))
     assert rate is not None
     assert f"{float(rate):.2f}" in PAGE
+
+
+def test_the_default_objectives_are_those_that_are_listed() -> None:
+    listed = {
+        (row[1].strip("`"), tier): percent(shown)
+        for row in table("measure | SLO")
+        for tier, shown in zip(("production", "experiment"), row[3:], strict=True)
+    }
+    made = {
+        (each.name, tier): Fraction(each.target)
+        for each in default_objectives().objectives
+        for tier in dict(each.selection.fields)["tier"]
+    }
+    assert made == listed
+
+
+def test_every_value_and_fault_is_explained() -> None:
+    assert [row[0].strip("`") for row in table("value | what it is")] == list(RUN_VALUES)
+    faults = [(unit, fault) for unit, faults in UNIT_FAULTS.items() for fault in faults]
+    assert [(row[0].strip("`"), row[1].strip("`")) for row in table("unit | fault")] == faults
+    for number in (HEALTHY.window, HEALTHY.fewest):
+        assert f" {number} " in PAGE or f" {number}:" in PAGE
+    assert (HEALTHY.lowest, HEALTHY.highest) == (1 / 1000, 10)
+    assert "from a thousandth to ten times" in PAGE
 
 
 # --- The simulation ---
