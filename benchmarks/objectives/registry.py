@@ -7,11 +7,11 @@ ten of tier production and one in ten with a target, 70 % succeeded, 15 % failed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Engine, insert
+from sqlalchemy import Connection, Engine, insert
 
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage import schema
@@ -28,23 +28,45 @@ _COLUMNS: Final = (
     "started_at", "ended_at", "last_seen_at", "last_loss_nonfinite", "target", "deadline_seconds",
     "target_reached_at", "baseline",
 )  # fmt: skip
+_SUMMARY: Final = (
+    "run_id", "steps", "observed_steps", "unhealthy_steps", "nonfinite_steps", "checkpoints", "failed_checkpoints",
+    "gpu_utilization", "collective_p95_ratio", "memory_headroom", "step_cost_ratio", "quality_delta",
+    "effective_time_ratio",
+)  # fmt: skip
 
 
 def fill(engine: Engine, runs: int, now: int) -> None:
-    """Store runs that ended in the days before ``now`` (Unix nanoseconds), oldest first."""
+    """Store runs that ended in the days before ``now`` (Unix nanoseconds), oldest first, and their summaries."""
     for rows in _batches(runs, now):
         with db.transaction(engine) as connection:
-            if engine.dialect.name == "postgresql":
-                cursor: Any = connection.connection.cursor()
-                with cursor.copy(f"COPY run ({', '.join(_COLUMNS)}) FROM STDIN") as copy:
-                    for row in rows:
-                        copy.write_row(row)
-            else:
-                marks = ", ".join("?" * len(_COLUMNS))
-                statement = f"INSERT INTO run ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - our names
-                connection.exec_driver_sql(statement, rows)
-    with db.transaction(engine) as connection:
-        connection.exec_driver_sql("ANALYZE run")
+            _insert(connection, "run", _COLUMNS, rows)
+            _insert(connection, "run_summary", _SUMMARY, _summaries([row[0] for row in rows]))
+    for table in ("run", "run_summary"):
+        with db.transaction(engine) as connection:
+            connection.exec_driver_sql(f"ANALYZE {table}")
+
+
+def _insert(
+    connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    if connection.dialect.name == "postgresql":
+        cursor: Any = connection.connection.cursor()
+        with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+    else:
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - our names
+        connection.exec_driver_sql(statement, list(rows))
+
+
+def _summaries(run_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    random = np.random.default_rng(len(run_ids))
+    bad, shares = random.random((len(run_ids), 2)).tolist(), random.random((len(run_ids), 6)).tolist()
+    return [
+        (run_id, 10_000, 10_000, int(20 * few), int(some < 0.02), 10, int(some < 0.03), *values)
+        for run_id, (few, some), values in zip(run_ids, bad, shares, strict=True)
+    ]
 
 
 def add(engine: Engine, number: int, now: int) -> None:

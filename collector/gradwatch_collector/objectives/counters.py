@@ -67,9 +67,10 @@ def keep_counted(
     earlier = _Earlier(connection)
     while due and go_on():
         key, row = due.popleft()
-        # First what is over by now; then backwards.
-        since = row.counted_from if row.counted_to < over else earlier.than(row.counted_from)
-        more = replace(row, counted_from=since, counted_to=over)
+        # First what is over by now; then backwards. A clock that is set back makes nothing uncounted.
+        until = max(over, row.counted_to)
+        since = row.counted_from if row.counted_to < until else earlier.than(row.counted_from)
+        more = replace(row, counted_from=since, counted_to=until)
         if more != row:
             new = not_empty([(more.counted_from, row.counted_from), (row.counted_to, more.counted_to)])
             _count_hours(connection, tallies, wanted[key], row, new)

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, insert, literal, select, updat
 
 from gradwatch_collector.objectives.changes import HOUR
 from gradwatch_collector.objectives.judging import Period, excluded_by
+from gradwatch_collector.runs.turns import take_all_turns
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import schema
 from gradwatch_slo.indicators import Selection
@@ -58,6 +59,7 @@ def exclude(connection: Connection, what: What, reason: str, *, now: int) -> int
 
     ``now`` in Unix nanoseconds.
     """
+    take_all_turns(connection)
     actor = audit.operator()
     values = {**asdict(what), "reason": reason, "actor": actor, "recorded_at": now}
     exclusion_id: int = connection.execute(
@@ -76,6 +78,7 @@ def withdraw(connection: Connection, exclusion_id: int, *, now: int) -> Exclusio
     Raises:
         UnknownExclusionError: nothing is excluded under that number.
     """
+    take_all_turns(connection)
     found = next((each for each in load_exclusions(connection) if each.exclusion_id == exclusion_id), None)
     if found is None or found.withdrawn_at is not None:
         raise UnknownExclusionError(f"nothing is excluded under the number {exclusion_id}")
@@ -114,7 +117,8 @@ def _exclusion_of(row: Any) -> Exclusion:
 
 
 def _tell_changed(connection: Connection, what: What) -> None:
-    # Whoever ends a run within the period from now on tells that by itself.
+    # Whoever ends a run within the period from now on tells that by itself. An ending that is on its way waits for
+    # this transaction: it must not be told, and counted, between our look and our commit.
     hour = (_run.ended_at // literal(HOUR)).label("hour")
     hours = select(hour).where(_run.ended_at.is_not(None), _concerned(what)).distinct()
     connection.execute(insert(schema.run_change).from_select(["hour"], hours))
