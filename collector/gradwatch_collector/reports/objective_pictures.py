@@ -90,7 +90,7 @@ def weeks_picture(report: ObjectiveReport, course: Course, name: str, zone: tzin
         axes.axhline(float(report.target), color=SECOND_LINE, linestyle="--", linewidth=1.2)
         axes.set_ylim(max(-0.02, lowest - 0.1 * (1 - lowest)), 1 + 0.06 * (1 - lowest))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.6g} %"))
         axes.set_xlim(-0.6, len(shown) - 0.4)
         every = -(-len(shown) // 8)
         ticks = list(range((len(shown) - 1) % every, len(shown), every))
