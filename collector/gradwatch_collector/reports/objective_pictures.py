@@ -103,7 +103,7 @@ def weeks_picture(report: ObjectiveReport, course: Course, name: str, zone: tzin
         )
         axes.set_xlabel("week from, and events")
         axes.grid(visible=False, axis="x")
-        title = f"Good by week, 95 % interval; dashed: target {target_percent(report.target)}"
+        title = f"By week, 95 % interval; dashed: target {target_percent(report.target)}"
         return picture(figure, name, title, _weeks_in_words([each for _, each in known], report))
 
 
