@@ -39,7 +39,7 @@ class ChosenWindow:
         if self.last is None:
             return as_of
         if self.window.at(self.last).start > as_of:
-            raise ValueError("expected a period that has begun")
+            raise ValueError("found a period that is still to come, expected one that has begun")
         return min(as_of, self.last)
 
 

@@ -7,8 +7,11 @@ import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,11 +21,16 @@ from sqlalchemy import Engine, insert
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.objectives.counting import Tallies
-from gradwatch_collector.objectives.history import Courses, pieces
+from gradwatch_collector.objectives.exclusions import What, exclude
+from gradwatch_collector.objectives.history import Courses, mondays, pieces
 from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.objectives.judging import nanoseconds
+from gradwatch_collector.objectives.spending import spending
+from gradwatch_collector.objectives.worst_runs import about, worst_runs
 from gradwatch_collector.runs.facts import nanos
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
+from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.runs import Status
@@ -195,7 +203,7 @@ def test_a_budget_that_one_failure_spends_is_warned_of(database: Engine, databas
             ("--window", "2025-13"),
             "'--window': found '2025-13', expected a duration such as 7d, or a period",
         ),
-        (("--window", "2199"), "'--window': expected a period that has begun"),
+        (("--window", "2199"), "'--window': found a period that is still to come, expected one that"),
         (("--as-of", "yesterday"), "'--as-of': found 'yesterday', expected a date or a moment with its zone"),
         (("--time-zone", "Mars"), "'--time-zone': found 'Mars', expected an IANA time zone such as UTC"),
         (("--group-by", "tema"), "some of job, model, dataset, team, tier, with commas; did you mean 'team'?"),
@@ -320,3 +328,55 @@ def test_the_pieces_of_a_window_add_up_to_it(database: Engine) -> None:
             course = Courses(tallies, first, edges).of(("production",))
             assert (course.edges[0], course.edges[-1]) == (start, end)
             assert sum(course.counts, Counts()) == tallies.over(first, start, end)["production",]
+
+
+def test_the_runs_to_look_at_failed_were_lost_or_were_slow(database: Engine) -> None:
+    only_production = default_objectives().objectives[:1]
+    slow: dict[str, Any] = {"reached": HOUR}
+    store(
+        database,
+        ended(OCTOBER + HOUR, Status.FAILED, run_id="old"),
+        ended(OCTOBER + 2 * HOUR, Status.FAILED, run_id="new"),
+        ended(OCTOBER + HOUR, Status.LOST, run_id="gone"),
+        ended(OCTOBER + HOUR, run_id="slow", baseline=HOUR / 2, **slow),
+        ended(OCTOBER + HOUR, run_id="slower", reached=HOUR, deadline=HOUR / 4, baseline=2 * HOUR),
+        # None of these: well, in time, elsewhere, excused, and not of the objective or of the window.
+        ended(OCTOBER + HOUR, run_id="well"),
+        ended(OCTOBER + HOUR, run_id="in time", baseline=2 * HOUR, **slow),
+        ended(OCTOBER + HOUR, Status.FAILED, run_id="preempted", reason="preempted"),
+        ended(OCTOBER + HOUR, Status.FAILED, run_id="excluded"),
+        ended(OCTOBER + HOUR, Status.FAILED, run_id="experiment", tier="experiment"),
+        ended(OCTOBER - HOUR, Status.FAILED, run_id="before"),
+        ended(OCTOBER + DAY, Status.FAILED, run_id="after"),
+    )
+    with transaction(database) as connection:
+        exclude(connection, What(single_run="excluded"), "maintenance", now=nanos(OCTOBER))
+        chosen = about(connection, only_production, nanos(OCTOBER), nanos(OCTOBER + DAY))
+        found = worst_runs(connection, chosen)
+    assert [each.run_id for each in found] == ["new", "old", "gone", "slower", "slow"]
+    assert [each.granted for each in found[3:]] == [nanoseconds(HOUR / 4), nanoseconds(HOUR / 2)]
+
+
+def test_of_too_many_runs_the_longest_are_added_up(database: Engine) -> None:
+    prices = PriceTable("EUR", {"NVIDIA H200": Decimal(2)})
+    runs = [run(started=OCTOBER, lasted=lasted * HOUR, team="vision") for lasted in (3, 1, 2)]
+    store(database, *runs)
+    for each in runs:
+        tell_process(database, each, "NVIDIA H200")
+    with database.connect() as connection:
+        found = spending(connection, schema.run.c.tier == "production", prices, most=2)
+    assert (found.by_team, found.seen, found.total) == ({"vision": Fraction(10)}, 2, 3)
+    assert found.seen_time == Fraction(5, 6)
+
+
+@pytest.mark.parametrize(
+    ("days", "weeks", "first"),
+    [(28, 8, "2025-09-07T22:00"), (70, 10, "2025-08-24T22:00"), (330, 26, "2025-05-04T22:00")],
+)
+def test_weeks_begin_on_mondays_of_the_time_zone(days: int, weeks: int, first: str) -> None:
+    end = datetime(2025, 10, 31, 12, tzinfo=UTC)
+    *begins, last = mondays(end - days * DAY, end, ZoneInfo("Europe/Berlin"))
+    assert (len(begins), last) == (weeks, end)
+    assert begins[0] == datetime.fromisoformat(f"{first}+00:00")
+    # Clocks went back on the Sunday before.
+    assert begins[-1] == datetime(2025, 10, 26, 23, tzinfo=UTC)

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.database import DatabaseError
+from gradwatch_collector.storage.retention import age
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.problems import ObjectiveFileError
 
@@ -36,9 +37,6 @@ class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it, or say what one looks like."""
-        # What rolls up needs numpy.
-        from gradwatch_collector.storage.retention import age
-
         try:
             return value if isinstance(value, int) else age(str(value))
         except ValueError as error:

@@ -91,7 +91,7 @@ def weeks_picture(report: ObjectiveReport, course: Course, name: str, zone: tzin
         axes.axhline(float(report.target), color=SECOND_LINE, linestyle="--", linewidth=1.2)
         axes.set_ylim(max(-0.02, lowest - 0.1 * (1 - lowest)), 1 + 0.06 * (1 - lowest))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.6g} %"))
         axes.set_xlim(-0.6, len(shown) - 0.4)
         every = -(-len(shown) // 8)
         ticks = list(range((len(shown) - 1) % every, len(shown), every))
@@ -104,7 +104,7 @@ def weeks_picture(report: ObjectiveReport, course: Course, name: str, zone: tzin
         )
         axes.set_xlabel("week from, and events")
         axes.grid(visible=False, axis="x")
-        title = f"Good by week, 95 % interval; dashed: target {target_percent(report.target)}"
+        title = f"By week, 95 % interval; dashed: target {target_percent(report.target)}"
         return picture(figure, name, title, _weeks_in_words([each for _, each in known], report))
 
 

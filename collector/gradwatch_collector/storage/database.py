@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gradwatch.assets import asset_dir
 from gradwatch_collector.service import audit
-from gradwatch_collector.storage import schema
+from gradwatch_collector.storage import arrays, schema
 from gradwatch_collector.storage.partitions import maintain_partitions
 
 # Alembic takes half a second to import: only what migrates imports it.
@@ -444,9 +444,6 @@ def _postgresql_engine(url: URL) -> Engine:
             "tcp_user_timeout": _TCP_SECONDS * 1000,
         },
     )
-    # numpy, which SQLite's runs and objectives do without.
-    from gradwatch_collector.storage import arrays
-
     event.listen(engine, "connect", lambda connection, _: arrays.register(connection))
     return engine
 

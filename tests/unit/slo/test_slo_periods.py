@@ -69,7 +69,7 @@ def test_what_is_no_window_is_refused_with_what_is_one(text: str) -> None:
 
 
 def test_a_period_that_has_not_begun_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a period that has begun"):
+    with pytest.raises(ValueError, match="expected one that has begun"):
         looked_at("2026-12")
     assert looked_at("2026-12", as_of=utc("2026-12-01"))[1] == utc("2026-12-01")
 
