@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,8 +22,17 @@ from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import nanos
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.upsert import upsert
 from gradwatch_slo.durations import Duration
-from gradwatch_slo.indicators import Convergence, CountRatio, Measure, Selection, SuccessRate
+from gradwatch_slo.indicators import (
+    Convergence,
+    CountRatio,
+    Measure,
+    Selection,
+    SuccessRate,
+    Threshold,
+    UnitRatio,
+)
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
@@ -54,6 +62,8 @@ OBJECTIVES = (
     objective(SuccessRate(30 * MINUTE), MONTH, "team", tier=("production",)),
     objective(Convergence(45 * MINUTE), WEEK, "team", "job"),
     objective(CountRatio(Selection(), Selection((("reason", ("OOM",)),)), inverted=True), MONTH, "tier"),
+    objective(UnitRatio("step", "nonfinite"), WEEK, "team"),
+    objective(Threshold("memory_headroom", "gt", Decimal("0.1"), 30 * MINUTE), MONTH, tier=("production",)),
 )
 INDICATORS = [Indicator.of(each) for each in OBJECTIVES]
 
@@ -77,6 +87,15 @@ class Exclusion:
         return within and all(row[name] in values for name, values in self.what.fields.items())
 
 
+def counted(measure: Measure, row: StoredRun, as_of: int) -> tuple[int, int]:
+    if isinstance(measure, UnitRatio):
+        steps, nonfinite, _ = row.get("summary", (None, None, None))
+        is_open = row["ended_at"] is None or row["ended_at"] > as_of
+        return (0, 0) if is_open or nonfinite is None else (steps - nonfinite, nonfinite)
+    found = quality(measure, row, as_of)
+    return int(found == "good"), int(found == "bad")
+
+
 def quality(measure: Measure, row: StoredRun, as_of: int) -> str | None:
     is_open = row["ended_at"] is None or row["ended_at"] > as_of
     if isinstance(measure, Convergence):
@@ -93,6 +112,11 @@ def quality(measure: Measure, row: StoredRun, as_of: int) -> str | None:
     if is_open:
         return None
     lasted = row["ended_at"] - row["started_at"]
+    if isinstance(measure, Threshold):
+        headroom = row.get("summary", (None, None, None))[2]
+        if headroom is None or lasted < measure.min_duration.total_seconds() * 10**9:
+            return None
+        return "good" if headroom > float(measure.bound) else "bad"
     if row["status"] == "succeeded" and lasted < measure.min_duration.total_seconds() * 10**9:  # type: ignore[union-attr]
         return None
     if isinstance(measure, CountRatio):
@@ -104,7 +128,7 @@ def plainly(
     each: Objective, rows: dict[str, StoredRun], exclusions: list[Exclusion], as_of: datetime
 ) -> dict[tuple[Any, ...], tuple[int, int]]:
     window, at = each.window.at(as_of), nanos(as_of)
-    counts: Counter[tuple[tuple[Any, ...], str]] = Counter()
+    counts: dict[tuple[Any, ...], tuple[int, int]] = {}
     for row in rows.values():
         is_open = row["ended_at"] is None or row["ended_at"] > at
         if is_open and row["started_at"] > at:
@@ -118,9 +142,11 @@ def plainly(
             continue
         if any(row[name] not in values for name, values in each.selection.fields):
             continue
-        if found := quality(each.measure, row, at):
-            counts[tuple(row[name] for name in each.group_by), found] += 1
-    return {group: (counts[group, "good"], counts[group, "bad"]) for group, _ in counts}
+        group = tuple(row[name] for name in each.group_by)
+        good, bad = counts.get(group, (0, 0))
+        more, worse = counted(each.measure, row, at)
+        counts[group] = good + more, bad + worse
+    return {group: found for group, found in counts.items() if any(found)}
 
 
 def told(reports: list[ObjectiveReport]) -> dict[tuple[Any, ...], tuple[int, int]]:
@@ -148,10 +174,15 @@ periods = st.builds(
     st.integers(1, 9),
     st.sampled_from([{}, {"team": ["audio"]}, {"team": ["audio", "vision"]}]),
 )
+# Steps, how many of them were not finite, and the memory that was left.
+summaries = st.tuples(
+    st.integers(9, 99), st.none() | st.integers(0, 9), st.sampled_from([None, 0.05, 0.1, 0.2])
+)
 acts = st.one_of(
     st.tuples(st.just("store"), st.lists(stored_runs, min_size=1, max_size=6)),
     st.tuples(st.just("correct"), st.tuples(st.integers(0, 99), stored_runs)),
     st.tuples(st.just("reach"), st.tuples(st.integers(0, 99), st.integers(0, 60))),
+    st.tuples(st.just("summarise"), st.tuples(st.integers(0, 99), summaries)),
     st.tuples(st.just("exclude"), periods | st.integers(0, 99)),
     st.tuples(st.just("withdraw"), st.integers(0, 9)),
     st.tuples(st.just("count"), st.integers(1, 40)),
@@ -183,6 +214,14 @@ class World:
         row = self._row(what[0])
         if row and row["target"] is not None:
             self._change(row, {"target_reached_at": row["started_at"] + what[1] * 60 * 10**9})
+
+    def summarise(self, what: tuple[int, tuple[int, int | None, float | None]]) -> None:
+        if row := self._row(what[0]):
+            row["summary"] = what[1]
+            values = dict(zip(("steps", "nonfinite_steps", "memory_headroom"), what[1], strict=True))
+            statement = upsert(self.connection, schema.run_summary, update=values)
+            self.connection.execute(statement, {"run_id": row["run_id"], **values})
+            tell_changed(self.connection, [row["ended_at"]])
 
     def exclude(self, what: What | int) -> None:
         if isinstance(what, int):

@@ -420,6 +420,21 @@ def test_what_says_nothing_new_counts_no_hour_again(database: Engine) -> None:
         assert load_changed(connection) == []
 
 
+def test_an_ended_run_that_is_told_of_all_the_time_is_read_once_a_minute(database: Engine) -> None:
+    tell_steps(database, "run", [1.0] * 5)
+    summarised(database, "run", seconds=20)
+    for seconds in range(20, 80):
+        tell(
+            database,
+            batch(source("run", attempt=1, instance="run-1-0"), event(c.RUN_HEARTBEAT, seconds)),
+            seconds,
+        )
+    assert summarise_due(database, lambda: transaction(database), None, at(79.9))
+    assert due(database) == 60
+    assert summarise_due(database, lambda: transaction(database), None, at(80))
+    assert due(database) == 0
+
+
 def test_a_run_that_fell_silent_is_summarised(database: Engine) -> None:
     tell(database, batch(source("run"), event(c.RUN_STARTED, 0), frames=told_norms([1.0] * 5)), 5)
     with transaction(database) as connection:

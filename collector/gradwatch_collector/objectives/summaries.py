@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, delete, select
+from sqlalchemy import Connection, Engine, case, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector.objectives.baselines import last_qualities, usual
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # The last of what its ranks tell is mostly there by then, and need not be read again.
 SETTLES_AFTER: Final = 5 * 1_000_000_000
+# Of a run that failed by one rank the others may tell for hours.
+AGAIN_AFTER: Final = 60 * 1_000_000_000
 _RUNS_AT_ONCE: Final = 100
 
 _due, _run = schema.summary_due.c, schema.run.c
@@ -50,10 +52,12 @@ def summarise_due(
     ``begin`` begins a transaction that writes, and which nobody else does this in meanwhile. ``now`` in Unix
     nanoseconds.
     """
+    known = schema.run_summary.c
     with engine.connect() as connection:
         told = connection.scalars(
             select(_due.run_id)
-            .where(_due.told_at <= now - SETTLES_AFTER)
+            .join(schema.run_summary, known.run_id == _due.run_id, isouter=True)
+            .where(_due.told_at <= case((known.run_id.is_(None), now - SETTLES_AFTER), else_=now - AGAIN_AFTER))
             .order_by(_due.due_id)
             .limit(_RUNS_AT_ONCE)
         ).all()

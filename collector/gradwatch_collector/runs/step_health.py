@@ -79,7 +79,7 @@ def _sum(numbers: Sequence[int | None]) -> int | None:
 
 def _of_curve(curve: Curve, band: Band) -> StepHealth:
     counts = curve.finite + curve.nonfinite
-    bad = unhealthy(curve.values, band) if (counts == 1).all() else _of_rolled_up(curve, band)
+    bad = unhealthy(curve.values, band) if (counts == 1).all() else unhealthy_in_buckets(curve, band)
     return StepHealth(int(counts.sum()), bad)
 
 
@@ -105,7 +105,7 @@ def _medians_before(values: Doubles, start: int, count: int, window: int) -> Dou
     return np.concatenate([partial, whole])
 
 
-def _of_rolled_up(curve: Curve, band: Band) -> int | None:
+def unhealthy_in_buckets(curve: Curve, band: Band) -> int | None:
     """Return what is certain of buckets of which the least and the greatest are known; None if that is not all.
 
     Whatever the median before a step was, it lies between the least and the greatest of the entries that it was
