@@ -29,14 +29,14 @@ _COLUMNS: Final = (
     "target_reached_at", "baseline",
 )  # fmt: skip
 _SUMMARY: Final = (
-    "run_id", "steps", "observed_steps", "unhealthy_steps", "nonfinite_steps", "checkpoints", "failed_checkpoints",
-    "gpu_utilization", "collective_p95_ratio", "memory_headroom", "step_cost_ratio", "quality_delta",
-    "effective_time_ratio",
+    "run_id", "steps", "observed_steps", "unhealthy_steps", "nonfinite_steps", "checkpoints",
+    "failed_checkpoints", "gpu_utilization", "collective_p95_ratio", "memory_headroom", "step_cost_ratio",
+    "quality_delta", "effective_time_ratio",
 )  # fmt: skip
 
 
 def fill(engine: Engine, runs: int, now: int) -> None:
-    """Store runs that ended in the days before ``now`` (Unix nanoseconds), oldest first, and their summaries."""
+    """Store runs that ended in the days before ``now`` (Unix nanoseconds), and their summaries."""
     for rows in _batches(runs, now):
         with db.transaction(engine) as connection:
             _insert(connection, "run", _COLUMNS, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -21,7 +22,9 @@ from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import nanos
+from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.upsert import upsert
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import (
@@ -353,6 +356,40 @@ def test_the_past_is_counted_little_by_little_while_it_may_go_on(
         for _ in range(20):
             assert not keep_counted(connection, INDICATORS, nanos(NOW), iter([True, True, False]).__next__)
         count_until_settled(connection, NOW)
+
+
+def test_a_clock_that_is_set_back_leaves_counts_as_they_are(database: Engine) -> None:
+    with database.begin() as connection:
+        store_runs(connection, [run(started=NOW - hours * HOUR, lasted=MINUTE) for hours in range(1, 5)])
+        for minutes in (-55, 5, -25, 5, 65):
+            assert keep_counted(connection, INDICATORS, nanos(NOW + minutes * MINUTE))
+            (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW + minutes * MINUTE))
+            assert report.good == 4
+
+
+def test_a_run_that_ends_while_its_period_is_being_excluded_is_excluded(database: Engine) -> None:
+    late = run(Status.FAILED, started=NOW - 5 * HOUR)
+    outage = What(start=nanos(NOW - 6 * HOUR), end=nanos(NOW - 2 * HOUR))
+    with transaction(database) as connection:
+        store_runs(connection, [run(started=NOW - 2 * DAY)])
+        count_until_settled(connection, NOW)
+
+    def end() -> None:
+        with transaction(database) as connection:
+            take_turns(connection, [late["run_id"]])
+            store_runs(connection, [late])
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(database) as connection:
+            exclude(connection, outage, "a known outage", now=nanos(NOW))
+            ending = pool.submit(end)
+            with pytest.raises(TimeoutError):
+                ending.result(0.3)
+        ending.result(60)
+    with transaction(database) as connection:
+        count_until_settled(connection, NOW)
+        (report,) = evaluate_objectives(connection, OBJECTIVES[:1], nanos(NOW))
+    assert (report.good, report.bad) == (1, 0)
 
 
 def test_what_is_asked_for_no_more_is_forgotten(database: Engine) -> None:

@@ -117,8 +117,8 @@ def _exclusion_of(row: Any) -> Exclusion:
 
 
 def _tell_changed(connection: Connection, what: What) -> None:
-    # Whoever ends a run within the period from now on tells that by itself. An ending that is on its way waits for
-    # this transaction: it must not be told, and counted, between our look and our commit.
+    # Whoever ends a run within the period from now on tells that by itself. An ending that is on its way waits
+    # for this transaction: it must not be told, and counted, between our look and our commit.
     hour = (_run.ended_at // literal(HOUR)).label("hour")
     hours = select(hour).where(_run.ended_at.is_not(None), _concerned(what)).distinct()
     connection.execute(insert(schema.run_change).from_select(["hour"], hours))

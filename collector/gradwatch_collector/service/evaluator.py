@@ -125,7 +125,11 @@ class Evaluator:
             self._lease.tell_done(connection, now)
 
     def _count(self, now: int) -> None:
-        with self._lease.transaction() as connection:
-            until = time.monotonic() + _COUNT_SECONDS
-            indicators = {Indicator.of(objective) for objective in self._objectives}
-            keep_counted(connection, indicators, now, lambda: time.monotonic() < until)
+        until = time.monotonic() + _COUNT_SECONDS
+        indicators = {Indicator.of(objective) for objective in self._objectives}
+        try:
+            with self._lease.transaction() as connection:
+                keep_counted(connection, indicators, now, lambda: time.monotonic() < until)
+        except SQLAlchemyError as error:
+            # What is told does not depend on it, only how long telling takes.
+            logger.warning("objectives are not counted, trying again: %s", str(error).splitlines()[0])
