@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import Any
 
+from click.testing import CliRunner
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
+from gradwatch.cli import main
 from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.runs.interruptions import interruptions_of
 from gradwatch_collector.runs.silence import mark_silent
@@ -75,3 +79,29 @@ def test_only_the_window_and_the_runs_that_are_asked_for_count(database: Engine)
     assert of_production.running == (100 + 150) * SECOND
     later = read(database, 100.5, 200)
     assert (later.attempts, later.interruptions, later.running) == (1, 0, 99.5 * SECOND)
+
+
+def test_the_command_tells_it_of_a_window_and_a_group(database: Engine, database_url: str) -> None:
+    for run_id, tier in (("a", "production"), ("b", "experiment")):
+        begin(database, run_id, 1, 0, tier=tier)
+        end(database, run_id, 1, 3600, "failed", told=2)
+    begin(database, "a", 2, 3720, tier="production")
+    end(database, "a", 2, 7200, "succeeded")
+    day = f"{datetime.fromtimestamp(at(0) / SECOND, UTC):%Y-%m-%d}"
+    words = ("slo", "interruptions", "--db", database_url, "--window", day, "--group", "tier=production")
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "1 interruption of 2 attempts, which ran for 2.0 h in all",
+        "mean time to interrupt: 1h58m (of 1)",
+        "mean time to detect: 2 s (of 1)",
+        "mean time to recover: 2m00s (of 1)",
+    ]
+    told = json.loads(CliRunner().invoke(main, [*words, "--format", "json"]).stdout)
+    assert (told["attempts"], told["mean_time_to_recover_seconds"], told["from"]) == (
+        2,
+        120.0,
+        f"{day}T00:00:00Z",
+    )
+    nothing = CliRunner().invoke(main, [*words[:4], "--window", "1h"])
+    assert "mean time to recover: unknown" in nothing.stdout

@@ -16,6 +16,7 @@ from gradwatch_collector.commands.objective_files import (
 )
 from gradwatch_collector.commands.slo_check import check_command
 from gradwatch_collector.commands.slo_exclude import exclude_command, exclusions_command, include_command
+from gradwatch_collector.commands.slo_interruptions import interruptions_command
 from gradwatch_collector.commands.slo_report import report_command
 from gradwatch_collector.commands.slo_simulate import simulate_command
 from gradwatch_slo.lint import lint
@@ -33,6 +34,7 @@ for command in (
     exclude_command,
     exclusions_command,
     include_command,
+    interruptions_command,
     report_command,
     simulate_command,
 ):

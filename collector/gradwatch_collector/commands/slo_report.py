@@ -38,7 +38,7 @@ from gradwatch_slo.periods import ChosenWindow
 from gradwatch_slo.regrouping import grouped
 from gradwatch_slo.render import render_json, render_markdown, render_table
 from gradwatch_slo.render_csv import render_csv
-from gradwatch_slo.report import ObjectiveReport, reports_of
+from gradwatch_slo.report import ObjectiveReport
 
 
 def _url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
@@ -129,5 +129,5 @@ def _evaluated(
     return [
         (counted.objective, report)
         for counted in count_objectives(connection, objectives, now)
-        for report in reports_of(counted.objective, counted.window, counted.counts)
+        for report in counted.reports()
     ]
