@@ -28,7 +28,8 @@ from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import FEWEST_EVENTS, Verdict, alerts, verdict
 from gradwatch_slo.windows import Window
 
-_SIGNS: Final[Mapping[Operator, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+# What is true of a value that does not compare so.
+_OTHERWISE: Final[Mapping[Operator, str]] = {"gt": "<=", "gte": "<", "lt": ">=", "lte": ">"}
 
 
 NOTHING_LOST: Final[Mapping[Group, Fraction]] = MappingProxyType({})
@@ -159,7 +160,7 @@ def _words(measure: Measure) -> tuple[str, str]:
         case CountRatio():
             return "run", "counted as bad"
         case Threshold(value, operator, bound):
-            return "run", f"did not have {value.replace('_', ' ')} {_SIGNS[operator]} {bound.normalize():f}"
+            return "run", f"had {value.replace('_', ' ')} {_OTHERWISE[operator]} {bound.normalize():f}"
         case UnitRatio(unit, fault):
             return unit, "failed" if fault == "failed" else f"were {fault}"
 

@@ -83,7 +83,7 @@ def test_the_summary_is_one_sentence(bad: int, total: int, summary: str) -> None
         (CountRatio(Selection(), Selection()), "5 of 50 runs counted as bad"),
         (
             Threshold("memory_headroom", "gt", Decimal("0.10")),
-            "5 of 50 runs did not have memory headroom > 0.1",
+            "5 of 50 runs had memory headroom <= 0.1",
         ),
         (UnitRatio("step", "nonfinite"), "5 of 50 steps were nonfinite"),
         (UnitRatio("checkpoint", "failed"), "5 of 50 checkpoints failed"),
