@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwatch_collector.runs.curves import Curve
-from gradwatch_collector.runs.step_health import HEALTHY, unhealthy_in_buckets, unhealthy
+from gradwatch_collector.runs.step_health import HEALTHY, unhealthy, unhealthy_in_buckets
 
 
 def rolled_up(norms: Sequence[float], sizes: Sequence[int]) -> Curve:
