@@ -27,7 +27,7 @@ RUN = RunRow(
     run_id="run", job="digits", model=None, dataset=None, team=None, tier="production", status=Status.RUNNING,
     reason=None, attempt=1, rank_count=1, started_at=at(0), ended_at=None, last_seen_at=at(1), last_step=50,
     last_loss=1.0, last_loss_nonfinite=False, host=None, commit=None, target=None, deadline_seconds=None,
-    target_reached_at=None, outage_at=None, will_retry=False, cause_rank=None,
+    target_reached_at=None, baseline=None, outage_at=None, will_retry=False, cause_rank=None,
 )  # fmt: skip
 EXPERIMENT = replace(RUN, tier="experiment")
 
