@@ -128,5 +128,5 @@ def train(script: Path, collector: Collector | None, **settings: str) -> subproc
 def gradwatch(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, as in a pipe."""
     return subprocess.run(
-        [*GRADWATCH, *arguments], env=environment(None, **settings), capture_output=True, text=True, timeout=120
+        [*GRADWATCH, *arguments], env=environment(None, **settings), capture_output=True, text=True, timeout=300
     )
