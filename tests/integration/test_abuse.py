@@ -92,6 +92,15 @@ AMPLIFIED: Final[dict[str, Callable[[], tuple[str, bytes]]]] = {
         "metrics",
         within(b"\x4a\0" * NOTHINGS, 0x0A, 0x12, 0x12, 0x4A, 0x0A),
     ),
+    "points of a scope of many attributes": lambda: (
+        "metrics",
+        within(
+            within(b"".join(within(b"%03d" % n, 0x1A, 0x0A) for n in range(100)), 0x0A)
+            + within(b"\x0a\0" * 20_000, 0x12, 0x2A),
+            0x0A,
+            0x12,
+        ),
+    ),
     "log records": lambda: ("logs", within(b"\x12\0" * NOTHINGS, 0x0A, 0x12)),
     "attributes of a log record": lambda: ("logs", within(b"\x32\0" * NOTHINGS, 0x0A, 0x12, 0x12)),
     "values of a resource's attribute": lambda: (
