@@ -92,6 +92,15 @@ AMPLIFIED: Final[dict[str, Callable[[], tuple[str, bytes]]]] = {
         "metrics",
         within(b"\x4a\0" * NOTHINGS, 0x0A, 0x12, 0x12, 0x4A, 0x0A),
     ),
+    "points of a scope of many attributes": lambda: (
+        "metrics",
+        within(
+            within(b"".join(within(b"%03d" % n, 0x1A, 0x0A) for n in range(100)), 0x0A)
+            + within(b"\x0a\0" * 20_000, 0x12, 0x2A),
+            0x0A,
+            0x12,
+        ),
+    ),
     "log records": lambda: ("logs", within(b"\x12\0" * NOTHINGS, 0x0A, 0x12)),
     "attributes of a log record": lambda: ("logs", within(b"\x32\0" * NOTHINGS, 0x0A, 0x12, 0x12)),
     "values of a resource's attribute": lambda: (
@@ -119,12 +128,64 @@ def test_a_small_body_of_many_parts_is_refused_before_they_are_built(abused: Col
         assert post(abused, zipped, path, Content_Encoding="gzip") == 413
 
 
-def test_json_of_many_parts_is_refused_before_they_are_built(abused: Collector) -> None:
-    for part in (b"{},", b"[],", b'{"a":[]},'):
-        listed = part * (15 * MIB // len(part))
-        body = b'{"resourceLogs":[' + listed + b"{}]}"
-        with served_meanwhile(abused):
-            assert post(abused, body, "logs", Content_Type="application/json") == 413
+def listed(each: str, beside: str = "") -> bytes:
+    """A request in JSON with a list that no version of OTLP has."""
+    one = each.encode() + b","
+    head = b'{"beside":"%s","listed":[' % beside.encode()
+    return head + one * ((15 * MIB - len(beside)) // len(one)) + b"0]}"
+
+
+JSON_OF_MANY_PARTS: Final[dict[str, Callable[[], bytes]]] = {
+    "objects": lambda: listed("{}"),
+    "lists": lambda: listed("[]"),
+    "lists in objects": lambda: listed('{"a":[]}'),
+    "resources": lambda: b'{"resourceLogs":[' + b"{}," * (5 * MIB) + b"{}]}",
+    "numbers in wide text": lambda: listed("-9", beside="😀"),
+    "numbers beside what is escaped": lambda: listed("-9", beside=r"\ud83d\ude00"),
+    "texts": lambda: listed('"ab"'),
+    "texts with an emoji each": lambda: listed('"é😀"'),
+}
+
+
+@pytest.mark.parametrize("what", JSON_OF_MANY_PARTS)
+def test_json_of_many_parts_is_refused_before_they_are_built(abused: Collector, what: str) -> None:
+    body = JSON_OF_MANY_PARTS[what]()
+    with served_meanwhile(abused):
+        assert post(abused, body, "logs", Content_Type="application/json") == 413
+
+
+JSON_OF_SOME_PARTS: Final[dict[str, Callable[[], bytes]]] = {
+    "numbers": lambda: listed("1.5"),
+    "numbers in wide text": lambda: listed("-9", beside="😀")[: 9 * MIB] + b"0]}",
+    "keys": lambda: b"{%s}" % b",".join(b'"%x":-9' % i for i in range(1_300_000)),
+    "a text with an emoji": lambda: listed("1", beside="😀" + "a" * 14 * MIB),
+    "counts of a histogram": lambda: histogram_in_json(512 << 10),
+}
+
+
+@pytest.mark.parametrize("what", JSON_OF_SOME_PARTS)
+def test_json_is_taken_in_the_memory_that_there_is(abused: Collector, what: str) -> None:
+    body = JSON_OF_SOME_PARTS[what]()
+    with served_meanwhile(abused), ThreadPoolExecutor(8) as pool:
+        answers = set(pool.map(lambda _: post(abused, body, Content_Type="application/json"), range(8)))
+    assert {200} <= answers <= {200, 503}
+
+
+def histogram_in_json(buckets: int) -> bytes:
+    point = b'{"timeUnixNano":"%d","count":1,"bucketCounts":[%s0]}' % (START, b"1," * buckets)
+    metric = b'{"name":"spread","histogram":{"dataPoints":[%s]}}' % point
+    return b'{"resourceMetrics":[{"scopeMetrics":[{"metrics":[%s]}]}]}' % metric
+
+
+def test_json_of_eighty_thousand_points_is_taken(abused: Collector) -> None:
+    labels = '[{"key":"layer","value":{"stringValue":"layer.0"}}]'
+    points = ",".join(
+        f'{{"timeUnixNano":"{START + i}","asDouble":1.5,"attributes":{labels}}}' for i in range(80_000)
+    )
+    metric = f'{{"name":"norm","gauge":{{"dataPoints":[{points}]}}}}'
+    body = f'{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{metric}]}}]}}]}}'.encode()
+    with served_meanwhile(abused):
+        assert post(abused, body, Content_Type="application/json") == 200
 
 
 def numbers() -> bytes:

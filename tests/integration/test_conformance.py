@@ -192,6 +192,34 @@ def test_points_of_two_scopes_stay_apart(served: Collector, client: Client, run_
         assert found == {(None, None): 0, ("net", None): 2, ("net", "2"): 3, (None, "2"): 4}
 
 
+def test_points_of_scopes_that_differ_in_an_attribute_stay_apart(
+    served: Collector, client: Client, run_id: str
+) -> None:
+    latency = Metric(name="latency")
+    histogram(latency)
+    request = of(run_id)
+    long = "x" * 300
+    for value, told in enumerate(
+        ({}, {"shard": 1}, {"shard": 2}, {"shard": long + "a"}, {"shard": long + "b"})
+    ):
+        scope = request.resource_metrics[0].scope_metrics.add()
+        scope.scope.name = "net"
+        scope.scope.attributes.extend(attributes({"name": "another", **told}))
+        latency.histogram.data_points[0].count = value
+        scope.metrics.extend([gauge("requests", (START, float(value))), latency])
+    assert client.send(request) == OK
+    for metric, field in (("requests", "value"), ("latency", "count")):
+        found = {
+            point[field]: each["labels"] for each in series(served, run_id, metric) for point in each["points"]
+        }
+        assert {labels["otel.scope.name"] for labels in found.values()} == {"net"}
+        shards = [found[value].get("otel.scope.shard") for value in range(5)]
+        assert shards[:3] == [None, 1, 2]
+        # Of what is long there is a digest.
+        assert {len(shard) for shard in shards[3:]} == {32}
+        assert shards[3] != shards[4]
+
+
 def test_nan_and_infinities_are_kept_apart_from_numbers(served: Collector, client: Client, run_id: str) -> None:
     values = (math.nan, math.inf, -math.inf, 0.0, -0.0)
     assert client.send(of(run_id, gauge("norm", *((START + i, v) for i, v in enumerate(values))))) == OK

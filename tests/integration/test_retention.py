@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
-from gradwatch_collector.storage import retention, schema
+from gradwatch_collector.storage import packed, retention, schema, segments
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.reading import read_series
 from gradwatch_collector.storage.retention import FOREVER, Policy, Pruned, age, due, policy_for, prune
 from gradwatch_collector.storage.rolled_up import PointRollup, read_rollups
+from gradwatch_collector.storage.rollups import roll_up
 from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
@@ -312,6 +313,24 @@ def test_series_that_were_empty_before_their_process_fell_silent_go_in_the_end(
     # The last of them still has its numbers: they go by whole days.
     assert (sum(forgotten), max(forgotten), rows(database, schema.series)) == (5, 2, 2)
     assert len(rolled(database, c.LEARNING_RATE)) == 1
+
+
+def test_of_blocks_of_packed_values_few_are_held_at_once(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_BYTES_AT_ONCE", 9 << 20)
+    for day in range(5):
+        loss = scalar(c.LOSS, [day * DAYS], [1.0])
+        buckets = replace(loss, field="buckets", values=None, packed=(packed.join([b"counts"]),))
+        receive(database, batch(source(), frames=[buckets]), day * DAYS)
+    compact_all(database, 20 * DAYS)
+    taken = []
+    while not taken or taken[-1]:
+        with transaction(database) as connection:
+            taken.append(roll_up(connection, at(20 * DAYS), at(20 * DAYS)).blocks)
+    assert taken == [3, 2, 0]
+    (point,) = rolled(database, field="buckets")
+    assert point.count.tolist() == [1.0] * 5
 
 
 def test_whoever_comes_back_after_its_series_were_forgotten_is_stored_anew(database: Engine) -> None:

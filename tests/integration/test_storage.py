@@ -316,7 +316,7 @@ def test_a_frame_that_comes_weeks_late_opens_no_block_but_its_own(database: Engi
 
 
 def test_of_wide_frames_less_is_held_at_once(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_VALUES_AT_ONCE", 20)
+    monkeypatch.setattr(segments, "_BYTES_AT_ONCE", 100)
     points = layers(*"abcdefg")
     for second in range(6):
         write(database, frame(points, [second], np.full(7, float(second))))
@@ -326,6 +326,39 @@ def test_of_wide_frames_less_is_held_at_once(database: Engine, monkeypatch: pyte
     compact_all(database)
     assert rows(database, schema.frame) == 0
     assert contents(read(database)) == {name: {s: float(s) for s in range(6)} for name in "abcdefg"}
+
+
+def test_of_frames_of_many_times_less_is_held_at_once(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_BYTES_AT_ONCE", 1_000)
+    for start in range(0, 500, 100):
+        write(database, frame([{}], range(start, start + 100), np.arange(100.0)))
+    with transaction(database) as connection:
+        stats = compact(connection, LATER)
+    assert (stats.frames, stats.more) == (2, True)
+
+
+def test_of_large_packed_values_less_is_held_at_once_and_in_a_block(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_BYTES_AT_ONCE", 100_000)
+    monkeypatch.setattr(segments, "_MAX_BYTES", 50_000)
+    sent = [packed.join([b"%d" % second + bytes(20_000)]) for second in range(12)]
+    for second in range(8):
+        write(database, frame([{}], [second], None, field="buckets", packed=(sent[second],)))
+    write(database, frame([{}], range(8, 12), None, field="buckets", packed=tuple(sent[8:])))
+    with transaction(database) as connection:
+        stats = compact(connection, LATER)
+    assert (stats.frames, stats.blocks, stats.more) == (5, 2, True)
+    compact_all(database)
+    assert rows(database, schema.frame) == 0
+    with database.connect() as connection:
+        counts = connection.scalars(select(schema.block.c.count).order_by(schema.block.c.time)).all()
+        assert sum(counts) == 12
+        assert max(counts) <= 3
+        (found,) = read_series(connection, "run", "norm", "buckets")
+    assert found.packed == tuple(packed.split(each)[0] for each in sent)
 
 
 def test_one_call_of_compaction_is_bounded_and_says_that_there_is_more(database: Engine) -> None:

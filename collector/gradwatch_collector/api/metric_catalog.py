@@ -5,6 +5,7 @@ The shape is ``schemas/metric-list.schema.json``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -21,6 +22,10 @@ from gradwatch_collector.storage import schema
 MAX_SOURCES: Final = 20
 # How many of a metric's newest series are asked for who sent them: a run has one for each field and set.
 _LOOKED_AT: Final = 500
+# Characters of JSON: what a sender says about itself may be megabytes, and is repeated for each of its metrics.
+_LONGEST_VALUE: Final = 2_000
+_LONGEST_RESOURCE: Final = 10_000
+_PAGE_CHARACTERS: Final = 8 << 20
 _TEMPORALITY: Final = (None, "delta", "cumulative")
 
 
@@ -35,7 +40,8 @@ def list_metrics(
 ) -> Json:
     """Return ``{"metrics": [...], "next_cursor": ...}``, the metric that was first seen last coming first.
 
-    Each has the newest `MAX_SOURCES` of its senders, or only ``run_id``; with ``team`` only that team's.
+    Each has the newest `MAX_SOURCES` of its senders, or only ``run_id``; with ``team`` only that team's. Long
+    attributes of senders are cut or left out, and a page of many senders ends before ``limit``.
 
     Raises:
         BadCursorError: the cursor is not one of ours.
@@ -56,13 +62,17 @@ def list_metrics(
     if senders:
         query = query.where(metric.metric_id.in_(select(series.metric_id).where(*senders)))
     rows = connection.execute(query).mappings().all()
-    page = rows[:limit]
+    page: list[Json] = []
     known: dict[str, Json] = {}
+    room = _PAGE_CHARACTERS
+    for row in rows[:limit]:
+        if room <= 0:
+            break
+        page.append({**metric_json(row), **_sources(connection, row["metric_id"], run_id, team, known)})
+        room -= sum(_size(source) for source in page[-1]["sources"])
     return {
-        "metrics": [
-            {**metric_json(row), **_sources(connection, row["metric_id"], run_id, team, known)} for row in page
-        ],
-        "next_cursor": str(page[-1]["metric_id"]) if len(rows) > limit else None,
+        "metrics": page,
+        "next_cursor": str(rows[len(page) - 1]["metric_id"]) if len(rows) > len(page) else None,
     }
 
 
@@ -115,8 +125,29 @@ def _source(connection: Connection, run_id: str) -> Json:
         "run_id": run_id,
         "is_run": row is not None and row.is_run,
         "job": telling.text(resource.get(c.SERVICE_NAME)),
-        "resource": resource,
+        "resource": _shortened(resource),
     }
+
+
+def _shortened(resource: Mapping[str, Any]) -> Json:
+    """Return the attributes with long texts cut, but for those for which there is no room."""
+    shown: Json = {}
+    room = _LONGEST_RESOURCE
+    for name, value in resource.items():
+        short = f"{value[: _LONGEST_VALUE - 1]}…" if _is_long(value) else value
+        size = len(name) + _size(short)
+        if size <= room:
+            shown[name] = short
+            room -= size
+    return shown
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > _LONGEST_VALUE
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False))
 
 
 def _open_cursor(cursor: str) -> int:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, case, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, Text, case, cast, exists, func, select, tuple_
 
 from gradwatch_collector.api.metric_catalog import metric_json
 from gradwatch_collector.api.moments import exactly
@@ -30,6 +30,10 @@ MAX_POINTS: Final = 100_000
 # Of distributions, each of which may have a thousand numbers.
 MAX_DISTRIBUTIONS: Final = 5_000
 _MAX_VALUES: Final = 10_000_000
+# Of buckets, quantiles and exemplars as they are stored: as Python objects and JSON they take 60 times that.
+_MAX_BYTES: Final = 2 << 20
+# Of labels as JSON.
+_MAX_CHARACTERS: Final = 4 << 20
 _ROWS_AT_ONCE: Final = 200
 
 _series, _sets, _metric = schema.series.c, schema.attribute_set.c, schema.metric.c
@@ -111,10 +115,9 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
         BadCursorError: the cursor is not one of ours.
     """
     after = None if query.cursor is None else _open_cursor(query.cursor)
-    found = list(islice(_listed(connection, query, after), query.limit + 1))
-    if not found and not _is_known(connection, query):
+    page, more = _page(_listed(connection, query, after), query.limit)
+    if not page and not _is_known(connection, query):
         return None
-    page = found[: query.limit]
     by_metric: dict[MetricIdentity, list[Place]] = {}
     for each in page:
         by_metric.setdefault(each.metric, []).append(each.place)
@@ -122,10 +125,30 @@ def list_series(connection: Connection, query: SeriesQuery) -> Json | None:
     most = MAX_POINTS if all(len(NUMBERS[metric.kind]) == 1 for metric in by_metric) else MAX_DISTRIBUTIONS
     points = max(1, min(query.points, most // max(1, len(page)), _MAX_VALUES // max(1, width)))
     held = {metric: _read(connection, query, metric, points, places) for metric, places in by_metric.items()}
+    shown: list[Json] = []
+    room = _MAX_BYTES
+    for each in page:
+        if room <= 0:
+            break
+        series, size = _series_json(query.run_id, each, held[each.metric], points, room)
+        shown.append(series)
+        room -= size
     return {
-        "series": [_series_json(query.run_id, each, held[each.metric], points) for each in page],
-        "next_cursor": _cursor(page[-1].order) if len(found) > query.limit else None,
+        "series": shown,
+        "next_cursor": _cursor(page[len(shown) - 1].order) if more or len(shown) < len(page) else None,
     }
+
+
+def _page(listed: Iterator[_Listed], limit: int) -> tuple[list[_Listed], bool]:
+    """Return the first of them, fewer where their labels are long, and whether there are more."""
+    page: list[_Listed] = []
+    room = _MAX_CHARACTERS
+    for each in listed:
+        if len(page) == limit or room <= 0:
+            return page, True
+        page.append(each)
+        room -= len(each.place.key[-1])
+    return page, False
 
 
 def _is_known(connection: Connection, query: SeriesQuery) -> bool:
@@ -160,9 +183,25 @@ def _with_points(connection: Connection, statement: Select[Any]) -> Iterator[tup
     """Yield the rows with their sets, which are read a few at a time: what is sorted is small."""
     with connection.execute(statement) as rows:
         for some in rows.partitions(_ROWS_AT_ONCE):
-            of_some = select(_sets.set_id, _sets.points).where(_sets.set_id.in_({row.set_id for row in some}))
-            points = dict(iter(connection.execute(of_some)))
-            yield from ((row, points[row.set_id]) for row in some)
+            for few in _apart(connection, some):
+                of_few = select(_sets.set_id, _sets.points).where(_sets.set_id.in_({row.set_id for row in few}))
+                points = dict(iter(connection.execute(of_few)))
+                yield from ((row, points[row.set_id]) for row in few)
+
+
+def _apart(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[list[Row[Any]]]:
+    """Yield the rows by so many as may have their sets read at once."""
+    size = select(_sets.set_id, func.length(cast(_sets.points, Text)))
+    sizes = dict(iter(connection.execute(size.where(_sets.set_id.in_({row.set_id for row in rows})))))
+    few: list[Row[Any]] = []
+    room = _MAX_CHARACTERS
+    for row in rows:
+        if few and room < sizes[row.set_id]:
+            yield few
+            few, room = [], _MAX_CHARACTERS
+        few.append(row)
+        room -= sizes[row.set_id]
+    yield few
 
 
 def _rows(query: SeriesQuery, after: _Order | None) -> Select[Any]:
@@ -243,15 +282,17 @@ def _read(
     return _Held(sent, rolled_up)
 
 
-def _series_json(run_id: str, listed: _Listed, held: _Held, points: int) -> Json:
+def _series_json(run_id: str, listed: _Listed, held: _Held, points: int, room: int) -> tuple[Json, int]:
+    """Return one series, and how many bytes of what is packed it shows: ``room`` at most, or one point."""
     place, kind = listed.place, listed.metric.kind
     main = held.sent[FIELDS[kind][0]].get(place.key)
     times = [] if main is None else main.times.tolist()
     rolled_up = held.rolled_up.get(place.key, {})
     every = sorted({*times, *rolled_up})
-    first = every[-points:][0] if every else 0
+    newest, size = _fitting(every[-points:], _sizes(place.key, held.sent), room)
+    first = newest[0] if newest else 0
     shown = [time for time in times if time >= first]
-    return {
+    series = {
         "run_id": run_id,
         "attempt": place.attempt,
         "rank": None if place.rank < 0 else place.rank,
@@ -263,8 +304,29 @@ def _series_json(run_id: str, listed: _Listed, held: _Held, points: int) -> Json
             for time in sorted(rolled_up, reverse=True)
             if time >= first
         ],
-        "next_until": exactly(first - 1) if len(every) > points else None,
+        "next_until": exactly(first - 1) if len(every) > len(newest) else None,
     }
+    return series, size
+
+
+def _sizes(key: PlaceKey, sent: _Sent) -> Counter[int]:
+    """Return how many bytes of what is packed there are at each time."""
+    sizes: Counter[int] = Counter()
+    for series in sent.values():
+        if key in series and series[key].values is None:
+            for time, packed in zip(series[key].times.tolist(), series[key].packed, strict=True):
+                sizes[time] += len(packed)
+    return sizes
+
+
+def _fitting(times: Sequence[int], sizes: Mapping[int, int], room: int) -> tuple[Sequence[int], int]:
+    """Return the newest of the times for which there is room, at least one, and what they take of it."""
+    size = 0
+    for count, time in enumerate(reversed(times)):
+        if count and size + sizes[time] > room:
+            return times[-count:], size
+        size += sizes[time]
+    return times, size
 
 
 def _points(kind: str, key: PlaceKey, sent: _Sent, times: Sequence[int]) -> Iterator[Json]:

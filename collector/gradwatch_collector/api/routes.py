@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 # What Prometheus 2.x asks for by default and every version reads.
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
-# Each takes one of the engine's connections: what is left is for the writer, the evaluator and tokens.
-_READS_AT_ONCE: Final = 8
+# Each takes one of the engine's connections: what is left is for the writer, the evaluator and tokens. And each
+# may take some 100 MiB, where what was sent is made to.
+_READS_AT_ONCE: Final = 4
 
 
 class _Text(Convertor[str]):

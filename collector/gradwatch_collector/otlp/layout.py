@@ -129,6 +129,7 @@ class Layouts:
                 return numbers
         parts.add(encoded, _MESSAGES[kind])
         message = _MESSAGES[kind].FromString(encoded)
+        parts.add_shared(labels, len(message.data_points))
         if any(point.exemplars for point in message.data_points):
             return self._read_apart(metric, kind, message, parts, labels)
         learned = _learn(message, encoded, octets, labels)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -54,11 +56,11 @@ class Memory:
             self._held += size
             self._held_by_large += large - large_before
 
-    def give_back(self, size: int) -> None:
-        """Count all that a request held less."""
+    def give_back(self, size: int, held: int) -> None:
+        """Count ``size`` bytes less for a request that holds ``held``."""
         with self._lock:
             self._held -= size
-            self._held_by_large -= _beyond_small(size)
+            self._held_by_large -= _beyond_small(held) - _beyond_small(held - size)
 
 
 def _beyond_small(size: int) -> int:
@@ -86,6 +88,22 @@ class Holding:
             self._memory.take(size, self.size)
             self.size += size
 
+    @contextmanager
+    def more(self, size: int) -> Iterator[None]:
+        """Hold ``size`` bytes more for as long as the context is open.
+
+        Raises:
+            UnavailableError: as from `grow`.
+        """
+        self.grow(size)
+        try:
+            yield
+        finally:
+            with self._lock:
+                if not self._is_over:
+                    self._memory.give_back(size, self.size)
+                    self.size -= size
+
     def __enter__(self) -> Self:
         return self
 
@@ -94,4 +112,4 @@ class Holding:
     ) -> None:
         with self._lock:
             self._is_over = True
-            self._memory.give_back(self.size)
+            self._memory.give_back(self.size, self.size)

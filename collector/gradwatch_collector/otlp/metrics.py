@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
 import numpy as np
@@ -45,6 +46,9 @@ _PER_POINT: Final = 64
 
 _Labels = tuple[bytes, ...]  # attributes as encoded KeyValues
 _Encoded = tuple[_Labels, ...]  # those of each point
+
+# As Prometheus names what a scope says of itself. Name and version come first: of two labels the first counts.
+_OF_SCOPE: Final = "otel.scope."
 
 # The fields of histogram and summary points that are one number each. What is left of a point when these and
 # its place in the stream are taken away (buckets, quantiles) is packed.
@@ -129,6 +133,7 @@ class MetricsDecoder:
             key = tuple((*point.attributes, *scope) for point in usable)
             known = self._points.get(key)
             if known is None:
+                parts.add_shared(scope, len(usable))
                 for each in itertools.chain.from_iterable(key):
                     parts.add(each, KeyValue)
                 known = self._points[key] = Points([_attributes(each) for each in key])
@@ -145,14 +150,22 @@ def _scope_labels(scope: Any) -> _Labels:
 
     Our agent's scope is the only one to send what it sends: its points need nothing.
     """
-    if not (scope.name or scope.version) or scope.name == c.SCOPE_NAME:
+    if scope.name == c.SCOPE_NAME or not (scope.name or scope.version or scope.attributes):
         return ()
-    told = (("otel.scope.name", scope.name), ("otel.scope.version", scope.version))
-    return tuple(
-        KeyValue(key=name, value=AnyValue(string_value=text[:MAX_NAME])).SerializeToString()
+    told = (("name", scope.name), ("version", scope.version))
+    labels = [
+        KeyValue(key=_OF_SCOPE + name, value=AnyValue(string_value=text[:MAX_NAME])).SerializeToString()
         for name, text in told
         if text
-    )
+    ]
+    for each in scope.attributes:
+        encoded = each.value.SerializeToString()
+        value = AnyValue.FromString(encoded)
+        if len(encoded) > MAX_NAME:
+            # Each point has a copy. A digest tells two of them apart as well.
+            value = AnyValue(string_value=blake2b(encoded, digest_size=16).hexdigest())
+        labels.append(KeyValue(key=_OF_SCOPE + each.key[:MAX_NAME], value=value).SerializeToString())
+    return tuple(labels)
 
 
 def _size(points: _Encoded) -> int:

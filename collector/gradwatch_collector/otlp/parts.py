@@ -6,7 +6,7 @@ takes to read, depends on how many messages it has, not on its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -73,10 +73,21 @@ class Parts:
             TooLargeError: they are too many.
             UnavailableError: there is no room for them now.
         """
-        found = count * ITEM_WEIGHT
-        if self.weight + found > self._most:
+        self._add(count * ITEM_WEIGHT)
+
+    def add_shared(self, labels: Iterable[bytes], count: int) -> None:
+        """Weigh encoded attributes of which so many points have a copy each.
+
+        Raises:
+            TooLargeError: they are too much.
+            UnavailableError: there is no room for them now.
+        """
+        self._add(count * sum(PART_WEIGHT + len(label) for label in labels))
+
+    def _add(self, weight: int) -> None:
+        if self.weight + weight > self._most:
             raise TooLargeError(TOO_MANY_PARTS)
-        self._take(found)
+        self._take(weight)
 
     def _take(self, weight: int) -> None:
         self.weight += weight

@@ -10,9 +10,9 @@ grow with how many wait.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, select
 
@@ -37,11 +37,6 @@ _WAITING: Final = (
 )
 _OLDER: Final = "SELECT DISTINCT series_id FROM frame WHERE time < ? LIMIT ?"
 _SERIES_AT_ONCE: Final = 64
-_TAKE_FRAMES: Final = (
-    "DELETE FROM frame WHERE series_id = ? AND time IN "  # noqa: S608 - our names
-    "(SELECT time FROM frame WHERE series_id = ? ORDER BY time LIMIT ?) "
-    f"RETURNING time, {_PAYLOAD}"
-)
 # The day's newest block is opened again while it is short, so that slow series do not end in many small ones.
 # No block reaches beyond its day: with the time limited at both ends PostgreSQL looks at those partitions only.
 _TAKE_BLOCKS: Final = (
@@ -78,16 +73,16 @@ def compact(
     ``now`` and ``quiet`` in nanoseconds: a series whose newest frame is older than ``quiet`` is compacted
     however few it has. ``after``: where the last call stopped (`CompactionStats.after`); 0 begins a round.
     """
-    ready, reached = _look(connection, after, now - quiet)
+    waiting, reached = _look(connection, after, now - quiet)
+    ready = _widths(connection, list(waiting))
     series = frames = blocks = values = 0
     unfinished = False
     for series_id, width in ready:
-        at_once = segments.rows_at_once(_FRAMES_AT_ONCE, width)
-        moved = _take_frames(connection, series_id, at_once)
+        moved = _take_frames(connection, series_id, width)
         written = _write_blocks(connection, series_id, moved)
         series += 1
         frames += len(moved)
-        unfinished |= len(moved) == at_once
+        unfinished |= 0 < len(moved) < waiting[series_id]
         blocks += len(written)
         values += sum(segment.size for segment in written)
         if values >= max_values and series < len(ready):
@@ -105,20 +100,21 @@ def compact_older(connection: Connection, before: int) -> None:
     """
     older = segments.fetch(connection, _OLDER, (before, _SERIES_AT_ONCE))
     for series_id, width in _widths(connection, [int(row[0]) for row in older]):
-        frames = _take_frames(connection, series_id, segments.rows_at_once(_FRAMES_AT_ONCE, width))
-        _write_blocks(connection, series_id, frames)
+        _write_blocks(connection, series_id, _take_frames(connection, series_id, width))
 
 
-def _look(connection: Connection, after: int, quiet_since: int) -> tuple[Sequence[tuple[int, int]], int]:
-    """Return the series that are ready with their widths, and after which one to look next; 0 at the end."""
+def _look(connection: Connection, after: int, quiet_since: int) -> tuple[Mapping[int, int], int]:
+    """Return how many frames the series have that are ready, and after which to look next; 0 at the end."""
     found = segments.fetch(connection, _WAITING, (after, _LOOKED_AT))
     reached = 0
     if sum(frames for _, frames, _ in found) == _LOOKED_AT:
         # The last may have more than was looked at. Unless it is ready even so, it is the next call's first.
         found = found if len(found) == 1 else found[:-1]
         reached = int(found[-1][0])
-    ready = [int(one) for one, frames, last in found if frames >= _READY_FRAMES or last < quiet_since]
-    return _widths(connection, ready), reached
+    ready = {
+        int(one): int(frames) for one, frames, last in found if frames >= _READY_FRAMES or last < quiet_since
+    }
+    return ready, reached
 
 
 def _widths(connection: Connection, ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -131,11 +127,10 @@ def _widths(connection: Connection, ids: Sequence[int]) -> list[tuple[int, int]]
     ]
 
 
-def _take_frames(connection: Connection, series_id: int, at_once: int) -> list[Segment]:
+def _take_frames(connection: Connection, series_id: int, width: int) -> list[Segment]:
     if not segments.claim(connection, series_id):
         return []
-    # Deleting returns what was read: a frame that arrives meanwhile is not among it, and stays.
-    return _segments(segments.fetch(connection, _TAKE_FRAMES, (series_id, series_id, at_once)))
+    return segments.take_oldest(connection, "frame", series_id, width, _FRAMES_AT_ONCE)
 
 
 def _write_blocks(connection: Connection, series_id: int, frames: Sequence[Segment]) -> list[Segment]:
@@ -171,7 +166,7 @@ def _write_stretch(connection: Connection, series_id: int, frames: Sequence[Segm
     first = int(frames[0].times[0])
     last = max(int(segment.times[-1]) for segment in frames)
     span = (series_id, first - first % segments.DAY, last)
-    held = _segments(segments.fetch(connection, _TAKE_BLOCKS, (*span, first, *span)))
+    held = segments.from_rows(segments.fetch(connection, _TAKE_BLOCKS, (*span, first, *span)))
     written = [part for merged in segments.merge((*held, *frames)) for part in segments.cut(merged)]
     connection.exec_driver_sql(
         placeholders(connection, _INSERT_BLOCK),
@@ -186,7 +181,3 @@ def _write_stretch(connection: Connection, series_id: int, frames: Sequence[Segm
         ],
     )
     return written
-
-
-def _segments(rows: Sequence[Sequence[Any]]) -> list[Segment]:
-    return [segments.from_row(row[0], row[1:]) for row in sorted(rows, key=lambda row: int(row[0]))]

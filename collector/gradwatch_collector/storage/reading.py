@@ -15,7 +15,10 @@ from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vecto
 from gradwatch_collector.storage import packed, schema, segments
 from gradwatch_collector.storage.segments import Segment
 
-_FRAMES: Final = "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? ORDER BY time"
+# One of several times may reach beyond where it begins.
+_FRAMES: Final = (
+    "SELECT time, {} FROM frame WHERE series_id = ? AND time <= ? AND (time >= ? OR count > 1) ORDER BY time"
+)
 _BLOCKS: Final = "SELECT time, {} FROM block WHERE series_id = ? AND time <= ? AND last_time >= ? ORDER BY time"
 # Where the newest so-many times of a series begin, at most.
 _FRAMES_BACK: Final = (
@@ -236,7 +239,7 @@ def _pieces(
     """Yield blocks and frames of a series, each time once."""
     columns = segments.columns(connection, point)
     # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
-    frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high))
+    frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high, low))
     blocks = segments.fetch(connection, _BLOCKS.format(columns), (series_id, high, low))
     parts = [segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames)]
     in_order = sorted(parts, key=lambda part: int(part.times[0]))

@@ -27,16 +27,10 @@ BUCKET: Final = 64
 _SERIES_AT_ONCE: Final = 64
 _BLOCKS_AT_ONCE: Final = 64
 
-_PAYLOAD: Final = ", ".join(PAYLOAD_COLUMNS)
 _DUE: Final = (
     "SELECT due.series_id, attribute_set.width "  # noqa: S608 - our names
     f"FROM (SELECT DISTINCT series_id FROM block WHERE time < ? LIMIT {_SERIES_AT_ONCE}) AS due "
     "JOIN series ON series.series_id = due.series_id JOIN attribute_set ON attribute_set.set_id = series.set_id"
-)
-_TAKE_BLOCKS: Final = (
-    "DELETE FROM block WHERE series_id = ? AND time IN "  # noqa: S608 - our names
-    "(SELECT time FROM block WHERE series_id = ? AND time < ? ORDER BY time LIMIT ?) "
-    f"RETURNING time, {_PAYLOAD}"
 )
 _Row = tuple[Any, ...]
 _Places = npt.NDArray[np.int64]
@@ -83,9 +77,7 @@ def roll_up(connection: Connection, before: int, now: int, *, max_values: int = 
         if values >= max_values:
             break
         if segments.claim(connection, series_id):
-            at_once = segments.rows_at_once(_BLOCKS_AT_ONCE, width * segments.MAX_TIMES)
-            taken = segments.fetch(connection, _TAKE_BLOCKS, (series_id, series_id, midnight, at_once))
-            held = [segments.from_row(row[0], row[1:]) for row in sorted(taken, key=lambda row: int(row[0]))]
+            held = segments.take_oldest(connection, "block", series_id, width, _BLOCKS_AT_ONCE, midnight - 1)
             blocks += len(held)
             values += sum(part.size for part in held)
             rows += (row for merged in segments.merge(held) for row in _rows(connection, series_id, merged))

@@ -25,9 +25,22 @@ PAYLOAD_COLUMNS: Final = ("count", "times", "f32", "f64", "i64", "packed")
 _VECTORS: Final = ("f32", "f64", "i64")
 _CLAIM: Final = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:series, 0))")
 MAX_TIMES: Final = 256
-_VALUES_AT_ONCE: Final = 4_000_000
+# Packed values before they are compressed, of a row: one point may have a megabyte.
+_MAX_BYTES: Final = 4 << 20
+_BYTES_AT_ONCE: Final = 32 << 20
 DAY: Final = 86_400 * 1_000_000_000
 _TYPES: Final = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64))
+# How many bytes the packed values of a row are in memory: blocks are compressed, frames are not.
+_PACKED_SIZE: Final = {"frame": "length(packed)", "block": f"{_MAX_BYTES}"}
+# Rows until those before have so many bytes: one at least.
+_TAKE: Final = (
+    "DELETE FROM {table} WHERE series_id = ? AND time IN (SELECT time FROM ("  # noqa: S608 - our names
+    "SELECT time, coalesce(sum(size) OVER (ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) "
+    "AS ahead FROM (SELECT time, CASE WHEN packed IS NULL THEN CAST(count AS BIGINT) * ? ELSE {packed_size} "
+    "END AS size FROM {table} WHERE series_id = ? AND time <= ? ORDER BY time LIMIT ?) AS oldest"
+    ") AS sized WHERE ahead < ?) "
+    "RETURNING time, " + ", ".join(PAYLOAD_COLUMNS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +131,26 @@ def split_days(segment: Segment) -> Iterator[Segment]:
 def cut(segment: Segment) -> Iterator[Segment]:
     """Cut a segment into what a row of `block` or `rollup` holds: at most 256 times, all of one day (UTC).
 
-    Even parts: none has fewer than 128 times if its day has more than 256.
+    Even parts: none has fewer than 128 times if its day has more than 256; but packed values are cut where they
+    have 4 MiB, too.
     """
     for day in split_days(segment):
         count = len(day.times)
         for part in np.array_split(np.arange(count), -(-count // MAX_TIMES)):
             row = day.take(slice(int(part[0]), int(part[-1]) + 1))
-            # One float64 among frames of float32 widens its row and no other.
-            yield row if row.values is None else replace(row, values=vectors.narrow(row.values))
+            if row.values is None:
+                yield from _cut_bytes(row)
+            else:
+                # One float64 among frames of float32 widens its row and no other.
+                yield replace(row, values=vectors.narrow(row.values))
+
+
+def _cut_bytes(segment: Segment) -> Iterator[Segment]:
+    sizes = np.array([len(each) for each in segment.packed])
+    starts = np.cumsum(sizes) - sizes
+    bounds = [0, *(np.flatnonzero(np.diff(starts // _MAX_BYTES)) + 1).tolist(), len(sizes)]
+    for start, end in itertools.pairwise(bounds):
+        yield segment.take(slice(start, end))
 
 
 def to_row(segment: Segment, connection: Connection, *, compress: bool) -> tuple[Any, ...]:
@@ -204,9 +229,23 @@ def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> 
         raise DBAPIError(statement, tuple(parameters), error) from error
 
 
-def rows_at_once(most: int, values: int) -> int:
-    """Return how many rows of so many values each are taken into memory at once: of wide series, fewer."""
-    return max(1, min(most, _VALUES_AT_ONCE // values))
+def take_oldest(
+    connection: Connection, table: str, series_id: int, width: int, most: int, until: int = 2**63 - 1
+) -> list[Segment]:
+    """Delete a series' oldest rows of `frame` or `block` and return them: ``most``, or fewer large ones.
+
+    ``width``: of its attribute set; ``until``: the last time with which a row may begin, in Unix nanoseconds.
+    """
+    statement = _TAKE.format(table=table, packed_size=_PACKED_SIZE[table])
+    # Deleting returns what was read: a frame that arrives meanwhile is not among it, and stays.
+    return from_rows(
+        fetch(connection, statement, (series_id, 8 * width, series_id, until, most, _BYTES_AT_ONCE))
+    )
+
+
+def from_rows(rows: Sequence[Sequence[Any]]) -> list[Segment]:
+    """Return the segments of rows of time and payload, by time."""
+    return [from_row(row[0], row[1:]) for row in sorted(rows, key=lambda row: int(row[0]))]
 
 
 def claim(connection: Connection, series_id: int) -> bool:

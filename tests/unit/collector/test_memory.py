@@ -52,6 +52,25 @@ def test_large_requests_leave_room_for_small_ones() -> None:
         another.grow(64 << 20)
 
 
+def test_what_is_held_for_a_while_is_given_back_after_it() -> None:
+    memory = Memory(64 << 20)
+    with Holding(memory) as first, Holding(memory) as second:
+        first.grow(10 << 20)
+        with first.more(46 << 20), pytest.raises(UnavailableError):
+            second.grow(20 << 20)
+        assert first.size == memory.held == 10 << 20
+        second.grow(40 << 20)
+    assert memory.held == 0
+
+
+def test_what_is_held_for_a_while_is_given_back_once_when_all_is_given_up_meanwhile() -> None:
+    memory = Memory(1000)
+    given_up = Holding(memory)
+    with given_up.more(10), given_up:
+        pass
+    assert memory.held == 0
+
+
 def test_what_is_given_up_while_it_is_read_holds_nothing_afterwards() -> None:
     memory = Memory(1000)
     with Holding(memory) as given_up:
