@@ -19,12 +19,12 @@ def budget_remaining(bad: int | Fraction, total: int, target: Decimal) -> Fracti
     return 1 - bad / (total * (1 - Fraction(target)))
 
 
-def burn_rate(bad: int, total: int, target: Decimal) -> Fraction | None:
+def burn_rate(bad: int | Fraction, total: int, target: Decimal) -> Fraction | None:
     """Return the error rate by the rate that the target allows: 1 spends the budget just by the window's end.
 
     At most 1 / (1 - target); None when nothing counted.
     """
-    return Fraction(bad, total) / (1 - Fraction(target)) if total else None
+    return Fraction(bad) / total / (1 - Fraction(target)) if total else None
 
 
 def budget_time(window: timedelta, total: int, target: Decimal) -> timedelta | None:

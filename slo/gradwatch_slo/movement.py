@@ -17,9 +17,9 @@ _OF_PREVIOUS = ("sli", "good", "bad", "total", "verdict", "interval", "budget_re
 def sli_change(report: ObjectiveReport) -> Fraction | None:
     """Return by how much the SLI is above that of the window before, exactly; None where either has none."""
     before = report.previous
-    if before is None or not before.total or not report.total:
+    if before is None or before.share is None or report.share is None:
         return None
-    return Fraction(report.good, report.total) - Fraction(before.good, before.total)
+    return report.share - before.share
 
 
 def budget_change(report: ObjectiveReport) -> Fraction | None:
@@ -53,12 +53,13 @@ def compared_json(report: ObjectiveReport) -> dict[str, Any]:
 def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
     change = sli_change(report)
     if change is None:
-        if before.total:
-            yield f"{percent(Fraction(before.good, before.total))} in the window before, {before.verdict.value}"
+        if before.share is not None:
+            yield f"{percent(before.share)} in the window before, {before.verdict.value}"
         else:
             yield "nothing was counted in the window before"
         return
-    was = percent(Fraction(before.good, before.total))
+    assert before.share is not None  # or there were no change
+    was = percent(before.share)
     if change:
         yield f"SLI {'up' if change > 0 else 'down'} {points(change)} from {was}"
     else:
@@ -72,4 +73,4 @@ def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
 
 
 def _budget(report: ObjectiveReport) -> Fraction:
-    return budget_remaining(report.bad, report.total, report.target)
+    return budget_remaining(report.lost, report.total, report.target)

@@ -44,7 +44,8 @@ from gradwatch_slo.yaml_lines import FieldPath
 class Objective:
     """One target of one SLO that gradwatch evaluates itself.
 
-    ``name`` is the SLO's and ``indicator`` the SLI's ``metadata.name``. ``target`` in [0, 1), as written.
+    ``name`` is the SLO's ``metadata.name``, with the objective's own after a slash if the SLO has several;
+    ``indicator`` is the SLI's. ``target`` in [0, 1), as written.
     ``selection`` says which runs it is about; ``group_by`` which fields it is reported by. ``unit``: what is
     counted; with ``slicing`` it makes slices of time good or bad, which are what is judged. ``alerts`` are
     those that its files ask for; ``team`` is the label of that name of the SLO.
@@ -109,10 +110,10 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
         if isinstance(made, Unevaluated):
             unevaluated.append(made)
         for objective in made if isinstance(made, list) else ():
-            # Tiers share a name and differ in what they select; the same selection twice is a mistake.
-            identity = (objective.name, objective.selection, objective.measure, objective.target)
+            # Tiers share a name and differ in what they select; else nobody could tell two apart on `/metrics`.
+            identity = (objective.name, objective.selection)
             if identity in seen:
-                message = f"found {objective.name} for the same runs and target twice, expected it once"
+                message = f"found {objective.name} for the same runs twice, expected another name"
                 catalogue.problems.append(document.problem(("metadata", "name"), message))
             seen[identity] = document
             objectives.append(objective)
@@ -157,7 +158,7 @@ class _Catalogue:
             return []
         return [
             Objective(
-                name=slo.metadata.name,
+                name=told,
                 indicator=name,
                 target=objective.ratio,
                 window=_window(spec.time_window[0]),
@@ -169,7 +170,7 @@ class _Catalogue:
                 alerts=tuple(placed.alert for placed in self._links.alerts(document, slo)),
                 team=_team(slo),
             )
-            for objective in spec.objectives
+            for told, objective in zip(_names(slo), spec.objectives, strict=True)
         ]
 
     def _check_threshold(self, document: Document, slo: SLO, indicator: SLISpec) -> None:
@@ -328,11 +329,22 @@ def _team(slo: SLO) -> str | None:
     return team if isinstance(team, str) else None
 
 
+def _names(slo: SLO) -> list[str]:
+    """Return what each objective of an SLO is called: the SLO's name, and which one it is if it has several."""
+    name, objectives = slo.metadata.name, slo.spec.objectives
+    if len(objectives) == 1:
+        return [name]
+    told = [objective.display_name or f"{objective.ratio:f}" for objective in objectives]
+    if len(set(told)) < len(told):
+        told = [str(number) for number in range(1, len(told) + 1)]
+    return [f"{name}/{each}" for each in told]
+
+
 def _slicing(slo: SLO, objective: ObjectiveSpec) -> Slicing | None:
     if slo.spec.budgeting_method == "Occurrences":
         return None
     assert objective.time_slice_window is not None  # validation lets none through without
-    return Slicing(objective.time_slice_window.nominal, objective.time_slice_target)
+    return Slicing(objective.time_slice_window, objective.time_slice_target)
 
 
 def _window(spec: TimeWindowSpec) -> TimeWindow:

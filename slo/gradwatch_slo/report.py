@@ -67,6 +67,11 @@ class ObjectiveReport:
         return alerts(self.bad, self.p_value)
 
     @property
+    def lost(self) -> Fraction:
+        """How many events were bad, exactly: of time slices as much as they were."""
+        return Fraction(0) if self.share is None else self.total * (1 - self.share)
+
+    @property
     def budget_time(self) -> timedelta | None:
         """For how long everything might fail within the window (`budget.budget_time`)."""
         return budget_time(self.window.end - self.window.start, self.total, self.target)
@@ -77,8 +82,7 @@ class ObjectiveReport:
         whole = self.budget_time
         if whole is None:
             return None
-        lost = 0 if self.share is None else self.total * (1 - self.share)
-        left = max(Fraction(), budget_remaining(lost, self.total, self.target))
+        left = max(Fraction(), budget_remaining(self.lost, self.total, self.target))
         return timedelta(microseconds=int(whole // timedelta(microseconds=1) * left))
 
 
@@ -130,24 +134,25 @@ def _report(
         interval=wilson_interval(good, total),
         budget_remaining=float(budget_remaining(exactly, total, objective.target)),
         window=window,
-        summary=_summary(objective, bad, total),
+        summary=_summary(objective, exactly, total),
         p_value=binomial_upper_tail(bad, total, objective.target),
         share=share,
     )
 
 
-def _summary(objective: Objective, bad: int, total: int) -> str:
+def _summary(objective: Objective, bad: int | Fraction, total: int) -> str:
     unit, what = _words(objective.measure) if objective.slicing is None else _words_of(objective.slicing)
     target = objective.target
     if total == 0:
         return f"no {unit}s counted; the budget is unspent"
     units = unit if total == 1 else f"{unit}s"
-    sentence = f"{bad} of {total} {units} {what}; the budget allows {budget_allows(total, target)}"
+    said = str(int(bad)) if bad == int(bad) else f"{float(bad):.4g}"
+    sentence = f"{said} of {total} {units} {what}; the budget allows {budget_allows(total, target)}"
     return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
 
 
 def _words_of(slicing: Slicing) -> tuple[str, str]:
-    return "slice", "were bad" if slicing.target is not None else "are what all of them lost"
+    return "slice", "were bad" if slicing.target is not None else "were lost in all"
 
 
 def _words(measure: Measure) -> tuple[str, str]:

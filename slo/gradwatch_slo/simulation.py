@@ -51,26 +51,30 @@ class Episode:
 class Simulated:
     """One rule over one history.
 
-    ``by_chance``: how often a year it would fire if the objective were only just met; ``quiet``: the share of
-    such histories in which it never does.
+    ``by_chance``: how often a year it would fire if the objective were only just met, None of a history that is
+    shorter than the window; ``quiet``: the share of such histories in which it never does.
     """
 
     rule: str
     episodes: tuple[Episode, ...]
-    by_chance: float
+    by_chance: float | None
     quiet: float
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Events by hour, numbered from 1970 in UTC, from ``first`` on: shape ``[hours]`` both."""
+    """Events by hour, numbered from 1970 in UTC, from ``first`` on: shape ``[hours]`` both.
+
+    The first ``lead`` hours only fill the windows: what an alert would have done in them is not asked.
+    """
 
     first: int
     total: Numbers
     bad: Numbers
+    lead: int = 0
 
     @classmethod
-    def of(cls, counts: Mapping[int, Counts], first: int, after: int) -> History:
+    def of(cls, counts: Mapping[int, Counts], first: int, after: int, lead: int = 0) -> History:
         """Return the hours from ``first`` up to and without ``after``."""
         hours = range(first, after)
         none = Counts()
@@ -78,20 +82,34 @@ class History:
             first,
             np.array([counts.get(hour, none).total for hour in hours], np.int64),
             np.array([counts.get(hour, none).bad for hour in hours], np.int64),
+            lead,
         )
 
     @property
+    def start(self) -> datetime:
+        """When what is asked begins."""
+        return _EPOCH + (self.first + self.lead) * _HOUR
+
+    @property
     def length(self) -> timedelta:
-        """From its start to its end."""
-        return len(self.total) * _HOUR
+        """From there to its end."""
+        return (len(self.total) - self.lead) * _HOUR
+
+    @property
+    def counts(self) -> Counts:
+        """What was counted from there on."""
+        total, bad = int(self.total[self.lead :].sum()), int(self.bad[self.lead :].sum())
+        return Counts(total - bad, bad)
 
 
 def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Iterator[Simulated]:
     """Yield what each of an objective's alerts would have done over a history of one of its groups.
 
     Raises:
-        ValueError: its window is shorter than an hour.
+        ValueError: its window is shorter than an hour, or it judges slices of time.
     """
+    if objective.slicing is not None:
+        raise ValueError("it judges slices of time, which are not simulated")
     if objective.window.duration.nominal < _HOUR:
         raise ValueError(
             f"its window of {objective.window.duration} is shorter than the hours that are looked at"
@@ -99,12 +117,13 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
     random = np.random.default_rng(seed)
     allowed = float(1 - objective.target)
     chances = random.binomial(history.total, allowed, (HISTORIES, len(history.total))).astype(np.int64)
+    is_long = history.length >= objective.window.duration.nominal
     for rule in _rules(objective, history):
-        fired = _beginnings(rule.holds(chances)).sum(axis=-1)
+        fired = _beginnings(rule.holds(chances))[..., history.lead :].sum(axis=-1)
         yield Simulated(
             rule=rule.name,
             episodes=tuple(_episodes(rule, history)),
-            by_chance=float(fired.mean()) * (YEAR / history.length) if history.total.any() else 0.0,
+            by_chance=float(fired.mean()) * (YEAR / history.length) if is_long else None,
             quiet=float((fired == 0).mean()),
         )
 
@@ -153,11 +172,13 @@ def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule
     compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[alert.operator]
     starts = _back(history, max(alert.look_back.nominal, _HOUR))
     totals = _within(history.total, starts)
-    limit = float(alert.threshold) * float(1 - target) * totals
+    # In whole numbers: a product of floats is not what was written.
+    limit = Fraction(alert.threshold) * (1 - Fraction(target))
+    of, bound = limit.denominator, limit.numerator * totals
     hold = 0 if alert.alert_after is None else -(-alert.alert_after.nominal // _HOUR)
 
     def holds(bad: Numbers) -> Truths:
-        now: Truths = compare(_within(bad, starts), limit) & (totals > 0)
+        now: Truths = compare(_within(bad, starts) * of, bound) & (totals > 0)
         if not hold:
             return now
         since = np.arange(now.shape[-1])
@@ -169,10 +190,10 @@ def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule
 
 def _at_rate(history: History, starts: Numbers, target: Decimal, rate: Fraction) -> Holds:
     totals = _within(history.total, starts)
-    # At least so many: exact, where a product of floats might not be.
+    # More than so many: exact, where a product of floats might not be.
     per_event = rate * (1 - Fraction(target))
-    least = np.array([max(1, -(-per_event * total // 1)) for total in totals.tolist()], np.int64)
-    return lambda bad: _within(bad, starts) >= least
+    most = np.array([int(per_event * total) for total in totals.tolist()], np.int64)
+    return lambda bad: _within(bad, starts) > most
 
 
 def _back(history: History, length: timedelta) -> Numbers:
@@ -207,6 +228,8 @@ def _episodes(rule: _Rule, history: History) -> Iterator[Episode]:
     holds = rule.holds(history.bad)
     bad, total = _within(history.bad, rule.starts), _within(history.total, rule.starts)
     for start in np.flatnonzero(_beginnings(holds)).tolist():
+        if start < history.lead:
+            continue
         later = np.flatnonzero(~holds[start:])
         yield Episode(
             start=_end_of(history, start),

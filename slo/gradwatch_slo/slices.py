@@ -6,25 +6,61 @@ that rests is neither good nor bad.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from typing import Final
 
 from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.windows import TimeWindow, Window
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Slicing:
-    """Slices of a fixed ``length``, one after the other from the start of the calendar, else from 1970 in UTC.
+    """Slices of a ``length``, one after the other: from the start of a calendar window, else from 1970 in UTC.
 
     ``target``: the share of good events at which a slice is good (``Timeslices``); None (``RatioTimeslices``)
     if it is as good as its share.
     """
 
-    length: timedelta
+    length: Duration
     target: Decimal | None = None
+
+
+def edges(slicing: Slicing, rule: TimeWindow, window: Window, end: datetime) -> list[datetime]:
+    """Return where the slices within a window and before ``end`` begin, in order, and where the last one ends.
+
+    Days and longer ones of a calendar are those of its time zone.
+    """
+    if rule.calendar_start is None:
+        length = slicing.length.nominal
+        first = _EPOCH - (_EPOCH - window.start) // length * length
+        found = [first + length * number for number in range(max(0, (end - first) // length) + 1)]
+    else:
+        zone: tzinfo | None = UTC if slicing.length.is_exact else rule.calendar_start.tzinfo
+        start, found = window.start.astimezone(zone), [window.start]
+        while (following := slicing.length.shift(start, len(found)).astimezone(UTC)) <= end:
+            found.append(following)
+    return found
+
+
+def by_slice(
+    counts: Mapping[tuple[int, Group], Counts], begins: datetime, step: timedelta, slices: Sequence[datetime]
+) -> dict[tuple[int, Group], Counts]:
+    """Return counts by slice, given those by steps from ``begins`` on that the slices are made of."""
+    found: defaultdict[tuple[int, Group], Counts] = defaultdict(Counts)
+    for (number, group), each in counts.items():
+        place = bisect_right(slices, begins + number * step) - 1
+        if 0 <= place < len(slices) - 1:
+            found[place, group] += each
+    return dict(found)
 
 
 def judged(
@@ -44,9 +80,3 @@ def _lost(slicing: Slicing, counts: Counts) -> Fraction:
     if slicing.target is None:
         return bad
     return Fraction(1 - bad < Fraction(slicing.target))
-
-
-def whole(start: int, end: int, origin: int, length: int) -> tuple[int, int]:
-    """Return the number of the first slice within [start, end), and of the one after the last."""
-    first = -(-(start - origin) // length)
-    return first, max(first, (end - origin) // length)

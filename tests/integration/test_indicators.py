@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from gradwatch_collector.objectives.baselines import baseline, threshold
+from gradwatch_collector.objectives.burn_rates import burn_rates
 from gradwatch_collector.objectives.counters import keep_counted
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
@@ -29,6 +30,7 @@ from gradwatch_slo.indicators import (
     Threshold,
     UnitRatio,
 )
+from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.report import ObjectiveReport
@@ -274,16 +276,16 @@ def test_without_runs_every_default_objective_is_there(database: Engine) -> None
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-@pytest.mark.parametrize("length", [HOUR, 15 * MINUTE, DAY])
+@pytest.mark.parametrize("length", [Duration(1, "h"), Duration(15, "m"), Duration(1, "d")])
 def test_slices_of_time_are_judged_by_the_runs_that_ended_in_them(
-    database: Engine, length: timedelta, is_kept: bool
+    database: Engine, length: Duration, is_kept: bool
 ) -> None:
     now, begin = NOW - 6 * HOUR, NOW.replace(hour=0) - 3 * DAY
-    # In each slice of six hours from the first on: 0, 1, 2, ... of 4 runs failed; in the seventh none ended.
+    # Of four runs in each slice 0, 1, 2, 4 and 4 failed; in the fourth none ended.
     runs = [
         run(
             Status.FAILED if number < slice_ else Status.SUCCEEDED,
-            started=begin + slice_ * length,
+            started=begin + slice_ * length.nominal,
             lasted=MINUTE,
         )
         for slice_ in range(6)
@@ -301,7 +303,7 @@ def test_slices_of_time_are_judged_by_the_runs_that_ended_in_them(
 
 def test_a_slice_that_goes_on_is_not_judged_yet(database: Engine) -> None:
     runs = [run(Status.FAILED, started=NOW - HOUR, lasted=HOUR - MINUTE)]
-    hourly = Slicing(HOUR, Decimal("0.5"))
+    hourly = Slicing(Duration(1, "h"), Decimal("0.5"))
     assert report(database, runs, SuccessRate(), slicing=hourly).bad == 1
     assert report(database, [], SuccessRate(), as_of=NOW - 2 * MINUTE, slicing=hourly).total == 0
 
@@ -311,11 +313,54 @@ def test_slices_begin_with_the_calendar(database: Engine) -> None:
     # Before the calendar begins, too.
     runs = [run(started=NOW - days * DAY, lasted=MINUTE) for days in (0, 1)]
     runs += [run(Status.FAILED, started=each + 31 * MINUTE, lasted=MINUTE) for each in (NOW, NOW - DAY)]
-    hourly = Slicing(HOUR, Decimal("0.9"))
+    hourly = Slicing(Duration(1, "h"), Decimal("0.9"))
     for as_of in (NOW + 2 * HOUR, NOW - 22 * HOUR):
         found = report(database, runs, SuccessRate(), as_of=as_of, window=half_past, slicing=hourly)
         assert (found.good, found.bad) == (1, 1)
         runs = []
+
+
+def test_a_run_that_goes_on_counts_in_the_window_that_is_open_now_and_in_no_earlier_one(
+    database: Engine,
+) -> None:
+    late = run(Status.RUNNING, started=NOW - 40 * DAY, target="loss<=1", deadline=HOUR)
+    with database.begin() as connection:
+        store_runs(connection, [late])
+        for ago, counted in ((0, 1), (30, 0)):
+            as_of = nanos(NOW - ago * DAY)
+            (found,) = evaluate_objectives(connection, [objective(Convergence())], as_of, past=ago > 0)
+            assert found.bad == counted
+
+
+def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engine) -> None:
+    bad = BurnRateAlert(
+        policy="mine",
+        severity="ticket",
+        operator="gte",
+        threshold=Decimal(3),
+        look_back=Duration(6, "h"),
+        alert_after=None,
+        targets=(),
+        when_breaching=True,
+        when_resolved=False,
+        when_no_data=False,
+    )
+    ends = [NOW - hours * HOUR - 30 * MINUTE for hours in range(8)]
+    # One of four of each hour failed, and of the newest none.
+    runs = [
+        run(Status.FAILED if number == 0 and end != ends[0] else Status.SUCCEEDED, started=end, lasted=MINUTE)
+        for end in ends
+        for number in range(4)
+    ]
+    hourly = [
+        objective(SuccessRate(), alerts=(bad,), slicing=Slicing(Duration(1, "h"), target))
+        for target in (Decimal("0.9"), None)
+    ]
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        rates = [each.rate for each in burn_rates(connection, hourly, nanos(NOW))]
+    # Five of six slices are bad, or a quarter of each of them is; and a tenth may be.
+    assert rates == [pytest.approx(50 / 6), pytest.approx(12.5 / 6)]
 
 
 # --- Exclusions ----------------------------------------------------------------------------------------

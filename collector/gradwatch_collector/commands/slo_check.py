@@ -11,7 +11,7 @@ import click
 
 from gradwatch_collector.commands.objective_files import files_option, objectives_in, read_documents
 from gradwatch_collector.commands.options import database_option, open_database
-from gradwatch_collector.commands.slo_options import as_of_option, group_option
+from gradwatch_collector.commands.slo_options import as_of_option, group_option, is_past
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective, ObjectiveSet, Unevaluated
@@ -66,7 +66,7 @@ def check_command(
         raise click.ClickException(f"no objective is about {group_words(group)}")
     engine = open_database(database)
     with of_one_moment(engine).connect() as connection:
-        reports = evaluate_objectives(connection, about, as_of)
+        reports = evaluate_objectives(connection, about, as_of, past=is_past(as_of))
     deciding = dict(_EXIT_CODES)
     if insufficient == "ok":
         del deciding[Verdict.INSUFFICIENT_DATA]

@@ -15,6 +15,8 @@ from gradwatch_slo.problems import one_of, suggestion
 from gradwatch_slo.source import GroupField
 
 T = TypeVar("T")
+# No command takes longer to begin.
+_A_COMMAND: Final = 60 * 1_000_000_000
 FIELDS: Final[tuple[str, ...]] = get_args(GroupField)
 
 
@@ -109,6 +111,11 @@ def judged_at(window: ChosenWindow | None, as_of: int) -> int:
         return min(as_of, nanos(window.judged_at(moment(as_of))))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--window'") from error
+
+
+def is_past(now: int) -> bool:
+    """Return whether a moment (Unix nanoseconds) is not the one in which the command was given."""
+    return now < time.time_ns() - _A_COMMAND
 
 
 def _zone_of(context: click.Context) -> ZoneInfo:

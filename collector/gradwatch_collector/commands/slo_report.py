@@ -24,6 +24,7 @@ from gradwatch_collector.commands.options import (
 from gradwatch_collector.commands.slo_options import (
     as_of_option,
     group_by_option,
+    is_past,
     judged_at,
     window_option,
     zone_option,
@@ -125,9 +126,9 @@ def _evaluated(
     connection: Connection, objectives: Sequence[Objective], now: int, compare: str | None
 ) -> list[tuple[Objective, ObjectiveReport]]:
     if compare is not None:
-        return compare_with_previous(connection, objectives, now)
+        return compare_with_previous(connection, objectives, now, past=is_past(now))
     return [
         (counted.objective, report)
-        for counted in count_objectives(connection, objectives, now)
+        for counted in count_objectives(connection, objectives, now, past=is_past(now))
         for report in counted.reports()
     ]

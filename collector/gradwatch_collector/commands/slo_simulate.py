@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -37,10 +37,6 @@ class _Row:
     group: Mapping[str, str | None]
     history: History
     simulated: Simulated
-
-    @property
-    def since(self) -> datetime:
-        return datetime.fromtimestamp(self.history.first * 3600, UTC)
 
 
 @click.command("simulate")
@@ -103,11 +99,11 @@ def _cells(row: _Row, zone: ZoneInfo) -> tuple[str, ...]:
         printable(row.objective.name),
         group_words(row.group),
         row.simulated.rule,
-        f"{row.since.astimezone(zone):%Y-%m-%d}",
-        str(int(row.history.total.sum())),
-        str(int(row.history.bad.sum())),
+        f"{row.history.start.astimezone(zone):%Y-%m-%d}",
+        str(row.history.counts.total),
+        str(row.history.counts.bad),
         counted(len(episodes), "time"),
-        f"{row.simulated.by_chance:.2g} a year",
+        "-" if row.simulated.by_chance is None else f"{row.simulated.by_chance:.2g} a year",
         "; ".join(when) or "-",
     )
 
@@ -129,10 +125,10 @@ def _json(row: _Row) -> dict[str, object]:
         "group": dict(row.group),
         "target": float(row.objective.target),
         "alert": row.simulated.rule,
-        "from": rfc3339(row.since),
-        "to": rfc3339(row.since + row.history.length),
-        "total": int(row.history.total.sum()),
-        "bad": int(row.history.bad.sum()),
+        "from": rfc3339(row.history.start),
+        "to": rfc3339(row.history.start + row.history.length),
+        "total": row.history.counts.total,
+        "bad": row.history.counts.bad,
         "by_chance_a_year": row.simulated.by_chance,
         "quiet_share": row.simulated.quiet,
         "episodes": [

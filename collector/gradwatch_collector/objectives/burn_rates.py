@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from sqlalchemy import Connection
 
 from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.evaluation import count_slices
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.budget import burn_rate
-from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.counts import Group
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.rules import look_backs
+from gradwatch_slo.slices import Slicing, edges
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +37,35 @@ def burn_rates(connection: Connection, objectives: Iterable[Objective], now: int
     counted, nor where many runs would have to be read, until they are counted.
     """
     tallies = Tallies(connection)
-    counted: dict[tuple[Indicator, str], Mapping[Group, Counts]] = {}
+    counted: dict[tuple[Indicator, Slicing | None, str], Mapping[Group, Rate]] = {}
     found: list[BurnRate] = []
     for objective in objectives:
         indicator = Indicator.of(objective)
         for look_back in look_backs(objective):
-            if (indicator, look_back) not in counted:
-                counted[indicator, look_back] = _count(tallies, indicator, look_back, now)
-            for group, counts in counted[indicator, look_back].items():
-                rate = burn_rate(counts.bad, counts.total, objective.target)
+            key = indicator, objective.slicing, look_back
+            if key not in counted:
+                counted[key] = _rates(tallies, objective, look_back, now)
+            for group, (bad, total) in counted[key].items():
+                rate = burn_rate(bad, total, objective.target)
                 if rate is not None:
                     fields = dict(zip(objective.group_by, group, strict=True))
                     found.append(BurnRate(objective.name, fields, look_back, float(rate)))
     return found
 
 
-def _count(tallies: Tallies, indicator: Indicator, look_back: str, now: int) -> Mapping[Group, Counts]:
-    start = nanos(Duration.parse(look_back).shift(moment(now), -1))
-    return tallies.over(indicator, start, now + 1) if tallies.is_quick(indicator, start, now) else {}
+# How many of how many events were bad; of slices as much of them as was.
+Rate = tuple[int | Fraction, int]
+
+
+def _rates(tallies: Tallies, objective: Objective, look_back: str, now: int) -> Mapping[Group, Rate]:
+    indicator, as_of = Indicator.of(objective), moment(now)
+    since = Duration.parse(look_back).shift(as_of, -1)
+    if not tallies.is_quick(indicator, nanos(since), now):
+        return {}
+    if objective.slicing is None:
+        ended = tallies.over(indicator, nanos(since), now + 1)
+        return {group: (each.bad, each.total) for group, each in ended.items()}
+    window = objective.window.at(as_of)
+    slices = [edge for edge in edges(objective.slicing, objective.window, window, as_of) if edge >= since]
+    counts, lost = count_slices(tallies, objective, objective.slicing, slices)
+    return {group: (lost[group], each.total) for group, each in counts.items()}

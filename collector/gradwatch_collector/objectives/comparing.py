@@ -17,11 +17,12 @@ from gradwatch_slo.report import ObjectiveReport
 
 
 def compare_with_previous(
-    connection: Connection, objectives: Sequence[Objective], now: int
+    connection: Connection, objectives: Sequence[Objective], now: int, *, past: bool = False
 ) -> list[tuple[Objective, ObjectiveReport]]:
     """Evaluate objectives over the windows at ``now`` (Unix nanoseconds), each beside the window before it.
 
-    The two windows share no moment. A group of which something was counted in one of them is reported.
+    ``past``: ``now`` has been. The two windows share no moment. A group of which something was counted in one
+    of them is reported.
     """
     # Objectives of the same window are looked at together: they share what they count.
     by_moment: dict[datetime, list[Objective]] = {}
@@ -30,9 +31,9 @@ def compare_with_previous(
     previous = {
         counted.objective: counted
         for at, some in by_moment.items()
-        for counted in count_objectives(connection, some, nanos(at))
+        for counted in count_objectives(connection, some, nanos(at), past=True)
     }
-    current = count_objectives(connection, objectives, now)
+    current = count_objectives(connection, objectives, now, past=past)
     return [
         (counted.objective, report)
         for counted in current

@@ -111,11 +111,11 @@ class Tallies:
         return (self._connection.scalar(select(func.count()).select_from(some)) or 0) <= _FEW_RUNS
 
     def open_at(self, indicator: Indicator, as_of: int) -> dict[Group, Counts]:
-        """Count the runs that go on at a moment (Unix nanoseconds) and whose result is known already."""
+        """Count the runs that go on now (Unix nanoseconds) and whose result is known already."""
         judgement = judge_open(indicator.measure, as_of)
         if judgement is None:
             return {}
-        going_on = (_run.started_at <= as_of) & (_run.ended_at.is_(None) | (_run.ended_at > as_of))
+        going_on = (_run.started_at <= as_of) & _run.ended_at.is_(None)
         return {
             tuple(group): counts for group, counts in self._rows(self._select(indicator, judgement, going_on))
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -17,11 +17,14 @@ from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import NOTHING_LOST, ObjectiveReport, reports_of
-from gradwatch_slo.slices import Slicing, judged, whole
+from gradwatch_slo.slices import Slicing, by_slice, edges, judged
 from gradwatch_slo.windows import Window
 
 # What datetimes can tell apart.
 _MOMENT: Final = timedelta(microseconds=1)
+_HOUR: Final = timedelta(hours=1)
+_MINUTE: Final = timedelta(minutes=1)
+_NOTHING: Final = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,16 @@ def evaluate_objectives(
     now: int,
     *conditions: ColumnElement[bool],
     quickly: bool = False,
+    past: bool = False,
 ) -> list[ObjectiveReport]:
     """Evaluate objectives over the windows at ``now``, over the runs that meet all conditions.
 
     ``now`` in Unix nanoseconds: a moment in the past is judged by what is known today of the runs up to then.
     ``conditions`` are over ``schema.run``. Reports follow the order of the objectives. ``quickly``: those that
-    many runs would have to be read for are left out until they are counted.
+    many runs would have to be read for are left out until they are counted. ``past``: ``now`` has been, and
+    what goes on today is not counted.
     """
-    found = count_objectives(connection, objectives, now, *conditions, quickly=quickly)
+    found = count_objectives(connection, objectives, now, *conditions, quickly=quickly, past=past)
     return [report for each in found for report in each.reports()]
 
 
@@ -61,6 +66,7 @@ def count_objectives(
     now: int,
     *conditions: ColumnElement[bool],
     quickly: bool = False,
+    past: bool = False,
 ) -> list[Counted]:
     """Return what `evaluate_objectives` makes reports of."""
     tallies = Tallies(connection, *conditions)
@@ -74,7 +80,7 @@ def count_objectives(
         if key not in known:
             if quickly and not tallies.is_quick(indicator, nanos(window.start), nanos(as_of)):
                 continue
-            known[key] = _count(tallies, objective, window, as_of)
+            known[key] = _count(tallies, objective, window, as_of, past=past)
         found.append(Counted(objective, window, *known[key]))
     return found
 
@@ -82,19 +88,37 @@ def count_objectives(
 _Counts = tuple[Mapping[Group, Counts], Mapping[Group, Fraction]]
 
 
-def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime) -> _Counts:
+def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime, *, past: bool) -> _Counts:
     indicator = Indicator.of(objective)
     # A rolling window includes its end, a calendar one ends before the next; and nothing of the future counts.
     end = as_of + _MOMENT if window.rolling else min(window.end, as_of + _MOMENT)
     if objective.slicing is not None:
-        length = nanoseconds(objective.slicing.length)
-        calendar = objective.window.calendar_start
-        # Whole lengths earlier, so that no window comes before it.
-        origin = 0 if calendar is None else nanos(calendar) % length
-        slices = whole(nanos(window.start), nanos(end), origin, length)
-        return judged(objective.slicing, tallies.by_period(indicator, origin, length, slices))
-    # What goes on has not ended anywhere else: it belongs to the window that is open.
+        return count_slices(
+            tallies, objective, objective.slicing, edges(objective.slicing, objective.window, window, end)
+        )
+    # What goes on has not ended anywhere else: it belongs to the window that is open now, and to no other.
     ended = tallies.over(indicator, nanos(window.start), nanos(end))
-    going_on = tallies.open_at(indicator, nanos(as_of))
+    going_on = {} if past else tallies.open_at(indicator, nanos(as_of))
     groups = ended.keys() | going_on.keys()
     return {each: ended.get(each, Counts()) + going_on.get(each, Counts()) for each in groups}, NOTHING_LOST
+
+
+def count_slices(
+    tallies: Tallies, objective: Objective, slicing: Slicing, slices: Sequence[datetime]
+) -> _Counts:
+    """Judge the slices between these edges (:func:`~gradwatch_slo.slices.edges`)."""
+    if len(slices) < 2:
+        return {}, {}
+    begins, step = slices[0], _step(slicing, slices)
+    counted = tallies.by_period(
+        Indicator.of(objective), nanos(begins), nanoseconds(step), (0, (slices[-1] - begins) // step)
+    )
+    return judged(slicing, by_slice(counted, begins, step, slices))
+
+
+def _step(slicing: Slicing, slices: Sequence[datetime]) -> timedelta:
+    """Return what all slices are made of: hours, which are kept, if that can be."""
+    if all((edge - slices[0]) % _HOUR == _NOTHING for edge in slices):
+        return _HOUR
+    # Days are moved by half an hour here and there.
+    return slicing.length.nominal if slicing.length.is_exact else _MINUTE

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from gradwatch_collector.objectives.changes import HOUR
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.objectives.judging import nanoseconds
 from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.simulation import History
@@ -17,9 +18,12 @@ from gradwatch_slo.simulation import History
 def load_history(connection: Connection, objective: Objective, start: int, end: int) -> dict[Group, History]:
     """Return what ended within the whole hours of [start, end), Unix nanoseconds, by group.
 
-    A history begins with the hour in which the first event of any group was counted.
+    With what fills the windows before; a history begins with the hour in which the first event of any group was
+    counted.
     """
-    hours = -(-start // HOUR), end // HOUR
+    first_asked, after = -(-start // HOUR), end // HOUR
+    longest = max([objective.window.duration.nominal, *(alert.look_back.nominal for alert in objective.alerts)])
+    hours = max(0, first_asked - -(-nanoseconds(longest) // HOUR)), after
     counted = Tallies(connection).by_period(Indicator.of(objective), 0, HOUR, hours)
     if not counted:
         return {}
@@ -27,4 +31,5 @@ def load_history(connection: Connection, objective: Objective, start: int, end: 
     by_group: defaultdict[Group, dict[int, Counts]] = defaultdict(dict)
     for (hour, group), counts in counted.items():
         by_group[group][hour] = counts
-    return {group: History.of(counts, first, hours[1]) for group, counts in by_group.items()}
+    lead = max(0, first_asked - first)
+    return {group: History.of(counts, first, after, lead) for group, counts in by_group.items()}

@@ -285,15 +285,28 @@ def test_what_is_valid_but_not_ours_to_evaluate_is_a_warning(text: str, reason: 
 
 
 @pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ("target: 0.9", ["my-slo"]),
+        ("target: 0.9}, {target: 0.95", ["my-slo/0.9", "my-slo/0.95"]),
+        ("target: 0.9, displayName: fast}, {target: 0.9, displayName: slow", ["my-slo/fast", "my-slo/slow"]),
+        ("target: 0.9}, {target: 0.9", ["my-slo/1", "my-slo/2"]),
+    ],
+)
+def test_each_of_several_objectives_has_a_name_of_its_own(targets: str, names: list[str]) -> None:
+    assert [each.name for each in load(slo(target=targets)).objectives] == names
+
+
+@pytest.mark.parametrize(
     ("method", "asked", "slicing"),
     [
         ("Occurrences", "", None),
         (
             "Timeslices",
             ", timeSliceTarget: 0.5, timeSliceWindow: 5",
-            Slicing(timedelta(minutes=5), Decimal("0.5")),
+            Slicing(Duration(5, "m"), Decimal("0.5")),
         ),
-        ("RatioTimeslices", ", timeSliceWindow: 1d", Slicing(timedelta(days=1))),
+        ("RatioTimeslices", ", timeSliceWindow: 1d", Slicing(Duration(1, "d"))),
     ],
 )
 def test_budgeting_methods_slice_the_window(method: str, asked: str, slicing: Slicing | None) -> None:
@@ -497,7 +510,7 @@ def raw(spec: str) -> str:
         (slo(f"{{counter: true, bad: {source('{unit: run, groupBy: [job]}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.bad.metricSource.spec.groupBy: found another groupBy than total's, expected the same or none"),
         # Between documents
         (slo().replace("  indicator:\n    {", "  indicatorRef: sucess\n#   {") + f"---\n{HEAD}kind: SLI\nmetadata: {{name: success}}\nspec: {{ratioMetric: {RAW}}}\n", "6: spec.indicatorRef: found 'sucess', expected the name of an SLI in these files; did you mean 'success'?"),
-        (f"{slo()}---\n{slo()}", "14: metadata.name: found my-slo for the same runs and target twice, expected it once"),
+        (f"{slo()}---\n{slo()}", "14: metadata.name: found my-slo for the same runs twice, expected another name"),
         (f"{HEAD}kind: Service\nmetadata: {{name: a}}\n---\n{HEAD}kind: Service\nmetadata: {{name: a}}\n", "7: metadata.name: found a second Service 'a', expected each name once"),
         (ALL_KINDS.replace("unit: run", "unit: rnu"), "18: spec.ratioMetric.raw.metricSource.spec.unit: found 'rnu', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
         (ALL_KINDS.replace("severity: ticket, ", ""), "56: spec.alertPolicies[1].spec.conditions[0].spec.severity: found nothing, expected this required field"),

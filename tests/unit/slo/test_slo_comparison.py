@@ -8,24 +8,27 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from rich.console import Console
-from slo_reports import objective, report, reports
+from slo_reports import NOW, objective, report, reports
 
 from gradwatch_slo.budget import budget_time
 from gradwatch_slo.caveats import thin_budgets
 from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import Selection
 from gradwatch_slo.movement import compared_json, movement
 from gradwatch_slo.regrouping import grouped, narrowed
 from gradwatch_slo.render import render_json, render_markdown, render_table
 from gradwatch_slo.render_csv import render_csv
-from gradwatch_slo.report import ObjectiveReport
+from gradwatch_slo.report import ObjectiveReport, reports_of
 from gradwatch_slo.schemas import load_schema
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.wording import length
 
 BETTER = "uncertain before, met now"
@@ -65,6 +68,21 @@ def test_changes_are_exact_before_they_are_numbers() -> None:
     # 9/10 - 2/3 = 7/30; budgets 1 - 1/1 = 0 and 1 - 10/3 = -7/3.
     change = compared_json(compared((1, 10), (10, 30)))["change"]
     assert (change["sli"], change["budget_remaining"]) == (7 / 30, 7 / 3)
+
+
+def test_slices_that_are_lost_in_part_move_by_as_much_as_they_are() -> None:
+    each = objective(target=Decimal("0.9"), slicing=Slicing(Duration(1, "h")))
+
+    def of(lost: Fraction) -> ObjectiveReport:
+        (only,) = reports_of(each, each.window.at(NOW), {(): Counts(6 - int(lost), int(lost))}, {(): lost})
+        return only
+
+    found = replace(of(Fraction(3, 2)), previous=of(Fraction(1, 4)))
+    change = compared_json(found)["change"]
+    # 1 - 1.5/6 less 1 - 0.25/6; budgets 1 - 1.5/0.6 and 1 - 0.25/0.6.
+    assert change["sli"] == pytest.approx(-5 / 24)
+    assert change["budget_remaining"] == pytest.approx(-25 / 12)
+    assert movement(found).startswith("SLI down 20.83 points from 95.83 %")
 
 
 counts = st.builds(Counts, st.integers(0, 2000), st.integers(0, 2000))

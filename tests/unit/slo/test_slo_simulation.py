@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import UnitRatio
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.simulation import Episode, History, Simulated, simulate
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.statistics import binomial_upper_tail
 from gradwatch_slo.verdict import alerts
 from gradwatch_slo.windows import TimeWindow
@@ -132,3 +134,49 @@ def test_a_policy_fires_after_it_has_held_for_long_enough() -> None:
 def test_a_window_of_minutes_is_refused() -> None:
     with pytest.raises(ValueError, match="its window of 5m is shorter than the hours"):
         only(objective(window=TimeWindow(Duration(5, "m"))), history({}, 3))
+
+
+def test_what_was_before_fills_the_window_and_is_not_told() -> None:
+    # Forty good ones before: three bad ones are nothing special then.
+    counts = {0: Counts(0, 5), 20: Counts(40, 0), 30: Counts(0, 3)}
+    whole = history(counts, 40)
+    assert only(objective(window=DAY), whole).episodes[0].start == BEGAN + HOUR
+    asked = dataclasses.replace(whole, lead=24)
+    assert only(objective(window=DAY), asked).episodes == ()
+    assert (asked.start, asked.length, asked.counts) == (BEGAN + 24 * HOUR, 16 * HOUR, Counts(0, 3))
+
+
+def test_of_a_history_shorter_than_the_window_nobody_knows_what_comes_by_chance() -> None:
+    assert only(objective(window=DAY), history({0: Counts(5, 0)}, 23)).by_chance is None
+    assert only(objective(window=DAY), history({0: Counts(5, 0)}, 24)).by_chance is not None
+
+
+def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
+    # 3 of 10 at a target of 90 % is a rate of 3, which no product of floats is.
+    def policy(operator: Any) -> BurnRateAlert:
+        return BurnRateAlert(
+            policy=operator,
+            severity="ticket",
+            operator=operator,
+            threshold=Decimal(3),
+            look_back=Duration(1, "h"),
+            alert_after=None,
+            targets=(),
+            when_breaching=True,
+            when_resolved=False,
+            when_no_data=False,
+        )
+
+    each = objective(window=DAY, alerts=(policy("gte"), policy("gt")))
+    fired = {found.rule: len(found.episodes) for found in simulate(each, history({2: Counts(7, 3)}, 30))}
+    assert (fired["policy gte"], fired["policy gt"]) == (1, 0)
+    # 5.6 x 0.001 of 10 000 are 56, which is not above.
+    steps = objective(STEPS, unit="step", target=Decimal("0.999"))
+    for bad, times in ((56, 0), (57, 1)):
+        by_rule = {found.rule: found for found in simulate(steps, history({9: Counts(10_000 - bad, bad)}, 30))}
+        assert len(by_rule["5 % of the budget in 6 h"].episodes) == times
+
+
+def test_slices_of_time_are_not_simulated() -> None:
+    with pytest.raises(ValueError, match="it judges slices of time"):
+        only(objective(window=DAY, slicing=Slicing(Duration(1, "h"))), history({}, 3))
