@@ -41,6 +41,22 @@ from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
 OCTOBER = datetime(2025, 10, 1, tzinfo=UTC)
 HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
 SUCCESS = "training-success-rate"
+SLICED = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: days}
+spec:
+  service: training
+  indicator:
+    metadata: {name: success}
+    spec:
+      ratioMetric:
+        rawType: success
+        raw: {metricSource: {type: gradwatch, spec: {unit: run, measure: success}}}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Timeslices
+  objectives: [{target: 0.6, timeSliceTarget: 0.5, timeSliceWindow: 1d}]
+"""
 PRICES = "currency: EUR\ndevices:\n  NVIDIA H200: 3.40\n"
 
 
@@ -260,6 +276,21 @@ def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Eng
     assert "slow: 1h00m to its target, 30m00s granted" in texts
     assert "gradwatch runs report slow" in texts
     assert "Left out: there are no prices (--prices FILE)." in texts
+
+
+def test_no_picture_of_runs_contradicts_what_is_told_of_slices(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    store_two_months(database)
+    of_runs = SLICED.replace("Timeslices", "Occurrences")
+    of_runs = of_runs.replace(", timeSliceTarget: 0.5, timeSliceWindow: 1d", "")
+    file = tmp_path / "objectives.yaml"
+    for text, pictures in ((SLICED, 0), (of_runs, 2)):
+        file.write_text(text)
+        _, told = page(database_url, "-f", str(file), "--window", "2025-10")
+        assert told.tags.count("svg") == pictures
+        said = any("the pictures of its budget and weeks" in each for each in told.texts)
+        assert said is (pictures == 0)
 
 
 def test_costs_are_those_of_the_teams(database: Engine, database_url: str, tmp_path: Path) -> None:
