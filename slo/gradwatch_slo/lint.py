@@ -16,6 +16,9 @@ from gradwatch_slo.openslo import SLO, ObjectiveSpec, Operator
 from gradwatch_slo.problems import Problem
 from gradwatch_slo.reader import Document
 from gradwatch_slo.source import VALUES, GradwatchSource
+from gradwatch_slo.verdict import FEWEST_EVENTS
+from gradwatch_slo.wording import counted
+from gradwatch_slo.yaml_lines import FieldPath
 
 
 def lint(documents: Sequence[Document]) -> list[Problem]:
@@ -62,21 +65,40 @@ _NEGATED: Final[Mapping[Operator, Operator]] = {"gt": "lte", "gte": "lt", "lt": 
 
 
 def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
-    window = slo.spec.time_window[0].duration
     for index, objective in enumerate(slo.spec.objectives):
         path = ("spec", "objectives", index)
         if objective.ratio == 0:
             name = "target" if objective.target is not None else "targetPercent"
             yield document.problem((*path, name), "found 0, expected more: whatever happens, it is met")
-        slice_window = objective.time_slice_window
-        if slice_window is not None and slice_window.nominal > window.nominal:
-            message = f"found {slice_window}, expected at most the window of {window}"
-            yield document.problem((*path, "timeSliceWindow"), message)
+        yield from _of_slices(document, slo, objective, path)
     for placed in links.alerts(document, slo):
         yield from _of_alert(slo, placed)
     sli = links.indicator(document, slo)
     if sli is not None:
         yield from _of_source(sli, document, slo)
+
+
+def _of_slices(document: Document, slo: SLO, objective: ObjectiveSpec, path: FieldPath) -> Iterator[Problem]:
+    length, of_time = objective.time_slice_window, slo.spec.time_window[0]
+    if length is None:
+        return
+    window = of_time.duration
+    says, at = f"found {length}, expected", (*path, "timeSliceWindow")
+    if length.nominal > window.nominal:
+        yield document.problem(at, f"{says} at most the window of {window}")
+        return
+    if of_time.is_rolling:
+        # It begins and ends within slices, and only whole ones are judged.
+        slices = -(-window.nominal // length.nominal) - 1
+    else:
+        slices = window.nominal // length.nominal
+    if slices < FEWEST_EVENTS:
+        holds = f"the window of {window} holds {counted(slices, 'whole slice')}"
+        yield document.problem(at, f"{says} a shorter one: {holds}, and a verdict needs {FEWEST_EVENTS}")
+    elif one_spends_all(slices, objective.ratio):
+        needed = f"with the target {objective.ratio.normalize():f} it takes {fewest_events(objective.ratio)}"
+        holds = f"one bad slice of the {slices} in the window of {window} spends the budget"
+        yield document.problem(at, f"{says} a shorter one: {holds}, and {needed} to allow one")
 
 
 def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:

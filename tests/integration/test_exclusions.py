@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +15,22 @@ from gradwatch.cli import main
 from gradwatch_slo.runs import Status
 from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
 
+BY_TEAM = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: teams}
+spec:
+  service: training
+  indicator:
+    metadata: {name: success}
+    spec:
+      ratioMetric:
+        rawType: success
+        raw: {metricSource: {type: gradwatch, spec: {unit: run, measure: success, groupBy: [team]}}}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.9}]
+"""
 Gradwatch = Callable[..., Result]
 
 
@@ -113,3 +130,13 @@ def test_a_simulation_tells_when_alerts_would_have_fired(database: Engine, gradw
     assert "1 time" in printed
     assert "for 28 d (4 of 24 bad)" in printed
     assert "| exact test |" in gradwatch("slo", "simulate", "--format", "markdown").stdout
+
+
+def test_a_simulation_in_markdown_shows_names_as_text(
+    database: Engine, gradwatch: Gradwatch, tmp_path: Path
+) -> None:
+    fill(database, *(run(started=ago(days), team="a|<b>[c](d)\\") for days in range(40, 50)))
+    file = tmp_path / "teams.yaml"
+    file.write_text(BY_TEAM)
+    told = gradwatch("slo", "simulate", "-f", str(file), "--format", "markdown").stdout
+    assert r"team=a\|\<b\>\[c\](d)\\ |" in told

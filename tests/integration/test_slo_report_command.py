@@ -20,6 +20,7 @@ from sqlalchemy import Engine, insert
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
+from gradwatch_collector.objectives.changes import tell_due
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.objectives.history import Courses, mondays, pieces
@@ -41,6 +42,22 @@ from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
 OCTOBER = datetime(2025, 10, 1, tzinfo=UTC)
 HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
 SUCCESS = "training-success-rate"
+SLICED = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: days}
+spec:
+  service: training
+  indicator:
+    metadata: {name: success}
+    spec:
+      ratioMetric:
+        rawType: success
+        raw: {metricSource: {type: gradwatch, spec: {unit: run, measure: success}}}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Timeslices
+  objectives: [{target: 0.6, timeSliceTarget: 0.5, timeSliceWindow: 1d}]
+"""
 PRICES = "currency: EUR\ndevices:\n  NVIDIA H200: 3.40\n"
 
 
@@ -185,6 +202,72 @@ def test_people_read_the_same_as_programs(database: Engine, database_url: str, t
         assert sentence in file.read_text()
 
 
+STEPS = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: steps}
+spec:
+  service: training
+  indicator:
+    metadata: {name: healthy-steps}
+    spec:
+      ratioMetric:
+        rawType: failure
+        raw:
+          metricSource:
+            type: gradwatch
+            spec: {unit: step, measure: unhealthy, where: {tier: [production]}}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.9}]
+"""
+
+
+def tell_all_due(database: Engine, runs: Sequence[StoredRun]) -> None:
+    with transaction(database) as connection:
+        tell_due(connection, [each["run_id"] for each in runs], nanos(OCTOBER))
+
+
+def test_runs_that_are_still_to_be_summarised_are_warned_of(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    runs = [
+        *(ended(OCTOBER + n * DAY, run_id=f"due-{n}") for n in (1, 2, 3)),
+        ended(OCTOBER + DAY, run_id="summarised"),
+        # None of these counts: elsewhere, before the window, after the moment, going on.
+        ended(OCTOBER + DAY, run_id="experiment", tier="experiment"),
+        ended(OCTOBER - 40 * DAY, run_id="before"),
+        ended(OCTOBER + 27 * DAY, run_id="after"),
+        run(Status.RUNNING, started=OCTOBER, run_id="running"),
+    ]
+    store(database, *runs)
+    tell_all_due(database, runs)
+    tell_all_due(database, runs)  # of a run more may have become known
+    with transaction(database) as connection:
+        connection.execute(insert(schema.run_summary).values(run_id="summarised"))
+    file = tmp_path / "steps.yaml"
+    file.write_text(STEPS)
+    asked = ("-f", str(file), "--as-of", "2025-10-20")
+    warning = (
+        "3 ended runs are not summarised yet: "
+        "the objectives of steps, devices and checkpoints do not count them"
+    )
+    told = report(database_url, *asked, "--format", "json")
+    assert json.loads(told.stdout)["warnings"] == [warning]
+    assert told.stderr == f"warning: {warning}\n"
+    checked = CliRunner().invoke(main, ["slo", "check", "--db", database_url, *asked])
+    assert (checked.exit_code, checked.stderr) == (4, f"warning: {warning}\n")
+    one = report(database_url, *asked[:2], "--as-of", "2025-10-02")
+    assert one.stderr.startswith("warning: 1 ended run is not summarised yet: ")
+    file.write_text(SLICED)
+    assert "not summarised" not in report(database_url, *asked).stderr
+    file.write_text(STEPS)
+    many = [ended(OCTOBER) for _ in range(998)]
+    store(database, *many)
+    tell_all_due(database, many)
+    assert "warning: more than 1000 ended runs are not summarised yet" in report(database_url, *asked).stderr
+
+
 def test_a_budget_that_one_failure_spends_is_warned_of(database: Engine, database_url: str) -> None:
     store_two_months(database)
     told = report(database_url, "--window", "2025-10", "--format", "json")
@@ -260,6 +343,21 @@ def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Eng
     assert "slow: 1h00m to its target, 30m00s granted" in texts
     assert "gradwatch runs report slow" in texts
     assert "Left out: there are no prices (--prices FILE)." in texts
+
+
+def test_no_picture_of_runs_contradicts_what_is_told_of_slices(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    store_two_months(database)
+    of_runs = SLICED.replace("Timeslices", "Occurrences")
+    of_runs = of_runs.replace(", timeSliceTarget: 0.5, timeSliceWindow: 1d", "")
+    file = tmp_path / "objectives.yaml"
+    for text, pictures in ((SLICED, 0), (of_runs, 2)):
+        file.write_text(text)
+        _, told = page(database_url, "-f", str(file), "--window", "2025-10")
+        assert told.tags.count("svg") == pictures
+        said = any("the pictures of its budget and weeks" in each for each in told.texts)
+        assert said is (pictures == 0)
 
 
 def test_costs_are_those_of_the_teams(database: Engine, database_url: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from gradwatch_collector.commands.slo_options import (
 )
 from gradwatch_collector.objectives.comparing import compare_with_previous
 from gradwatch_collector.objectives.evaluation import count_objectives
+from gradwatch_collector.objectives.unsummarised import not_summarised
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.caveats import thin_budgets
 from gradwatch_slo.cost import PriceTable
@@ -91,10 +92,11 @@ def report_command(
     with of_one_moment(engine).connect() as connection:
         evaluated = _evaluated(connection, objectives, now, compare)
         reports = [each for _, each in evaluated]
-        thin = list(thin_budgets(reports))
-        for warning in thin:
+        missing = not_summarised(connection, objectives, now)
+        caveats = [*([] if missing is None else [missing]), *thin_budgets(reports)]
+        for warning in caveats:
             click.echo(f"warning: {warning}", err=True)
-        warnings = [*map(str, found.unevaluated), *thin]
+        warnings = [*map(str, found.unevaluated), *caveats]
         if output == "html":
             # What draws takes most of a second to import.
             from gradwatch_collector.reports.objectives_page import PageOptions, objectives_page

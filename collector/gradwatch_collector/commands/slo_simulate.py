@@ -18,8 +18,8 @@ from gradwatch_collector.commands.options import database_option, format_option,
 from gradwatch_collector.commands.slo_options import as_of_option, zone_option
 from gradwatch_collector.objectives.hours import load_history
 from gradwatch_collector.storage.database import of_one_moment
+from gradwatch_slo import markdown
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.problems import printable
 from gradwatch_slo.report import rfc3339
 from gradwatch_slo.simulation import Episode, History, Simulated, simulate
 from gradwatch_slo.tables import print_table
@@ -75,8 +75,7 @@ def simulate_command(
     if output == "json":
         click.echo(json.dumps([_json(row) for row in rows], indent=2))
     elif output == "markdown":
-        for line in (_HEADINGS, ("---",) * len(_HEADINGS), *(_cells(row, zone) for row in rows)):
-            click.echo(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |")
+        click.echo(markdown.table(_HEADINGS, [_cells(row, zone) for row in rows]))
     else:
         print_table(Console(), _HEADINGS, [_cells(row, zone) for row in rows], right={"Events", "Bad"})
 
@@ -96,7 +95,7 @@ def _cells(row: _Row, zone: ZoneInfo) -> tuple[str, ...]:
     if len(episodes) > len(when):
         when.insert(0, f"{len(episodes) - len(when)} earlier")
     return (
-        printable(row.objective.name),
+        row.objective.name,
         group_words(row.group),
         row.simulated.rule,
         f"{row.history.start.astimezone(zone):%Y-%m-%d}",

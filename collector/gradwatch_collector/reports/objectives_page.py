@@ -51,6 +51,10 @@ _TONES: Final = {
     Verdict.UNCERTAIN: "doubt",
     Verdict.INSUFFICIENT_DATA: "soft",
 }
+_UNPICTURED: Final = (
+    "It is judged by slices of time: the pictures of its budget and weeks, which are of single events,"
+    " are left out."
+)
 _SICKEST_FIRST: Final = (Verdict.BREACHED, Verdict.UNCERTAIN, Verdict.MET, Verdict.INSUFFICIENT_DATA)
 
 
@@ -65,7 +69,10 @@ class PageOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveTold:
-    """An objective of one group, in words. ``meter``: per cent of the budget left, from 0 to 100."""
+    """An objective of one group, in words. ``meter``: per cent of the budget left, from 0 to 100.
+
+    ``unpictured``: which pictures are left out and why; empty where all are there.
+    """
 
     name: str
     group: str
@@ -80,6 +87,7 @@ class ObjectiveTold:
     movement: str
     movement_tone: str
     pictures: tuple[Picture, ...]
+    unpictured: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +112,10 @@ def objectives_page(
 ) -> str:
     """Return the page. ``now``: the moment that the reports are of, Unix nanoseconds."""
     pictured = _pictured(connection, reports, moment(now), options.zone)
-    told = [_told(each, pictured.get(place, ()), options.zone) for place, (_, each) in enumerate(reports)]
+    told = [
+        _told(objective, report, pictured.get(place, ()), options.zone)
+        for place, (objective, report) in enumerate(reports)
+    ]
     start, end = _span([report.window for _, report in reports], now)
     chosen = about(connection, [objective for objective, _ in reports], start, end)
     counts = Counter(report.verdict for _, report in reports)
@@ -116,7 +127,7 @@ def objectives_page(
         warnings=warnings,
         listed=told[:_MOST_LISTED],
         unlisted=max(0, len(told) - _MOST_LISTED),
-        detailed=[each for each in told if each.pictures],
+        detailed=[told[place] for place in sorted(pictured)],
         is_cut=sum(report.total > 0 for _, report in reports) > len(pictured),
         cost=cost_picture(spent) if spent is not None and spent.by_team else None,
         cost_words=_cost_words(spent),
@@ -154,18 +165,21 @@ def _pictured(
         objective, report = reports[place]
         indicator, window = Indicator.of(objective), report.window
         start, end = nanos(window.start), nanos(min(_end(window), as_of + MOMENT))
-        if (indicator, window) not in courses:
-            weeks = [nanos(at) for at in mondays(window.start, min(_end(window), as_of + MOMENT), zone)]
-            courses[indicator, window] = (
-                Courses(tallies, indicator, pieces(start, end)),
-                Courses(tallies, indicator, weeks),
-            )
-        spent, by_week = courses[indicator, window]
-        values = tuple(report.group.values())
-        pictures = [
-            budget_picture(report, spent.of(values), f"budget-{place}", zone),
-            weeks_picture(report, by_week.of(values), f"weeks-{place}", zone),
-        ]
+        pictures: list[Picture] = []
+        # Courses are of events, and the report of slices would be contradicted by them.
+        if objective.slicing is None:
+            if (indicator, window) not in courses:
+                weeks = [nanos(at) for at in mondays(window.start, min(_end(window), as_of + MOMENT), zone)]
+                courses[indicator, window] = (
+                    Courses(tallies, indicator, pieces(start, end)),
+                    Courses(tallies, indicator, weeks),
+                )
+            spent, by_week = courses[indicator, window]
+            values = tuple(report.group.values())
+            pictures += [
+                budget_picture(report, spent.of(values), f"budget-{place}", zone),
+                weeks_picture(report, by_week.of(values), f"weeks-{place}", zone),
+            ]
         if isinstance(objective.measure, Convergence) and (
             kinds := spreads(connection, objective, report.group, start, end)
         ):
@@ -178,7 +192,9 @@ def _sickness(report: ObjectiveReport) -> tuple[int, float]:
     return _SICKEST_FIRST.index(report.verdict), report.budget_remaining
 
 
-def _told(report: ObjectiveReport, pictures: tuple[Picture, ...], zone: tzinfo) -> ObjectiveTold:
+def _told(
+    objective: Objective, report: ObjectiveReport, pictures: tuple[Picture, ...], zone: tzinfo
+) -> ObjectiveTold:
     change = sli_change(report)
     return ObjectiveTold(
         name=report.name,
@@ -194,6 +210,7 @@ def _told(report: ObjectiveReport, pictures: tuple[Picture, ...], zone: tzinfo) 
         movement=movement(report),
         movement_tone="" if not change else "good" if change > 0 else "bad",
         pictures=pictures,
+        unpictured="" if objective.slicing is None else _UNPICTURED,
     )
 
 

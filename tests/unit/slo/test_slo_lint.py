@@ -89,6 +89,46 @@ def test_what_is_legal_but_useless_is_a_warning(before: str, after: str, expecte
     assert warnings(COMPLETE.replace(before, after, 1)) == expected
 
 
+@pytest.mark.parametrize("method", ["Timeslices", "RatioTimeslices"])
+@pytest.mark.parametrize(
+    ("window", "target", "length", "expected"),
+    [
+        # A rolling window begins and ends within slices.
+        ("{duration: 5d, isRolling: true}", "0.5", "1d", "the window of 5d holds 4 whole slices, and a verdict needs 5"),
+        ("{duration: 5h, calendar: {startTime: '2025-01-01 00:00:00', timeZone: UTC}}", "0.5", "1h", None),
+        ("{duration: 1d, calendar: {startTime: '2025-01-01 00:00:00', timeZone: UTC}}", "0.5", "5h", "the window of 1d holds 4 whole slices, and a verdict needs 5"),
+        ("{duration: 6d, isRolling: true}", "0.8", "1d", None),
+        ("{duration: 1d, isRolling: true}", "0.5", "1d", "the window of 1d holds 0 whole slices, and a verdict needs 5"),
+        ("{duration: 28d, isRolling: true}", "0.99", "1d", "one bad slice of the 27 in the window of 28d spends the budget, and with the target 0.99 it takes 100 to allow one"),
+        ("{duration: 28d, isRolling: true}", "0.99", "4h", None),
+        ("{duration: 20h, calendar: {startTime: '2025-01-01 00:00:00', timeZone: UTC}}", "0.95", "1h", None),
+        ("{duration: 20h, isRolling: true}", "0.95", "1h", "one bad slice of the 19 in the window of 20h spends the budget, and with the target 0.95 it takes 20 to allow one"),
+    ],
+)  # fmt: skip
+def test_slices_are_enough_for_a_verdict_and_a_bad_one(
+    method: str, window: str, target: str, length: str, expected: str | None
+) -> None:
+    share = "timeSliceTarget: 0.9, " if method == "Timeslices" else ""
+    text = f"""\
+apiVersion: openslo/v1
+kind: SLO
+metadata: {{name: sliced}}
+spec:
+  service: training
+  indicator:
+    metadata: {{name: success}}
+    spec:
+      ratioMetric:
+        rawType: success
+        raw: {{metricSource: {{type: gradwatch, spec: {{unit: run, measure: success}}}}}}
+  timeWindow: [{window}]
+  budgetingMethod: {method}
+  objectives: [{{target: {target}, {share}timeSliceWindow: {length}}}]
+"""
+    found = f"spec.objectives[0].timeSliceWindow: found {length}, expected a shorter one"
+    assert warnings(text) == ([] if expected is None else [f"{found}: {expected}"])
+
+
 @given(targets, st.decimals("-10", "20000", places=4))
 def test_a_threshold_is_reached_if_some_share_of_bad_events_reaches_it(target: Decimal, bound: Decimal) -> None:
     rates = [share / (1 - Fraction(target)) for share in (Fraction(0), Fraction(1, 2), Fraction(1))]
