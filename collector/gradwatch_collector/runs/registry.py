@@ -143,8 +143,9 @@ class Registry:
             row = rows.pop(each.key, None) or _rows(connection, {each.key})[each.key]
             if not self._apply(connection, row, each):
                 rows[each.key] = row
-        runs = {each.key.run_id for each in group}
-        tell_due(connection, runs, max(each.received_at for each in group))
+        if group:  # an empty request has nothing to tell
+            runs = {each.key.run_id for each in group}
+            tell_due(connection, runs, max(each.received_at for each in group))
 
     def _apply(self, connection: Connection, row: RowMapping, received: Received) -> bool:
         """Return whether the process' row is another now."""
