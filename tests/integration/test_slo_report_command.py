@@ -22,8 +22,8 @@ from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.objectives.changes import tell_due
 from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.courses import Courses, mondays, pieces
 from gradwatch_collector.objectives.exclusions import What, exclude
-from gradwatch_collector.objectives.history import Courses, mondays, pieces
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.objectives.judging import nanoseconds
 from gradwatch_collector.objectives.spending import spending

@@ -16,7 +16,7 @@ from rich.console import Console
 from gradwatch_collector.commands.objective_files import files_option, load_objectives
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.commands.slo_options import as_of_option, zone_option
-from gradwatch_collector.objectives.hours import load_history
+from gradwatch_collector.objectives.history import load_history
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo import markdown
 from gradwatch_slo.objective import Objective

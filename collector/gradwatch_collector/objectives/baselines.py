@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, literal_column, select
@@ -26,6 +27,8 @@ from gradwatch_collector.storage import schema
 FEWEST_RUNS: Final = 5
 # The `N` of "the last N good runs".
 MOST_RUNS: Final = 20
+# How much longer than usual a run may take to its target.
+GRANTED: Final = Fraction(3, 2)
 _run = schema.run.c
 
 
@@ -89,8 +92,8 @@ def _good_before(
 def threshold(took: Sequence[int]) -> int:
     """Return 1.5 x the median, in the same unit, rounded down: exact for whatever is compared with it."""
     in_order = sorted(took)
-    middle = in_order[(len(in_order) - 1) // 2] + in_order[len(in_order) // 2]
-    return 3 * middle // 4
+    doubled = in_order[(len(in_order) - 1) // 2] + in_order[len(in_order) // 2]
+    return int(GRANTED * doubled / 2)
 
 
 def _is(column: ColumnElement[str], value: str | None) -> ColumnElement[bool]:

@@ -1,59 +1,35 @@
-"""What was counted, stretch by stretch: how a budget was spent, and how week followed week."""
+"""The past of an objective, hour by hour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta, tzinfo
-from itertools import pairwise
-from typing import Final
+from collections import defaultdict
+
+from sqlalchemy import Connection
 
 from gradwatch_collector.objectives.changes import HOUR
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.objectives.judging import nanoseconds
 from gradwatch_slo.counts import Counts, Group
-
-# As many as tell apart on a phone.
-_PIECES: Final = 56
-_FEWEST_WEEKS: Final = 8
-_MOST_WEEKS: Final = 26
-_WEEK: Final = timedelta(weeks=1)
+from gradwatch_slo.objective import Objective
+from gradwatch_slo.simulation import History
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """Counts of one group: ``counts[i]`` from ``edges[i]`` up to ``edges[i + 1]``, Unix nanoseconds."""
+def load_history(connection: Connection, objective: Objective, start: int, end: int) -> dict[Group, History]:
+    """Return what ended within the whole hours of [start, end), Unix nanoseconds, by group.
 
-    edges: tuple[int, ...]
-    counts: tuple[Counts, ...]
-
-
-class Courses:
-    """The courses of an indicator's groups."""
-
-    def __init__(self, tallies: Tallies, indicator: Indicator, edges: Sequence[int]) -> None:
-        self._edges = tuple(edges)
-        self._counts = [tallies.over(indicator, start, end) for start, end in pairwise(edges)]
-
-    def of(self, group: Group) -> Course:
-        """Return that of a group, counted or not."""
-        return Course(self._edges, tuple(counts.get(group, Counts()) for counts in self._counts))
-
-
-def pieces(start: int, end: int) -> list[int]:
-    """Return the edges of equal stretches of a window, Unix nanoseconds.
-
-    Of a long window they are at whole hours, of which counts are kept.
+    With what fills the windows before; a history begins with the hour in which the first event of any group was
+    counted.
     """
-    wanted = (start + (end - start) * index // _PIECES for index in range(1, _PIECES))
-    inner = {at // HOUR * HOUR if end - start > _PIECES * HOUR else at for at in wanted}
-    return [start, *sorted(at for at in inner if start < at < end), end]
-
-
-def mondays(start: datetime, end: datetime, zone: tzinfo) -> list[datetime]:
-    """Return when a window's weeks began (midnight in the zone), at least 8 and at most 26, and its end."""
-    local = end.astimezone(zone)
-    last = datetime.combine(local.date() - timedelta(days=local.weekday()), time(), zone)
-    count = min(max(-(-(end - start) // _WEEK), _FEWEST_WEEKS), _MOST_WEEKS)
-    begins = [(last - index * _WEEK).astimezone(UTC) for index in reversed(range(count))]
-    return [*(at for at in begins if at < end), end]
+    first_asked, after = -(-start // HOUR), end // HOUR
+    longest = max([objective.window.duration.nominal, *(alert.look_back.nominal for alert in objective.alerts)])
+    hours = max(0, first_asked - -(-nanoseconds(longest) // HOUR)), after
+    counted = Tallies(connection).by_period(Indicator.of(objective), 0, HOUR, hours)
+    if not counted:
+        return {}
+    first = min(hour for hour, _ in counted)
+    by_group: defaultdict[Group, dict[int, Counts]] = defaultdict(dict)
+    for (hour, group), counts in counted.items():
+        by_group[group][hour] = counts
+    lead = max(0, first_asked - first)
+    return {group: History.of(counts, first, after, lead) for group, counts in by_group.items()}

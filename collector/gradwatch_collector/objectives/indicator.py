@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Final
 
 from gradwatch_slo.indicators import Convergence, Measure, Selection
@@ -34,4 +35,11 @@ class Indicator:
     @property
     def key(self) -> str:
         """All of it as text, the same in every process."""
-        return json.dumps([_VERSION, type(self.measure).__name__, asdict(self)], default=str, sort_keys=True)
+        return _key(self)
+
+
+@cache
+def _key(indicator: Indicator) -> str:
+    # Asked for several times an evaluation, of the same few.
+    told = [_VERSION, type(indicator.measure).__name__, asdict(indicator)]
+    return json.dumps(told, default=str, sort_keys=True)

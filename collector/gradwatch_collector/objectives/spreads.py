@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
+from gradwatch_collector.objectives.baselines import GRANTED
 from gradwatch_collector.objectives.exclusions import load_periods
 from gradwatch_collector.objectives.judging import not_excluded, selected
 from gradwatch_collector.storage import schema
@@ -16,8 +16,6 @@ from gradwatch_slo.objective import Objective
 
 _MOST_KINDS: Final = 8
 _MOST_RUNS: Final = 200
-# What a baseline grants: 1.5 x the median.
-_GRANTED: Final = Fraction(3, 2)
 _run = schema.run.c
 
 
@@ -80,5 +78,5 @@ def _spread(connection: Connection, row: Any, about: tuple[Any, ...]) -> Spread:
         dataset=row.dataset,
         count=row.runs,
         took=tuple(sorted(took for took, _ in rows)),
-        usual=None if baseline is None else int(baseline / _GRANTED),
+        usual=None if baseline is None else int(baseline / GRANTED),
     )

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from gradwatch_collector.objectives.history import Course
+from gradwatch_collector.objectives.courses import Course
 from gradwatch_collector.objectives.spending import Spending
 from gradwatch_collector.objectives.spreads import Spread
 from gradwatch_collector.reports import wording

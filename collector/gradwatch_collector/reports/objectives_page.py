@@ -13,7 +13,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection
 
 from gradwatch_collector.objectives.counting import Tallies
-from gradwatch_collector.objectives.history import Courses, mondays, pieces
+from gradwatch_collector.objectives.courses import Courses, mondays, pieces
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.objectives.spending import Spending, spending
 from gradwatch_collector.objectives.spreads import spreads

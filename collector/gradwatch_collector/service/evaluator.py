@@ -56,6 +56,7 @@ class Evaluator:
         self._tracer = tracer or NoOpTracer()
         self._live = live
         self._objectives = objectives
+        self._indicators = frozenset(map(Indicator.of, objectives))
         self._lease = lease
         self._lost_after = int(lost_after * _NANOS)
         self._interval = interval
@@ -126,10 +127,9 @@ class Evaluator:
 
     def _count(self, now: int) -> None:
         until = time.monotonic() + _COUNT_SECONDS
-        indicators = {Indicator.of(objective) for objective in self._objectives}
         try:
             with self._lease.transaction() as connection:
-                keep_counted(connection, indicators, now, lambda: time.monotonic() < until)
+                keep_counted(connection, self._indicators, now, lambda: time.monotonic() < until)
         except SQLAlchemyError as error:
             # What is told does not depend on it, only how long telling takes.
             logger.warning("objectives are not counted, trying again: %s", str(error).splitlines()[0])

@@ -14,7 +14,7 @@ from slo_reports import objective
 
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.durations import Duration
-from gradwatch_slo.indicators import UnitRatio
+from gradwatch_slo.indicators import Operator, UnitRatio
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.simulation import Episode, History, Simulated, simulate
 from gradwatch_slo.slices import Slicing
@@ -37,6 +37,24 @@ def history(counts: dict[int, Counts], hours: int) -> History:
 def only(each: Any, past: History) -> Simulated:
     (found,) = simulate(each, past)
     return found
+
+
+def policy(
+    operator: Operator, threshold: int, look_back: Duration, alert_after: Duration | None = None
+) -> BurnRateAlert:
+    """An alert policy that is named by how it compares."""
+    return BurnRateAlert(
+        policy=operator,
+        severity="ticket",
+        operator=operator,
+        threshold=Decimal(threshold),
+        look_back=look_back,
+        alert_after=alert_after,
+        targets=(),
+        when_breaching=True,
+        when_resolved=False,
+        when_no_data=False,
+    )
 
 
 def test_an_alert_fires_from_the_hour_that_surprises_until_it_has_left_the_window() -> None:
@@ -111,21 +129,10 @@ def test_what_counts_many_events_burns_its_budget_over_two_look_backs() -> None:
 
 
 def test_a_policy_fires_after_it_has_held_for_long_enough() -> None:
-    policy = BurnRateAlert(
-        policy="mine",
-        severity="ticket",
-        operator="gte",
-        threshold=Decimal(2),
-        look_back=Duration(2, "h"),
-        alert_after=Duration(3, "h"),
-        targets=(),
-        when_breaching=True,
-        when_resolved=False,
-        when_no_data=False,
-    )
+    held = policy("gte", 2, Duration(2, "h"), Duration(3, "h"))
     counts = {hour: Counts(80, 20) for hour in range(4, 9)} | {20: Counts(80, 20)}
-    exact, asked = simulate(objective(window=DAY, alerts=(policy,)), history(counts, 40))
-    assert (exact.rule, asked.rule) == ("exact test", "policy mine")
+    exact, asked = simulate(objective(window=DAY, alerts=(held,)), history(counts, 40))
+    assert (exact.rule, asked.rule) == ("exact test", "policy gte")
     # At twice the rate from the end of hour 4 to that of hour 9 (the look-back ends later); three hours after.
     (episode,) = asked.episodes
     assert (episode.start, episode.end) == (BEGAN + 8 * HOUR, BEGAN + 11 * HOUR)
@@ -152,22 +159,9 @@ def test_of_a_history_shorter_than_the_window_nobody_knows_what_comes_by_chance(
 
 
 def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
+    hour = Duration(1, "h")
     # 3 of 10 at a target of 90 % is a rate of 3, which no product of floats is.
-    def policy(operator: Any) -> BurnRateAlert:
-        return BurnRateAlert(
-            policy=operator,
-            severity="ticket",
-            operator=operator,
-            threshold=Decimal(3),
-            look_back=Duration(1, "h"),
-            alert_after=None,
-            targets=(),
-            when_breaching=True,
-            when_resolved=False,
-            when_no_data=False,
-        )
-
-    each = objective(window=DAY, alerts=(policy("gte"), policy("gt")))
+    each = objective(window=DAY, alerts=(policy("gte", 3, hour), policy("gt", 3, hour)))
     fired = {found.rule: len(found.episodes) for found in simulate(each, history({2: Counts(7, 3)}, 30))}
     assert (fired["policy gte"], fired["policy gt"]) == (1, 0)
     # 5.6 x 0.001 of 10 000 are 56, which is not above.
