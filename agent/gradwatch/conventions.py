@@ -578,17 +578,71 @@ FAMILIES: Final[tuple[Family, ...]] = (
 
 RULE_RUN_FAILED: Final = "run_failed"
 RULE_RUN_LOST: Final = "run_lost"
+RULE_REPEATED_FAILURE: Final = "repeated_failure"
 RULE_TELEMETRY_OUTAGE: Final = "telemetry_outage"
 RULE_NONFINITE: Final = "nonfinite"
+RULE_GRADIENT_EXPLOSION: Final = "gradient_explosion"
+RULE_VANISHING_GRADIENT: Final = "vanishing_gradient"
+RULE_LOSS_SCALE_COLLAPSE: Final = "loss_scale_collapse"
+RULE_OVER_CLIPPING: Final = "over_clipping"
+RULE_NOISY_GRADIENTS: Final = "noisy_gradients"
+RULE_STALE_GRADIENTS: Final = "stale_gradients"
+RULE_DIVERGENCE: Final = "divergence"
+RULE_PLATEAU: Final = "plateau"
+RULE_SLOW_CONVERGENCE: Final = "slow_convergence"
+RULE_OVERFITTING: Final = "overfitting"
+RULE_INPUT_SHIFT: Final = "input_shift"
+RULE_RUN_VARIANCE: Final = "run_variance"
+RULE_MISSING_SEED: Final = "missing_seed"
 RULE_MEMORY_HEADROOM: Final = "memory_headroom"
+RULE_MEMORY_GROWTH: Final = "memory_growth"
+RULE_OUT_OF_MEMORY: Final = "out_of_memory"
+RULE_STALLED: Final = "stalled"
+RULE_COLLECTIVE_OUTAGE: Final = "collective_outage"
+RULE_SLOW_COLLECTIVE: Final = "slow_collective"
+RULE_STRAGGLER: Final = "straggler"
+RULE_CHECKPOINT_CORRUPT: Final = "checkpoint_corrupt"
+RULE_CHECKPOINT_FAILED: Final = "checkpoint_failed"
+RULE_CHECKPOINT_STALE: Final = "checkpoint_stale"
+RULE_DATA_STARVATION: Final = "data_starvation"
+RULE_STEP_TIME_REGRESSION: Final = "step_time_regression"
+RULE_SWEEP_COST: Final = "sweep_cost"
+RULE_MISSING_INSTRUMENTATION: Final = "missing_instrumentation"
 
 # The alert that an open finding of the rule raises. Every alert has a runbook of its name.
 RULE_ALERTS: Final[dict[str, str]] = {
     RULE_RUN_FAILED: "GradwatchRunFailed",
     RULE_RUN_LOST: "GradwatchRunLost",
+    RULE_REPEATED_FAILURE: "GradwatchRepeatedFailure",
     RULE_TELEMETRY_OUTAGE: "GradwatchTelemetryOutage",
     RULE_NONFINITE: "GradwatchNonfinite",
+    RULE_GRADIENT_EXPLOSION: "GradwatchGradientExplosion",
+    RULE_VANISHING_GRADIENT: "GradwatchVanishingGradient",
+    RULE_LOSS_SCALE_COLLAPSE: "GradwatchLossScaleCollapse",
+    RULE_OVER_CLIPPING: "GradwatchOverClipping",
+    RULE_NOISY_GRADIENTS: "GradwatchNoisyGradients",
+    RULE_STALE_GRADIENTS: "GradwatchStaleGradients",
+    RULE_DIVERGENCE: "GradwatchDivergence",
+    RULE_PLATEAU: "GradwatchPlateau",
+    RULE_SLOW_CONVERGENCE: "GradwatchSlowConvergence",
+    RULE_OVERFITTING: "GradwatchOverfitting",
+    RULE_INPUT_SHIFT: "GradwatchInputShift",
+    RULE_RUN_VARIANCE: "GradwatchRunVariance",
+    RULE_MISSING_SEED: "GradwatchMissingSeed",
     RULE_MEMORY_HEADROOM: "GradwatchMemoryHeadroom",
+    RULE_MEMORY_GROWTH: "GradwatchMemoryGrowth",
+    RULE_OUT_OF_MEMORY: "GradwatchOutOfMemory",
+    RULE_STALLED: "GradwatchStalled",
+    RULE_COLLECTIVE_OUTAGE: "GradwatchCollectiveOutage",
+    RULE_SLOW_COLLECTIVE: "GradwatchSlowCollective",
+    RULE_STRAGGLER: "GradwatchStraggler",
+    RULE_CHECKPOINT_CORRUPT: "GradwatchCheckpointCorrupt",
+    RULE_CHECKPOINT_FAILED: "GradwatchCheckpointFailed",
+    RULE_CHECKPOINT_STALE: "GradwatchCheckpointStale",
+    RULE_DATA_STARVATION: "GradwatchDataStarvation",
+    RULE_STEP_TIME_REGRESSION: "GradwatchStepTimeRegression",
+    RULE_SWEEP_COST: "GradwatchSweepCost",
+    RULE_MISSING_INSTRUMENTATION: "GradwatchMissingInstrumentation",
 }
 RUNBOOK_BASE_URL: Final = "https://github.com/gradwatch/gradwatch/blob/main/alerts/runbooks"
 
