@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, exists, literal, s
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.layers import layer_summaries
-from gradwatch_collector.findings.advice import ADVICE
+from gradwatch_collector.findings import RULES
 from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import checkpoints, telling
@@ -160,7 +160,7 @@ def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -
 
 
 def _finding(row: RowMapping) -> Json:
-    advice = ADVICE[row["rule"]]
+    rule = RULES[row["rule"]]
     shape = {
         "rule": row["rule"],
         "severity": row["severity"],
@@ -173,11 +173,11 @@ def _finding(row: RowMapping) -> Json:
         "first_seen": timestamp(row["first_seen"]),
         "last_seen": timestamp(row["last_seen"]),
         "evidence": row["evidence"],
-        "cause": advice.cause,
-        "action": advice.action,
+        "cause": rule.cause,
+        "action": rule.action,
         "runbook_url": c.runbook_url(c.RULE_ALERTS[row["rule"]]),
     }
-    if advice.has_birthplace:
+    if rule.has_birthplace:
         shape["born_in"] = row["born_in"]
     return shape
 
