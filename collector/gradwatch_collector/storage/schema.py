@@ -75,7 +75,15 @@ run = Table(
     Index(None, "status"),
     Index(None, "ended_at"),
     Index(None, "job", "started_at"),
+    Index(None, "job", "ended_at"),
     Index(None, "started_at", "run_id"),
+    # Looked at in every tick, and empty as a rule.
+    Index(
+        None,
+        "outage_at",
+        sqlite_where=text("outage_at IS NOT NULL"),
+        postgresql_where=text("outage_at IS NOT NULL"),
+    ),
     # What a baseline is made of, newest last.
     Index(
         "run_good_idx",
