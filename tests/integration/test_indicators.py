@@ -451,6 +451,15 @@ def test_the_newest_twenty_runs_are_the_baseline(database: Engine) -> None:
     assert baseline_at(database, history(*[100] * 30, *[10] * 20)) == 15
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_runs_that_ended_in_one_moment_the_baseline_takes_the_same_whichever_was_stored_first(
+    database: Engine, order: int
+) -> None:
+    ended = [(f"run-a{n}", 10) for n in range(20)] + [(f"run-b{n}", 100) for n in range(20)]
+    runs = [run(run_id=name, started=NOW - DAY, reached=took * MINUTE) for name, took in ended]
+    assert baseline_at(database, runs[::order]) == 15
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -42,7 +42,8 @@ def baseline(
     took = connection.scalars(
         select(_run.target_reached_at - _run.started_at)
         .where(_run.target_reached_at.is_not(None), *_good_before(connection, job, model, dataset, started_at))
-        .order_by(_run.ended_at.desc())
+        # By their ids where they ended in one moment: what is stored first must not decide.
+        .order_by(_run.ended_at.desc(), _run.run_id)
         .limit(MOST_RUNS)
     ).all()
     return threshold(took) if len(took) >= FEWEST_RUNS else None
