@@ -345,6 +345,17 @@ def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Eng
     assert "Left out: there are no prices (--prices FILE)." in texts
 
 
+def test_no_end_of_an_interval_is_rounded_up_to_all(database: Engine, database_url: str) -> None:
+    each = ended(OCTOBER + DAY)
+    store(database, each)
+    steps = {"observed_steps": 100_000, "unhealthy_steps": 1, "checkpoints": 0, "failed_checkpoints": 0}
+    with transaction(database) as connection:
+        connection.execute(insert(schema.run_summary), {"run_id": each["run_id"], **steps})
+    _, told = page(database_url, "--window", "2025-10")
+    said = "99999 of 100000, 99.99 %; the true rate may be 99.99 % to 99.99 %"
+    assert said in [each.strip() for each in told.texts]
+
+
 def test_no_picture_of_runs_contradicts_what_is_told_of_slices(
     database: Engine, database_url: str, tmp_path: Path
 ) -> None:
