@@ -21,9 +21,11 @@ import numpy.typing as npt
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
+from gradwatch_slo.periods import MOMENT
 from gradwatch_slo.rules import BurnRule, burn_rules
 from gradwatch_slo.statistics import binomial_upper_tail
 from gradwatch_slo.verdict import FEWEST_BAD, alerts
+from gradwatch_slo.windows import TimeWindow
 
 HISTORIES: Final = 400
 SEED: Final = 2026
@@ -39,9 +41,12 @@ Holds = Callable[[Numbers], Truths]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """An alert that would have fired. ``end`` is None if it goes on; ``bad`` of ``total`` as it began."""
+    """An alert that would have fired. ``start`` is None if it did before what is asked, ``end`` if it goes on.
 
-    start: datetime
+    ``bad`` of ``total`` as it began, or as what is asked did.
+    """
+
+    start: datetime | None
     end: datetime | None
     bad: int
     total: int
@@ -119,12 +124,13 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
     chances = random.binomial(history.total, allowed, (HISTORIES, len(history.total))).astype(np.int64)
     is_long = history.length >= objective.window.duration.nominal
     for rule in _rules(objective, history):
-        fired = _beginnings(rule.holds(chances))[..., history.lead :].sum(axis=-1)
+        holds = rule.holds(chances)
+        fired = _beginnings(holds)[..., history.lead :].sum(axis=-1)
         yield Simulated(
             rule=rule.name,
             episodes=tuple(_episodes(rule, history)),
             by_chance=float(fired.mean()) * (YEAR / history.length) if is_long else None,
-            quiet=float((fired == 0).mean()),
+            quiet=float((~holds[..., history.lead :].any(axis=-1)).mean()),
         )
 
 
@@ -150,10 +156,7 @@ def _rules(objective: Objective, history: History) -> Iterator[_Rule]:
 
 def _exact(objective: Objective, history: History) -> _Rule:
     """The exact test over the objective's window."""
-    ends = history.first + 1 + np.arange(len(history.total))
-    windows = (objective.window.at(_EPOCH + int(end) * _HOUR - timedelta(microseconds=1)) for end in ends)
-    starts = np.array([-((_EPOCH - window.start) // _HOUR) - history.first for window in windows], np.int64)
-    starts = np.maximum(starts, 0)
+    starts = _starts(history, objective.window)
     totals = _within(history.total, starts)
     least = np.array([_least_bad(total, objective.target) for total in totals.tolist()], np.int64)
     return _Rule("exact test", starts, lambda bad: _within(bad, starts) >= least)
@@ -170,7 +173,7 @@ def _burning(rule: BurnRule, objective: Objective, history: History) -> _Rule:
 
 def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule:
     compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[alert.operator]
-    starts = _back(history, max(alert.look_back.nominal, _HOUR))
+    starts = _starts(history, TimeWindow(alert.look_back))
     totals = _within(history.total, starts)
     # In whole numbers: a product of floats is not what was written.
     limit = Fraction(alert.threshold) * (1 - Fraction(target))
@@ -194,6 +197,14 @@ def _at_rate(history: History, starts: Numbers, target: Decimal, rate: Fraction)
     per_event = rate * (1 - Fraction(target))
     most = np.array([int(per_event * total) for total in totals.tolist()], np.int64)
     return lambda bad: _within(bad, starts) > most
+
+
+def _starts(history: History, window: TimeWindow) -> Numbers:
+    """Return where the window begins that is looked at by the end of each hour, which holds that hour at least."""
+    own = np.arange(len(history.total))
+    found = (window.at(_end_of(history, place) - MOMENT).start for place in own.tolist())
+    starts = np.array([-((_EPOCH - start) // _HOUR) - history.first for start in found], np.int64)
+    return np.clip(starts, 0, own)
 
 
 def _back(history: History, length: timedelta) -> Numbers:
@@ -227,12 +238,11 @@ def _beginnings(holds: Truths) -> Truths:
 def _episodes(rule: _Rule, history: History) -> Iterator[Episode]:
     holds = rule.holds(history.bad)
     bad, total = _within(history.bad, rule.starts), _within(history.total, rule.starts)
-    for start in np.flatnonzero(_beginnings(holds)).tolist():
-        if start < history.lead:
-            continue
+    for start in (history.lead + np.flatnonzero(_beginnings(holds[history.lead :]))).tolist():
         later = np.flatnonzero(~holds[start:])
+        fired_before = start == history.lead > 0 and holds[start - 1]
         yield Episode(
-            start=_end_of(history, start),
+            start=None if fired_before else _end_of(history, start),
             end=_end_of(history, start + int(later[0])) if later.size else None,
             bad=int(bad[start]),
             total=int(total[start]),

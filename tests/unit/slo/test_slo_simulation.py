@@ -153,6 +153,29 @@ def test_what_was_before_fills_the_window_and_is_not_told() -> None:
     assert (asked.start, asked.length, asked.counts) == (BEGAN + 24 * HOUR, 16 * HOUR, Counts(0, 3))
 
 
+def test_an_alert_that_fired_before_what_is_asked_and_still_does_is_told() -> None:
+    # Four bad ones at once fire for a day; asked from the middle of it, at its end, and from just after.
+    whole = history({0: Counts(0, 4)}, 60)
+    told = {
+        lead: only(objective(window=DAY), dataclasses.replace(whole, lead=lead)).episodes
+        for lead in (0, 1, 12, 23, 24)
+    }
+    end = BEGAN + 25 * HOUR
+    assert told.pop(0) == (Episode(BEGAN + HOUR, end, bad=4, total=4),)
+    assert told.pop(24) == ()
+    assert set(told.values()) == {(Episode(None, end, bad=4, total=4),)}
+    (for_ever,) = only(objective(window=DAY), dataclasses.replace(history({0: Counts(0, 4)}, 9), lead=3)).episodes
+    assert (for_ever.start, for_ever.end) == (None, None)
+
+
+def test_a_look_back_of_a_month_is_a_month_of_the_calendar() -> None:
+    january = datetime(2026, 1, 1, tzinfo=UTC)
+    first = (january - datetime(1970, 1, 1, tzinfo=UTC)) // HOUR
+    past = History.of({first: Counts(0, 4)}, first, first + 40 * 24)
+    _, monthly = simulate(objective(window=DAY, alerts=(policy("gte", 1, Duration(1, "M")),)), past)
+    assert monthly.episodes[0].end == datetime(2026, 2, 1, 1, tzinfo=UTC)
+
+
 def test_of_a_history_shorter_than_the_window_nobody_knows_what_comes_by_chance() -> None:
     assert only(objective(window=DAY), history({0: Counts(5, 0)}, 23)).by_chance is None
     assert only(objective(window=DAY), history({0: Counts(5, 0)}, 24)).by_chance is not None
