@@ -18,11 +18,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gradwatch_slo.burn_rules import BurnRule
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.periods import MOMENT
-from gradwatch_slo.rules import BurnRule, burn_rules
+from gradwatch_slo.rules import burn_rules
 from gradwatch_slo.statistics import binomial_upper_tail
 from gradwatch_slo.verdict import FEWEST_BAD, alerts
 from gradwatch_slo.windows import TimeWindow
@@ -111,7 +112,7 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
     """Yield what each of an objective's alerts would have done over a history of one of its groups.
 
     Raises:
-        ValueError: its window is shorter than an hour, or it judges slices of time.
+        ValueError: its window is shorter than an hour, it judges slices of time, or no burn rate alerts.
     """
     if objective.slicing is not None:
         raise ValueError("it judges slices of time, which are not simulated")
@@ -119,11 +120,14 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
         raise ValueError(
             f"its window of {objective.window.duration} is shorter than the hours that are looked at"
         )
+    rules = list(_rules(objective, history))
+    if not rules:
+        raise ValueError("it has no alert on how fast it burns its budget")
     random = np.random.default_rng(seed)
     allowed = float(1 - objective.target)
     chances = random.binomial(history.total, allowed, (HISTORIES, len(history.total))).astype(np.int64)
     is_long = history.length >= objective.window.duration.nominal
-    for rule in _rules(objective, history):
+    for rule in rules:
         holds = rule.holds(chances)
         fired = _beginnings(holds)[..., history.lead :].sum(axis=-1)
         yield Simulated(
@@ -144,10 +148,9 @@ class _Rule:
 
 
 def _rules(objective: Objective, history: History) -> Iterator[_Rule]:
-    standard = burn_rules(objective)
-    if not standard:
+    if objective.unit == "run":
         yield _exact(objective, history)
-    for rule in standard:
+    for rule in burn_rules(objective):
         yield _burning(rule, objective, history)
     for alert in objective.alerts:
         if alert.when_breaching:
@@ -200,7 +203,7 @@ def _at_rate(history: History, starts: Numbers, target: Decimal, rate: Fraction)
 
 
 def _starts(history: History, window: TimeWindow) -> Numbers:
-    """Return where the window begins that is looked at by the end of each hour, which holds that hour at least."""
+    """Return where the window of each hour's end begins; it holds that hour at least."""
     own = np.arange(len(history.total))
     found = (window.at(_end_of(history, place) - MOMENT).start for place in own.tolist())
     starts = np.array([-((_EPOCH - start) // _HOUR) - history.first for start in found], np.int64)

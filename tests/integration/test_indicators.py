@@ -390,7 +390,9 @@ def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engi
         for number in range(4)
     ]
     hourly = [
-        objective(SuccessRate(), alerts=(burning_over(Duration(6, "h")),), slicing=Slicing(Duration(1, "h"), target))
+        objective(
+            SuccessRate(), alerts=(burning_over(Duration(6, "h")),), slicing=Slicing(Duration(1, "h"), target)
+        )
         for target in (Decimal("0.9"), None)
     ]
     with database.begin() as connection:

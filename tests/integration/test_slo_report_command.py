@@ -149,7 +149,11 @@ def test_a_report_of_the_past_knows_what_is_known_today_of_what_had_ended(
 def test_groups_are_those_that_are_asked_for(database: Engine, database_url: str) -> None:
     store_two_months(database)
     found = objectives(database_url, "--window", "2025-09", "--group-by", "team")
-    assert counts(found) == {("production", "audio"): (4, 1), ("production", "vision"): (18, 2), ("experiment",): (0, 0)}
+    assert counts(found) == {
+        ("production", "audio"): (4, 1),
+        ("production", "vision"): (18, 2),
+        ("experiment",): (0, 0),
+    }
     both = objectives(database_url, "--window", "2025-09", "--group-by", "team,job")
     assert {tuple(each["group"]) for each in both if each["total"]} == {("tier", "team", "job")}
 

@@ -164,7 +164,9 @@ def test_an_alert_that_fired_before_what_is_asked_and_still_does_is_told() -> No
     assert told.pop(0) == (Episode(BEGAN + HOUR, end, bad=4, total=4),)
     assert told.pop(24) == ()
     assert set(told.values()) == {(Episode(None, end, bad=4, total=4),)}
-    (for_ever,) = only(objective(window=DAY), dataclasses.replace(history({0: Counts(0, 4)}, 9), lead=3)).episodes
+    (for_ever,) = only(
+        objective(window=DAY), dataclasses.replace(history({0: Counts(0, 4)}, 9), lead=3)
+    ).episodes
     assert (for_ever.start, for_ever.end) == (None, None)
 
 
@@ -192,6 +194,15 @@ def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
     for bad, times in ((56, 0), (57, 1)):
         by_rule = {found.rule: found for found in simulate(steps, history({9: Counts(10_000 - bad, bad)}, 30))}
         assert len(by_rule["5 % of the budget in 6 h"].episodes) == times
+
+
+def test_of_many_events_only_the_alerts_are_simulated_that_are_made_of_them() -> None:
+    # Over a day no standard rule fits, and the exact test is for runs.
+    steps, past = objective(STEPS, unit="step", window=DAY), history({2: Counts(0, 9)}, 30)
+    with pytest.raises(ValueError, match="it has no alert on how fast it burns its budget"):
+        only(steps, past)
+    asked = dataclasses.replace(steps, alerts=(policy("gte", 3, Duration(1, "h")),))
+    assert only(asked, past).rule == "policy gte"
 
 
 def test_slices_of_time_are_not_simulated() -> None:
