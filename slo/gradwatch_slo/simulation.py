@@ -7,6 +7,7 @@ the same history were bad with just the probability that the target allows: then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from gradwatch_slo.burn_rules import BurnRule
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
+from gradwatch_slo.openslo import Operator
 from gradwatch_slo.periods import MOMENT
 from gradwatch_slo.rules import burn_rules
 from gradwatch_slo.statistics import binomial_upper_tail
@@ -32,6 +34,8 @@ HISTORIES: Final = 400
 SEED: Final = 2026
 YEAR: Final = timedelta(days=365.25)
 _HOUR: Final = timedelta(hours=1)
+# Events of any window.
+_MOST: Final = 2**62
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Numbers = npt.NDArray[np.int64]
@@ -169,22 +173,19 @@ def _burning(rule: BurnRule, objective: Objective, history: History) -> _Rule:
     """Too fast over a long look-back and over a short one, of an hour at least."""
     rate = rule.rate(objective.window.duration.nominal)
     long, short = (_back(history, length) for length in (rule.long, max(rule.short, _HOUR)))
-    reached = [_at_rate(history, starts, objective.target, rate) for starts in (long, short)]
+    reached = [_at_rate(history, starts, objective.target, "gt", rate) for starts in (long, short)]
     name = f"{_percent(rule.share)} of the budget in {rule.long // _HOUR} h"
     return _Rule(name, long, lambda bad: reached[0](bad) & reached[1](bad))
 
 
 def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule:
-    compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[alert.operator]
     starts = _starts(history, TimeWindow(alert.look_back))
-    totals = _within(history.total, starts)
-    # In whole numbers: a product of floats is not what was written.
-    limit = Fraction(alert.threshold) * (1 - Fraction(target))
-    of, bound = limit.denominator, limit.numerator * totals
+    reached = _at_rate(history, starts, target, alert.operator, Fraction(alert.threshold))
+    counted = _within(history.total, starts) > 0
     hold = 0 if alert.alert_after is None else -(-alert.alert_after.nominal // _HOUR)
 
     def holds(bad: Numbers) -> Truths:
-        now: Truths = compare(_within(bad, starts) * of, bound) & (totals > 0)
+        now = reached(bad) & counted
         if not hold:
             return now
         since = np.arange(now.shape[-1])
@@ -194,12 +195,20 @@ def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule
     return _Rule(f"policy {alert.policy}", starts, holds)
 
 
-def _at_rate(history: History, starts: Numbers, target: Decimal, rate: Fraction) -> Holds:
-    totals = _within(history.total, starts)
-    # More than so many: exact, where a product of floats might not be.
-    per_event = rate * (1 - Fraction(target))
-    most = np.array([int(per_event * total) for total in totals.tolist()], np.int64)
-    return lambda bad: _within(bad, starts) > most
+def _at_rate(history: History, starts: Numbers, target: Decimal, operator: Operator, rate: Fraction) -> Holds:
+    """Compare burn rates since ``starts``: exactly, as a product of floats is not what was written."""
+    # So many bad events are the rate. Whole ones compare with a whole number just the same.
+    bounds = [rate * (1 - Fraction(target)) * total for total in _within(history.total, starts).tolist()]
+    whole = math.floor if operator in ("gt", "lte") else math.ceil
+    compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[operator]
+    # A rate may be any number; there are never so many events.
+    limit = np.array([max(-1, min(_MOST, whole(bound))) for bound in bounds], np.int64)
+
+    def holds(bad: Numbers) -> Truths:
+        found: Truths = compare(_within(bad, starts), limit)
+        return found
+
+    return holds
 
 
 def _starts(history: History, window: TimeWindow) -> Numbers:

@@ -196,6 +196,26 @@ def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
         assert len(by_rule["5 % of the budget in 6 h"].episodes) == times
 
 
+@pytest.mark.parametrize(
+    ("operator", "threshold", "fires"),
+    [
+        ("gt", "13.4400000000000001", True),
+        ("gt", "1e30", False),
+        ("gte", "1e30", False),
+        ("lt", "1e30", True),
+        ("lte", "-1e30", False),
+        ("gte", "-1e30", True),
+    ],
+)
+def test_no_number_that_may_be_written_is_too_fine_or_too_large(
+    operator: Operator, threshold: str, fires: bool
+) -> None:
+    asked = dataclasses.replace(policy(operator, 0, Duration(1, "h")), threshold=Decimal(threshold))
+    strict = objective(window=DAY, target=Decimal("0.999999999999"), alerts=(asked,))
+    _, found = simulate(strict, history({2: Counts(10**6, 3)}, 30))
+    assert bool(found.episodes) is fires
+
+
 def test_of_many_events_only_the_alerts_are_simulated_that_are_made_of_them() -> None:
     # Over a day no standard rule fits, and the exact test is for runs.
     steps, past = objective(STEPS, unit="step", window=DAY), history({2: Counts(0, 9)}, 30)
