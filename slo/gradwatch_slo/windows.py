@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
+from typing import Final
 
 from gradwatch_slo.durations import Duration
+
+# Unix nanoseconds in 64 bits end in 2262.
+YEARS: Final = range(1970, 2200)
 
 
 @dataclass(frozen=True, slots=True)
