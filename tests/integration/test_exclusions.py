@@ -94,6 +94,10 @@ def test_days_are_excluded_whole_and_for_a_team_only(database: Engine, gradwatch
         ),
         (("--from", "soon", "--to", "2026-01-01"), "found 'soon', expected a date or a moment with its zone"),
         (("--from", "2026-01-01", "--to", "2026-01-02", "--group", "taem=a"), "did you mean 'team'"),
+        (
+            ("--from", "2026-01-01", "--to", "2026-01-02", "--group", "tier=prod"),
+            "found 'tier=prod', expected a tier: one of production, experiment",
+        ),
     ],
 )
 def test_what_is_not_understood_is_told_in_one_line(
