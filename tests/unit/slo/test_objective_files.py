@@ -389,11 +389,24 @@ def test_every_file_in_the_folder_is_shipped_and_names_a_shipped_service() -> No
 
 NAMES = "spec.indicator.spec.ratioMetric"
 SPEC = f"{NAMES}.raw.metricSource.spec"
+SECOND = "metadata.name: found a second my-slo, expected another name, or a field of groupBy of which each selects values that the other does not"
 VALUE = "spec.indicator.spec.thresholdMetric.metricSource.spec"
 
 
 def raw(spec: str) -> str:
     return slo(f"{{rawType: success, raw: {source(spec)}}}")
+
+
+def of_tier(tiers: str, group_by: str) -> str:
+    return raw(f"{{unit: run, measure: success, where: {{tier: [{tiers}]}}, groupBy: {group_by}}}")
+
+
+def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> None:
+    loaded = load(f"{of_tier('production', '[team, tier]')}---\n{of_tier('experiment', '[tier]')}")
+    assert [(objective.name, objective.selection.fields[0][1]) for objective in loaded.objectives] == [
+        ("my-slo", ("production",)),
+        ("my-slo", ("experiment",)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -528,7 +541,11 @@ def raw(spec: str) -> str:
         (slo(f"{{counter: true, bad: {source('{unit: run, groupBy: [job]}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.bad.metricSource.spec.groupBy: found another groupBy than total's, expected the same or none"),
         # Between documents
         (slo().replace("  indicator:\n    {", "  indicatorRef: sucess\n#   {") + f"---\n{HEAD}kind: SLI\nmetadata: {{name: success}}\nspec: {{ratioMetric: {RAW}}}\n", "6: spec.indicatorRef: found 'sucess', expected the name of an SLI in these files; did you mean 'success'?"),
-        (f"{slo()}---\n{slo()}", "14: metadata.name: found my-slo for the same runs twice, expected another name"),
+        (f"{slo()}---\n{slo()}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[]')}---\n{of_tier('experiment', '[]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{of_tier('experiment', '[team]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{of_tier('production, experiment', '[tier]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{raw('{unit: run, measure: success, groupBy: [tier]}')}", f"14: {SECOND}"),
         (f"{HEAD}kind: Service\nmetadata: {{name: a}}\n---\n{HEAD}kind: Service\nmetadata: {{name: a}}\n", "7: metadata.name: found a second Service 'a', expected each name once"),
         (ALL_KINDS.replace("unit: run", "unit: rnu"), "18: spec.ratioMetric.raw.metricSource.spec.unit: found 'rnu', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
         (ALL_KINDS.replace("severity: ticket, ", ""), "56: spec.alertPolicies[1].spec.conditions[0].spec.severity: found nothing, expected this required field"),
