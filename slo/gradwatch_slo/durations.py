@@ -23,7 +23,7 @@ _NOMINAL: Final = {
 }
 _SHORTHAND: Final = re.compile(r"([0-9]+)([mhdwMQY])")
 _LENGTH: Final = re.compile(r"([0-9]+)([smhdw])")
-# Longer ones leave the range of datetime long before they mean anything.
+# Longer ones leave the range of datetime, and of nanoseconds in 64 bits, long before they mean anything.
 _LONGEST: Final = timedelta(days=36_525)
 _LONGEST_MONTHS: Final = 1_200
 
@@ -89,6 +89,10 @@ def parse_length(text: str) -> timedelta:
     Unlike a window's duration it may be zero, may be given in seconds, and never follows the calendar.
     """
     match = _LENGTH.fullmatch(text)
-    if match is None or len(match[1]) > 9:
+    if match is None:
         raise ValueError("a length of time such as 60s or 2h: a count and one of s, m, h, d, w")
-    return int(match[1]) * (timedelta(seconds=1) if match[2] == "s" else _LENGTHS[match[2]])
+    unit = timedelta(seconds=1) if match[2] == "s" else _LENGTHS[match[2]]
+    # Ten digits are enough for a hundred years of seconds.
+    if len(match[1]) > 10 or int(match[1]) > _LONGEST // unit:
+        raise ValueError("a length of time of at most 100 years")
+    return int(match[1]) * unit

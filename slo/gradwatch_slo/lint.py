@@ -10,12 +10,13 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from gradwatch_slo.burn_rules import holds_within, is_alerted, reachable
 from gradwatch_slo.indicators import RANGES, RunValue
-from gradwatch_slo.links import Links, PlacedAlert, sources
+from gradwatch_slo.links import BurnRateAlert, Links, PlacedAlert, sources
 from gradwatch_slo.openslo import SLO, ObjectiveSpec, Operator
 from gradwatch_slo.problems import Problem
 from gradwatch_slo.reader import Document
-from gradwatch_slo.source import VALUES, GradwatchSource
+from gradwatch_slo.source import FAULTS, VALUES, GradwatchSource, Unit
 from gradwatch_slo.verdict import FEWEST_EVENTS
 from gradwatch_slo.wording import counted
 from gradwatch_slo.yaml_lines import FieldPath
@@ -43,24 +44,6 @@ def fewest_events(target: Decimal) -> int:
     return math.ceil(1 / (1 - Fraction(target)))
 
 
-def reachable(operator: Operator, threshold: Decimal, target: Decimal) -> bool:
-    """Return whether some burn rate compares so; they go from 0 to 1 / (1 - target): every event is bad."""
-    return _holds_within(operator, threshold, 0, 1 / (1 - Fraction(target)))
-
-
-def _holds_within(
-    operator: Operator, threshold: Decimal, least: Fraction | int | None, most: Fraction | int | None
-) -> bool:
-    """Return whether some number from ``least`` to ``most`` compares so; None is without bound."""
-    bound = Fraction(threshold)
-    return {
-        "gt": most is None or most > bound,
-        "gte": most is None or most >= bound,
-        "lt": least is None or least < bound,
-        "lte": least is None or least <= bound,
-    }[operator]
-
-
 _NEGATED: Final[Mapping[Operator, Operator]] = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
 
 
@@ -71,11 +54,12 @@ def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
             name = "target" if objective.target is not None else "targetPercent"
             yield document.problem((*path, name), "found 0, expected more: whatever happens, it is met")
         yield from _of_slices(document, slo, objective, path)
-    for placed in links.alerts(document, slo):
+    placed_alerts = list(links.alerts(document, slo))
+    for placed in placed_alerts:
         yield from _of_alert(slo, placed)
     sli = links.indicator(document, slo)
     if sli is not None:
-        yield from _of_source(sli, document, slo)
+        yield from _of_source(sli, document, slo, [placed.alert for placed in placed_alerts])
 
 
 def _of_slices(document: Document, slo: SLO, objective: ObjectiveSpec, path: FieldPath) -> Iterator[Problem]:
@@ -124,7 +108,9 @@ def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
             yield placed.condition.problem(at, f"{says} what need not be: {rates}, so the alert always fires")
 
 
-def _of_source(sli: Document, document: Document, slo: SLO) -> Iterator[Problem]:
+def _of_source(
+    sli: Document, document: Document, slo: SLO, alerts: Sequence[BurnRateAlert]
+) -> Iterator[Problem]:
     window = slo.spec.time_window[0].duration.nominal
     for path, source in sources(sli.content):
         try:
@@ -134,6 +120,8 @@ def _of_source(sli: Document, document: Document, slo: SLO) -> Iterator[Problem]
         value = VALUES.get(spec.measure)
         if value is not None:
             yield from _of_value(document, slo.spec.objectives[0], value)
+        if spec.measure in FAULTS:
+            yield from _of_silence(document, slo, spec.unit, alerts)
         for name, length in (("minDuration", spec.min_duration), ("deadline", spec.deadline)):
             if length is not None and length > window:
                 message = (
@@ -141,6 +129,17 @@ def _of_source(sli: Document, document: Document, slo: SLO) -> Iterator[Problem]
                     f" {slo.spec.time_window[0].duration}"
                 )
                 yield sli.problem((*path, "spec", name), message)
+
+
+def _of_silence(document: Document, slo: SLO, unit: Unit, alerts: Sequence[BurnRateAlert]) -> Iterator[Problem]:
+    window = slo.spec.time_window[0].duration
+    for index, objective in enumerate(slo.spec.objectives):
+        if not is_alerted(unit, objective.ratio, window, alerts):
+            message = (
+                f"found {objective.ratio.normalize():f} over {window}, expected a higher target, a longer"
+                " window or an alert policy: no alert is made of it, so nobody is told"
+            )
+            yield document.problem(("spec", "objectives", index), message)
 
 
 def _of_value(document: Document, objective: ObjectiveSpec, value: RunValue) -> Iterator[Problem]:
@@ -151,9 +150,9 @@ def _of_value(document: Document, objective: ObjectiveSpec, value: RunValue) -> 
     says = f"found {operator} {bound}, expected"
     what = f"{value} goes from {least} to {most}"
     path = ("spec", "objectives", 0, "value")
-    if not _holds_within(operator, bound, *limits):
+    if not holds_within(operator, bound, *limits):
         yield document.problem(path, f"{says} what can be: {what}, so every run is bad")
-    elif not _holds_within(_NEGATED[operator], bound, *limits):
+    elif not holds_within(_NEGATED[operator], bound, *limits):
         yield document.problem(path, f"{says} what need not be: {what}, so every run is good")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,7 +102,7 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
     catalogue = _Catalogue(documents)
     objectives: list[Objective] = []
     unevaluated: list[Unevaluated] = []
-    seen: dict[tuple[object, ...], Document] = {}
+    named: defaultdict[str, list[Objective]] = defaultdict(list)
     for document in documents:
         slo = document.content
         if not isinstance(slo, SLO):
@@ -110,17 +111,31 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
         if isinstance(made, Unevaluated):
             unevaluated.append(made)
         for objective in made if isinstance(made, list) else ():
-            # Tiers share a name and differ in what they select; else nobody could tell two apart on `/metrics`.
-            identity = (objective.name, objective.selection)
-            if identity in seen:
-                message = f"found {objective.name} for the same runs twice, expected another name"
+            if not all(_told_apart(objective, other) for other in named[objective.name]):
+                message = (
+                    f"found a second {objective.name}, expected another name, or a field of groupBy of which"
+                    " each selects values that the other does not"
+                )
                 catalogue.problems.append(document.problem(("metadata", "name"), message))
-            seen[identity] = document
+            named[objective.name].append(objective)
             objectives.append(objective)
     if catalogue.problems:
         order = {file: index for index, file in enumerate(dict.fromkeys(each.file for each in documents))}
         raise ObjectiveFileError(sorted(catalogue.problems, key=lambda each: (order[each.file], each.line)))
     return ObjectiveSet(tuple(objectives), tuple(unevaluated))
+
+
+def _told_apart(one: Objective, other: Objective) -> bool:
+    """Return whether nothing that is shown of one could be of the other: as tiers are, which share a name.
+
+    What is not in both's ``group_by`` is no label on `/metrics`, and an alert of one would be about both.
+    """
+    limits, others = dict(one.selection.fields), dict(other.selection.fields)
+    return any(
+        set(limits[name]).isdisjoint(others[name])
+        for name in one.group_by
+        if name in other.group_by and name in limits and name in others
+    )
 
 
 class _Catalogue:

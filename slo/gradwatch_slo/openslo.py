@@ -28,6 +28,7 @@ from gradwatch_slo.strict import (
     refusal,
     shown,
 )
+from gradwatch_slo.windows import YEARS
 
 API_VERSION: Final = "openslo/v1"
 
@@ -62,9 +63,13 @@ Quantity = Annotated[Number, AfterValidator(_everyday)]
 def _moment(value: Any) -> datetime:
     if isinstance(value, str) and _MOMENT.fullmatch(value):
         try:
-            return datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(value)
         except ValueError:
             pass  # the 31st of February
+        else:
+            if moment.year in YEARS:
+                return moment
+            raise refusal(f"found {shown(value)}, expected a year from {YEARS[0]} to {YEARS[-1]}")
     raise refusal(f"found {shown(value)}, expected a date and time without a zone, such as 2026-01-01 00:00:00")
 
 

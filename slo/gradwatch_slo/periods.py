@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.problems import suggestion
-from gradwatch_slo.windows import TimeWindow, Window
+from gradwatch_slo.windows import YEARS, TimeWindow, Window
 
 # What moments can tell apart.
 MOMENT: Final = timedelta(microseconds=1)
@@ -19,8 +19,6 @@ _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _RFC_3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-# Unix nanoseconds in 64 bits end in 2262.
-_YEARS: Final = range(1970, 2200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +140,6 @@ def _instant(text: str) -> tuple[datetime, datetime]:
 
 
 def _date(year: int, month: int, day: int) -> date:
-    if year not in _YEARS:
+    if year not in YEARS:
         raise ValueError(year)
     return date(year, month, day)

@@ -97,10 +97,22 @@ def reports_of(
     ``lost``: how many events were bad, where some were so in part and the counts tell whole ones (time slices).
 
     When the objective's selection limits every field of ``group_by``, each of its values is reported, counted
-    or not; else the groups of which something was counted, sorted. An objective never vanishes.
+    or not; else the groups of which something was counted, sorted. An objective never vanishes: where nothing
+    was counted it is reported once, by the fields that its selection pins to one value.
     """
-    groups = list(_expected_groups(objective)) or sorted(counts, key=_by_name) or [()]
-    return [_report(objective, group, window, counts.get(group, Counts()), lost.get(group)) for group in groups]
+    groups = list(_expected_groups(objective)) or sorted(counts, key=_by_name)
+    if not groups:
+        return [_report(objective, _pinned(objective), window, Counts(), None)]
+    return [
+        _report(
+            objective,
+            dict(zip(objective.group_by, group, strict=True)),
+            window,
+            counts.get(group, Counts()),
+            lost.get(group),
+        )
+        for group in groups
+    ]
 
 
 def _by_name(group: Group) -> list[str]:
@@ -115,8 +127,13 @@ def _expected_groups(objective: Objective) -> Iterable[Group]:
     return ()
 
 
+def _pinned(objective: Objective) -> dict[str, str]:
+    limits = dict(objective.selection.fields)
+    return {name: limits[name][0] for name in objective.group_by if len(limits.get(name, ())) == 1}
+
+
 def _report(
-    objective: Objective, group: Group, window: Window, counts: Counts, lost: Fraction | None
+    objective: Objective, group: Mapping[str, str | None], window: Window, counts: Counts, lost: Fraction | None
 ) -> ObjectiveReport:
     good, bad, total = counts.good, counts.bad, counts.total
     exactly = bad if lost is None else lost
@@ -124,7 +141,7 @@ def _report(
     return ObjectiveReport(
         name=objective.name,
         indicator=objective.indicator,
-        group=MappingProxyType(dict(zip(objective.group_by, group, strict=False))),
+        group=MappingProxyType(group),
         target=objective.target,
         sli=None if share is None else float(share),
         good=good,

@@ -12,22 +12,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from fractions import Fraction
 from itertools import groupby
 from typing import Any, Final
 
 import yaml
 
 from gradwatch import conventions as c
+from gradwatch_slo.burn_rules import PAGE, TICKET, BurnRule, fitting, reachable
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.links import BurnRateAlert
-from gradwatch_slo.lint import reachable
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.verdict import ALERT_P_VALUE, FEWEST_BAD
 
 GRAFANA_URL: Final = "http://127.0.0.1:3000"
-PAGE: Final = "page"
-TICKET: Final = "ticket"
 
 OBJECTIVE_MISSED: Final = "GradwatchObjectiveMissed"
 BUDGET_BURN: Final = "GradwatchBudgetBurn"
@@ -40,46 +37,11 @@ ALERT_NAMES: Final = (OBJECTIVE_MISSED, BUDGET_BURN, ALERT_POLICY, BURN_RATE_MIS
 _KEEP_FIRING_FOR: Final = "2m"
 _OPERATORS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _LABELS: Final[Mapping[str, str]] = {"job": "training_job"} | {name: name for name in c.SLO_LABELS[2:]}
-# The last rule asks for 0.933 over 28 days, which is meant. Below that an alert would tell of what is met.
-_LEAST_RATE: Final = Fraction(9, 10)
-
-
-@dataclass(frozen=True, slots=True)
-class BurnRule:
-    """An alert on ``share`` of a window's budget spent within ``long``, and still over a twelfth of that."""
-
-    share: Fraction
-    long: timedelta
-    severity: str
-
-    @property
-    def short(self) -> timedelta:
-        """The look-back that shows that it goes on."""
-        return self.long / 12
-
-    def rate(self, window: timedelta) -> Fraction:
-        """Return the burn rate that spends the share in time: 13.44 for 2 % of 28 days within an hour."""
-        minute = timedelta(minutes=1)
-        return self.share * Fraction(window // minute, self.long // minute)
-
-
-BURN_RULES: Final = (
-    BurnRule(Fraction(2, 100), timedelta(hours=1), PAGE),
-    BurnRule(Fraction(5, 100), timedelta(hours=6), PAGE),
-    BurnRule(Fraction(10, 100), timedelta(days=1), TICKET),
-    BurnRule(Fraction(10, 100), timedelta(days=3), TICKET),
-)
 
 
 def burn_rules(objective: Objective) -> list[BurnRule]:
-    """Return the rules that fit an objective that counts many events, none for one that counts runs.
-
-    Left out is a rate that nothing but bad events does not reach, and one at which an objective is still met.
-    """
-    if objective.unit == "run":
-        return []
-    window, most = objective.window.duration.nominal, 1 / (1 - Fraction(objective.target))
-    return [rule for rule in BURN_RULES if _LEAST_RATE <= rule.rate(window) < most]
+    """Return the rules that fit an objective that counts many events, none for one that counts runs."""
+    return [] if objective.unit == "run" else fitting(objective.target, objective.window.duration)
 
 
 def look_backs(objective: Objective) -> list[str]:

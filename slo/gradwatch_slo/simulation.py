@@ -7,6 +7,7 @@ the same history were bad with just the probability that the target allows: then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,17 +19,23 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gradwatch_slo.burn_rules import BurnRule
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.rules import BurnRule, burn_rules
+from gradwatch_slo.openslo import Operator
+from gradwatch_slo.periods import MOMENT
+from gradwatch_slo.rules import burn_rules
 from gradwatch_slo.statistics import binomial_upper_tail
 from gradwatch_slo.verdict import FEWEST_BAD, alerts
+from gradwatch_slo.windows import TimeWindow
 
 HISTORIES: Final = 400
 SEED: Final = 2026
 YEAR: Final = timedelta(days=365.25)
 _HOUR: Final = timedelta(hours=1)
+# Events of any window.
+_MOST: Final = 2**62
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Numbers = npt.NDArray[np.int64]
@@ -39,9 +46,12 @@ Holds = Callable[[Numbers], Truths]
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """An alert that would have fired. ``end`` is None if it goes on; ``bad`` of ``total`` as it began."""
+    """An alert that would have fired. ``start`` is None if it did before what is asked, ``end`` if it goes on.
 
-    start: datetime
+    ``bad`` of ``total`` as it began, or as what is asked did.
+    """
+
+    start: datetime | None
     end: datetime | None
     bad: int
     total: int
@@ -106,7 +116,7 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
     """Yield what each of an objective's alerts would have done over a history of one of its groups.
 
     Raises:
-        ValueError: its window is shorter than an hour, or it judges slices of time.
+        ValueError: its window is shorter than an hour, it judges slices of time, or no burn rate alerts.
     """
     if objective.slicing is not None:
         raise ValueError("it judges slices of time, which are not simulated")
@@ -114,17 +124,21 @@ def simulate(objective: Objective, history: History, *, seed: int = SEED) -> Ite
         raise ValueError(
             f"its window of {objective.window.duration} is shorter than the hours that are looked at"
         )
+    rules = list(_rules(objective, history))
+    if not rules:
+        raise ValueError("it has no alert on how fast it burns its budget")
     random = np.random.default_rng(seed)
     allowed = float(1 - objective.target)
     chances = random.binomial(history.total, allowed, (HISTORIES, len(history.total))).astype(np.int64)
     is_long = history.length >= objective.window.duration.nominal
-    for rule in _rules(objective, history):
-        fired = _beginnings(rule.holds(chances))[..., history.lead :].sum(axis=-1)
+    for rule in rules:
+        holds = rule.holds(chances)
+        fired = _beginnings(holds)[..., history.lead :].sum(axis=-1)
         yield Simulated(
             rule=rule.name,
             episodes=tuple(_episodes(rule, history)),
             by_chance=float(fired.mean()) * (YEAR / history.length) if is_long else None,
-            quiet=float((fired == 0).mean()),
+            quiet=float((~holds[..., history.lead :].any(axis=-1)).mean()),
         )
 
 
@@ -138,10 +152,9 @@ class _Rule:
 
 
 def _rules(objective: Objective, history: History) -> Iterator[_Rule]:
-    standard = burn_rules(objective)
-    if not standard:
+    if objective.unit == "run":
         yield _exact(objective, history)
-    for rule in standard:
+    for rule in burn_rules(objective):
         yield _burning(rule, objective, history)
     for alert in objective.alerts:
         if alert.when_breaching:
@@ -150,10 +163,7 @@ def _rules(objective: Objective, history: History) -> Iterator[_Rule]:
 
 def _exact(objective: Objective, history: History) -> _Rule:
     """The exact test over the objective's window."""
-    ends = history.first + 1 + np.arange(len(history.total))
-    windows = (objective.window.at(_EPOCH + int(end) * _HOUR - timedelta(microseconds=1)) for end in ends)
-    starts = np.array([-((_EPOCH - window.start) // _HOUR) - history.first for window in windows], np.int64)
-    starts = np.maximum(starts, 0)
+    starts = _starts(history, objective.window)
     totals = _within(history.total, starts)
     least = np.array([_least_bad(total, objective.target) for total in totals.tolist()], np.int64)
     return _Rule("exact test", starts, lambda bad: _within(bad, starts) >= least)
@@ -163,22 +173,19 @@ def _burning(rule: BurnRule, objective: Objective, history: History) -> _Rule:
     """Too fast over a long look-back and over a short one, of an hour at least."""
     rate = rule.rate(objective.window.duration.nominal)
     long, short = (_back(history, length) for length in (rule.long, max(rule.short, _HOUR)))
-    reached = [_at_rate(history, starts, objective.target, rate) for starts in (long, short)]
+    reached = [_at_rate(history, starts, objective.target, "gt", rate) for starts in (long, short)]
     name = f"{_percent(rule.share)} of the budget in {rule.long // _HOUR} h"
     return _Rule(name, long, lambda bad: reached[0](bad) & reached[1](bad))
 
 
 def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule:
-    compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[alert.operator]
-    starts = _back(history, max(alert.look_back.nominal, _HOUR))
-    totals = _within(history.total, starts)
-    # In whole numbers: a product of floats is not what was written.
-    limit = Fraction(alert.threshold) * (1 - Fraction(target))
-    of, bound = limit.denominator, limit.numerator * totals
+    starts = _starts(history, TimeWindow(alert.look_back))
+    reached = _at_rate(history, starts, target, alert.operator, Fraction(alert.threshold))
+    counted = _within(history.total, starts) > 0
     hold = 0 if alert.alert_after is None else -(-alert.alert_after.nominal // _HOUR)
 
     def holds(bad: Numbers) -> Truths:
-        now: Truths = compare(_within(bad, starts) * of, bound) & (totals > 0)
+        now = reached(bad) & counted
         if not hold:
             return now
         since = np.arange(now.shape[-1])
@@ -188,12 +195,28 @@ def _of_policy(alert: BurnRateAlert, target: Decimal, history: History) -> _Rule
     return _Rule(f"policy {alert.policy}", starts, holds)
 
 
-def _at_rate(history: History, starts: Numbers, target: Decimal, rate: Fraction) -> Holds:
-    totals = _within(history.total, starts)
-    # More than so many: exact, where a product of floats might not be.
-    per_event = rate * (1 - Fraction(target))
-    most = np.array([int(per_event * total) for total in totals.tolist()], np.int64)
-    return lambda bad: _within(bad, starts) > most
+def _at_rate(history: History, starts: Numbers, target: Decimal, operator: Operator, rate: Fraction) -> Holds:
+    """Compare burn rates since ``starts``: exactly, as a product of floats is not what was written."""
+    # So many bad events are the rate. Whole ones compare with a whole number just the same.
+    bounds = [rate * (1 - Fraction(target)) * total for total in _within(history.total, starts).tolist()]
+    whole = math.floor if operator in ("gt", "lte") else math.ceil
+    compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[operator]
+    # A rate may be any number; there are never so many events.
+    limit = np.array([max(-1, min(_MOST, whole(bound))) for bound in bounds], np.int64)
+
+    def holds(bad: Numbers) -> Truths:
+        found: Truths = compare(_within(bad, starts), limit)
+        return found
+
+    return holds
+
+
+def _starts(history: History, window: TimeWindow) -> Numbers:
+    """Return where the window of each hour's end begins; it holds that hour at least."""
+    own = np.arange(len(history.total))
+    found = (window.at(_end_of(history, place) - MOMENT).start for place in own.tolist())
+    starts = np.array([-((_EPOCH - start) // _HOUR) - history.first for start in found], np.int64)
+    return np.clip(starts, 0, own)
 
 
 def _back(history: History, length: timedelta) -> Numbers:
@@ -227,12 +250,11 @@ def _beginnings(holds: Truths) -> Truths:
 def _episodes(rule: _Rule, history: History) -> Iterator[Episode]:
     holds = rule.holds(history.bad)
     bad, total = _within(history.bad, rule.starts), _within(history.total, rule.starts)
-    for start in np.flatnonzero(_beginnings(holds)).tolist():
-        if start < history.lead:
-            continue
+    for start in (history.lead + np.flatnonzero(_beginnings(holds[history.lead :]))).tolist():
         later = np.flatnonzero(~holds[start:])
+        fired_before = start == history.lead > 0 and holds[start - 1]
         yield Episode(
-            start=_end_of(history, start),
+            start=None if fired_before else _end_of(history, start),
             end=_end_of(history, start + int(later[0])) if later.size else None,
             bad=int(bad[start]),
             total=int(total[start]),

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -44,7 +44,7 @@ def edges(slicing: Slicing, rule: TimeWindow, window: Window, end: datetime) -> 
         first = _EPOCH - (_EPOCH - window.start) // length * length
         found = [first + length * number for number in range(max(0, (end - first) // length) + 1)]
     else:
-        zone: tzinfo | None = UTC if slicing.length.is_exact else rule.calendar_start.tzinfo
+        zone = UTC if slicing.length.is_exact else rule.zone
         start, found = window.start.astimezone(zone), [window.start]
         while (following := slicing.length.shift(start, len(found)).astimezone(UTC)) <= end:
             found.append(following)

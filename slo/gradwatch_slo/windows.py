@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from typing import Final
 
 from gradwatch_slo.durations import Duration
+
+# Unix nanoseconds in 64 bits end in 2262.
+YEARS: Final = range(1970, 2200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,18 @@ class TimeWindow:
 
     duration: Duration
     calendar_start: datetime | None = None
+    # Told apart by it, too: datetimes of two zones that are the same moment are equal, and their days are not.
+    zone: tzinfo = field(init=False)
+
+    def __post_init__(self) -> None:
+        start = self.calendar_start
+        object.__setattr__(self, "zone", UTC if start is None or start.tzinfo is None else start.tzinfo)
 
     def at(self, moment: datetime) -> Window:
         """Return the window that ends at ``moment`` (rolling) or contains it (calendar)."""
         if self.calendar_start is None:
             return Window(str(self.duration), True, self.duration.shift(moment, -1), moment)
-        zone = UTC if self.duration.is_exact else self.calendar_start.tzinfo
+        zone = UTC if self.duration.is_exact else self.zone
         # Within a zone Python counts by the clock on the wall.
         anchor = self.calendar_start.astimezone(zone)
 

@@ -7,6 +7,7 @@ silently reinterprets (``12:30`` as base 60, repeated keys) becomes a problem in
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from gradwatch_slo.problems import ObjectiveFileError, Problem, path_text
 FieldPath = tuple[str | int, ...]
 
 _TAG: Final = "tag:yaml.org,2002:"
+_WRITTEN: Final = "written out:"
 _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT: Final = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?")
+_FLOAT: Final = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]{1,9})?")
 _TRUE: Final = frozenset({"true", "yes", "on"})
 # Aliases can unfold a small file into a huge one; a file of objectives has some hundreds of values.
 _MOST_VALUES: Final = 100_000
@@ -64,6 +66,7 @@ def read_yaml(path: Path, *, expected: str = "OpenSLO documents") -> list[YamlDo
 
 def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents") -> list[YamlDocument]:
     """Return the documents of a file's content; see :func:`read_yaml`."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
         documents = [_document(node, file) for node in _nodes(content)]
     except UnicodeDecodeError as error:
@@ -72,7 +75,7 @@ def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents"
         raise ObjectiveFileError([problem]) from error
     except yaml.reader.ReaderError as error:
         # Positions of the reader count characters of the text.
-        line = content.decode("utf-8-sig").count("\n", 0, error.position) + 1
+        line = content.decode().count("\n", 0, error.position) + 1
         message = f"found the control character {chr(error.character)!a}, expected plain text"
         raise ObjectiveFileError([Problem(file, line, "", message)]) from error
     except yaml.MarkedYAMLError as error:
@@ -88,11 +91,30 @@ def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents"
     return documents
 
 
+class _Loader(yaml.SafeLoader):
+    """Composes nodes as ever, and marks the tags that were written out, which hide what a text looks like."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Mark the tag of a node that has one."""
+        tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]  # an alias has none
+        node = super().compose_node(parent, index)
+        if node is not None and tag is not None:
+            node.tag = f"{_WRITTEN}{tag}"
+        return node
+
+
 def _nodes(content: bytes) -> Iterator[yaml.Node]:
-    for node in yaml.compose_all(content.decode("utf-8-sig"), yaml.SafeLoader):
-        empty = isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}null"
-        if node is not None and not empty:
-            yield node
+    loader = _Loader(content.decode())
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            empty = isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}null"
+            if node is not None and not empty:
+                yield node
+    except (ValueError, OverflowError) as error:
+        # What the loader makes of numbers without looking: those of escapes and of %YAML.
+        message = "found a number that is too large"
+        raise yaml.MarkedYAMLError(problem=message, problem_mark=loader.get_mark()) from error
 
 
 def _document(node: yaml.Node, file: str) -> YamlDocument:
@@ -145,8 +167,10 @@ class _Reading:
             if key_node.tag == f"{_TAG}merge":
                 self._document.lines[inner] = key_node.start_mark.line + 1
                 self._refuse(inner, "found a merge key, expected the fields themselves")
-            elif not _is_unicode(key):
-                self._refuse(path, "found half a surrogate pair in a key, expected Unicode text")
+            elif key_node.tag.startswith(_WRITTEN):
+                self._refuse(path, f"found the YAML tag {_short(key_node.tag)} of a key, expected a plain word")
+            elif odd := _odd_character(key):
+                self._refuse(path, f"found {odd} in a key, expected Unicode text")
             elif key in mapping:
                 # A key that is there twice is refused at its second line: YAML would keep only that one.
                 message = (
@@ -163,10 +187,10 @@ class _Reading:
         text: str = node.value
         match node.tag.removeprefix(_TAG):
             # A date is the text that was written: OpenSLO's own examples leave it unquoted.
-            case "str" | "timestamp" if _is_unicode(text):
+            case "str" | "timestamp":
+                if odd := _odd_character(text):
+                    return self._refuse(path, f"found {odd}, expected Unicode text")
                 return text
-            case "str":
-                return self._refuse(path, "found half a surrogate pair, expected Unicode text")
             case "null":
                 return None
             case "bool":
@@ -185,10 +209,12 @@ class _Reading:
         self._document.problems.setdefault(path, self._document.problem(path, message))
 
 
-def _is_unicode(text: str) -> bool:
-    # Escapes such as "\\ud800" smuggle in what no UTF-8 file can hold and no terminal can print.
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def _odd_character(text: str) -> str | None:
+    # Escapes such as "\\ud800" smuggle in what no UTF-8 file can hold, no terminal print, or no database store.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "half a surrogate pair"
+    return "a null character" if "\0" in text else None
 
 
 def _short(tag: str) -> str:
-    return tag.replace(_TAG, "!!")
+    return tag.removeprefix(_WRITTEN).replace(_TAG, "!!")

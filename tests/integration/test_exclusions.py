@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -93,6 +94,10 @@ def test_days_are_excluded_whole_and_for_a_team_only(database: Engine, gradwatch
         ),
         (("--from", "soon", "--to", "2026-01-01"), "found 'soon', expected a date or a moment with its zone"),
         (("--from", "2026-01-01", "--to", "2026-01-02", "--group", "taem=a"), "did you mean 'team'"),
+        (
+            ("--from", "2026-01-01", "--to", "2026-01-02", "--group", "tier=prod"),
+            "found 'tier=prod', expected a tier: one of production, experiment",
+        ),
     ],
 )
 def test_what_is_not_understood_is_told_in_one_line(
@@ -130,6 +135,38 @@ def test_a_simulation_tells_when_alerts_would_have_fired(database: Engine, gradw
     assert "1 time" in printed
     assert "for 28 d (4 of 24 bad)" in printed
     assert "| exact test |" in gradwatch("slo", "simulate", "--format", "markdown").stdout
+
+
+def test_an_alert_that_fires_since_before_what_is_asked_is_told(database: Engine, gradwatch: Gradwatch) -> None:
+    fill(database, *(run(Status.FAILED, started=ago(20), lasted=HOUR) for _ in range(4)))
+    (found,) = json.loads(gradwatch("slo", "simulate", "--days", "5", "--format", "json").stdout)
+    assert found["episodes"] == [{"from": None, "to": None, "bad": 4, "total": 4}]
+    printed = gradwatch("slo", "simulate", "--days", "5", "--format", "markdown").stdout
+    assert re.search(r"\| 1 time \| - \| since before [-0-9]+ [:0-9]+ and goes on \(4 of 4 bad\)", printed)
+
+
+@pytest.mark.parametrize(
+    ("window", "first"),
+    [
+        ("{duration: 1M, isRolling: true}", "2025-11-30"),
+        ("{duration: 1Q, calendar: {startTime: 2025-01-01 00:00:00, timeZone: UTC}}", "2025-10-01"),
+    ],
+)
+def test_a_simulation_of_one_day_knows_all_of_a_long_window(
+    database: Engine, gradwatch: Gradwatch, tmp_path: Path, window: str, first: str
+) -> None:
+    # Sixty good ones as the window begins, and on its last day five bad ones of ten: 5 of 70 surprise nobody.
+    good, last = (datetime.fromisoformat(at) for at in (f"{first}T22:30:00Z", "2025-12-31T01:30:00Z"))
+    fill(
+        database,
+        *(run(started=good, lasted=HOUR) for _ in range(60)),
+        *(run(Status.FAILED if n < 5 else Status.SUCCEEDED, started=last, lasted=HOUR) for n in range(10)),
+    )
+    file = tmp_path / "long.yaml"
+    file.write_text(BY_TEAM.replace("{duration: 28d, isRolling: true}", window))
+    asked = ("--days", "1", "--as-of", "2025-12-31", "--format", "json")
+    (found,) = json.loads(gradwatch("slo", "simulate", "-f", str(file), *asked).stdout)
+    assert (found["total"], found["bad"], found["episodes"]) == (10, 5, [])
 
 
 def test_a_simulation_in_markdown_shows_names_as_text(

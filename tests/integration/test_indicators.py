@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -42,6 +44,7 @@ from tests.stored_runs import DAY, HOUR, MINUTE, NOW, StoredRun, run, store_runs
 MINUTE_OR_LONGER = SuccessRate(min_duration=MINUTE)
 SECOND = timedelta(seconds=1)
 GOOD, BAD, NOT_COUNTED = (1, 0), (0, 1), (0, 0)
+ZONES = ("UTC", "Europe/London")
 MONTHLY = TimeWindow(Duration(1, "M"), NOW.replace(month=1, day=1, hour=0))
 
 
@@ -332,19 +335,53 @@ def test_a_run_that_goes_on_counts_in_the_window_that_is_open_now_and_in_no_earl
             assert found.bad == counted
 
 
-def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engine) -> None:
-    bad = BurnRateAlert(
+def test_days_of_two_time_zones_are_counted_apart(database: Engine) -> None:
+    # The two years begin in the same moment. The runs of one day in UTC are of two in London.
+    start = datetime(2025, 7, 1, 22, 30, tzinfo=UTC)
+    runs = [run(Status.FAILED, started=start, lasted=MINUTE), run(started=start + HOUR, lasted=MINUTE)]
+    years = [TimeWindow(Duration(1, "Y"), datetime(2025, 1, 1, tzinfo=ZoneInfo(zone))) for zone in ZONES]
+    daily = Slicing(Duration(1, "d"))
+    objectives = [objective(SuccessRate(), window=year, slicing=daily) for year in years]
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        found = evaluate_objectives(connection, objectives, nanos(start + 3 * DAY))
+    assert [(each.total, each.lost) for each in found] == [(1, Fraction(1, 2)), (2, Fraction(1))]
+
+
+def burning_over(look_back: Duration) -> BurnRateAlert:
+    """The alert of a policy that asks for the burn rate over this look-back."""
+    return BurnRateAlert(
         policy="mine",
         severity="ticket",
         operator="gte",
         threshold=Decimal(3),
-        look_back=Duration(6, "h"),
+        look_back=look_back,
         alert_after=None,
         targets=(),
         when_breaching=True,
         when_resolved=False,
         when_no_data=False,
     )
+
+
+def test_the_burn_rate_of_slices_is_that_of_the_objectives_own_window(database: Engine) -> None:
+    midnight = NOW.replace(hour=0)
+    today, rolling = TimeWindow(Duration(1, "d"), midnight), TimeWindow(Duration(28, "d"))
+    hourly = Slicing(Duration(1, "h"), Decimal("0.5"))
+    objectives = [
+        objective(SuccessRate(), alerts=(burning_over(Duration(1, "d")),), slicing=hourly, window=window)
+        for window in (today, rolling)
+    ]
+    # Whatever ended yesterday failed, and nothing that ended today.
+    runs = [run(started=midnight + HOUR, lasted=MINUTE)]
+    runs += [run(Status.FAILED, started=midnight - HOUR, lasted=MINUTE)]
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        rates = [each.rate for each in burn_rates(connection, objectives, nanos(NOW))]
+    assert rates == [0, pytest.approx(5)]
+
+
+def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engine) -> None:
     ends = [NOW - hours * HOUR - 30 * MINUTE for hours in range(8)]
     # One of four of each hour failed, and of the newest none.
     runs = [
@@ -353,7 +390,9 @@ def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engi
         for number in range(4)
     ]
     hourly = [
-        objective(SuccessRate(), alerts=(bad,), slicing=Slicing(Duration(1, "h"), target))
+        objective(
+            SuccessRate(), alerts=(burning_over(Duration(6, "h")),), slicing=Slicing(Duration(1, "h"), target)
+        )
         for target in (Decimal("0.9"), None)
     ]
     with database.begin() as connection:
@@ -412,6 +451,15 @@ def test_the_baseline_is_one_and_a_half_times_the_median_of_five_earlier_good_ru
 
 def test_the_newest_twenty_runs_are_the_baseline(database: Engine) -> None:
     assert baseline_at(database, history(*[100] * 30, *[10] * 20)) == 15
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_runs_that_ended_in_one_moment_the_baseline_takes_the_same_whichever_was_stored_first(
+    database: Engine, order: int
+) -> None:
+    ended = [(f"run-a{n}", 10) for n in range(20)] + [(f"run-b{n}", 100) for n in range(20)]
+    runs = [run(run_id=name, started=NOW - DAY, reached=took * MINUTE) for name, took in ended]
+    assert baseline_at(database, runs[::order]) == 15
 
 
 @pytest.mark.parametrize(

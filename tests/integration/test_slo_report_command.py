@@ -149,7 +149,11 @@ def test_a_report_of_the_past_knows_what_is_known_today_of_what_had_ended(
 def test_groups_are_those_that_are_asked_for(database: Engine, database_url: str) -> None:
     store_two_months(database)
     found = objectives(database_url, "--window", "2025-09", "--group-by", "team")
-    assert counts(found) == {("production", "audio"): (4, 1), ("production", "vision"): (18, 2), (): (0, 0)}
+    assert counts(found) == {
+        ("production", "audio"): (4, 1),
+        ("production", "vision"): (18, 2),
+        ("experiment",): (0, 0),
+    }
     both = objectives(database_url, "--window", "2025-09", "--group-by", "team,job")
     assert {tuple(each["group"]) for each in both if each["total"]} == {("tier", "team", "job")}
 
@@ -343,6 +347,17 @@ def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Eng
     assert "slow: 1h00m to its target, 30m00s granted" in texts
     assert "gradwatch runs report slow" in texts
     assert "Left out: there are no prices (--prices FILE)." in texts
+
+
+def test_no_end_of_an_interval_is_rounded_up_to_all(database: Engine, database_url: str) -> None:
+    each = ended(OCTOBER + DAY)
+    store(database, each)
+    steps = {"observed_steps": 100_000, "unhealthy_steps": 1, "checkpoints": 0, "failed_checkpoints": 0}
+    with transaction(database) as connection:
+        connection.execute(insert(schema.run_summary), {"run_id": each["run_id"], **steps})
+    _, told = page(database_url, "--window", "2025-10")
+    said = "99999 of 100000, 99.99 %; the true rate may be 99.99 % to 99.99 %"
+    assert said in [each.strip() for each in told.texts]
 
 
 def test_no_picture_of_runs_contradicts_what_is_told_of_slices(

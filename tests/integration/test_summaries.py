@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy import Engine, func, select
 from gradwatch import conventions as c
 from gradwatch_collector.objectives import summaries
 from gradwatch_collector.objectives.changes import load_changed
+from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.objectives.summaries import SETTLES_AFTER, summarise_due
 from gradwatch_collector.otlp.metrics import MetricsDecoder
@@ -29,6 +31,7 @@ from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.objectives import default_objectives
 from tests.batches import SECOND, at, batch, event, frame, scalar, source
 from tests.told_runs import tell, tell_run
 
@@ -349,10 +352,9 @@ def test_quality_is_held_against_the_last_good_run_with_the_same_aim(database: E
         logged("worse", 400, 0.8, resource=lower),
         logged("most", 500, 1.0, resource=higher),
         logged("aimless", 600, 0.5),
-        logged("lost", 700, math.nan, resource=lower),
     ):
         tell_run(database, **told)
-    summarised(database, "lost")
+    summarised(database, "aimless")
     found = {run_id: row(database, run_id) for run_id in ("first", "better", "worse", "other", "most")}
     assert [each["quality"] for each in found.values()] == [-1.0, -0.75, -0.8, 0.45, 0.5]
     assert [each["quality_delta"] for each in found.values()] == [
@@ -362,7 +364,23 @@ def test_quality_is_held_against_the_last_good_run_with_the_same_aim(database: E
         None,
         pytest.approx(0.05),
     ]
-    assert [row(database, run_id)["quality"] for run_id in ("aimless", "lost")] == [None, None]
+    assert row(database, "aimless")["quality"] is None
+
+
+@pytest.mark.parametrize("last", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("target", "delta", "good"), [("val_loss<=0.5", -0.5, 0), ("accuracy>=0.25", 0.25, 1)])
+def test_a_run_that_diverges_is_worse_than_the_last_good_one_and_nothing_is_held_against_it(
+    database: Engine, target: str, delta: float, good: int, last: float
+) -> None:
+    for number, (run_id, value) in enumerate({"first": 1.0, "diverged": last, "next": 1.5}.items()):
+        tell_run(database, **logged(run_id, 100 * number, value, resource={c.TARGET: target}))
+    summarised(database, "next")
+    found = [row(database, run_id)["quality_delta"] for run_id in ("first", "diverged", "next")]
+    assert found == [None, -sys.float_info.max, delta]
+    better = [each for each in default_objectives().objectives if each.name == "model-quality"]
+    with database.connect() as connection:
+        _, experiments = evaluate_objectives(connection, better, at(DAY))
+    assert (experiments.good, experiments.total) == (good, 2)
 
 
 def test_ratios_are_to_the_median_of_the_last_twenty_good_runs_once_there_are_five(database: Engine) -> None:

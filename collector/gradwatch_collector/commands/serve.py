@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from gradwatch_collector.auth import Rates
+from gradwatch_collector.commands.objective_files import files_option, load_objectives
 from gradwatch_collector.commands.options import (
     AGE,
     FiniteRange,
@@ -87,6 +88,7 @@ def collector() -> None:
     metavar="AGE",
     help="How long their roll-ups are kept, and events [default: 365d in SQLite, 90d in PostgreSQL].",
 )
+@files_option
 @prices_option
 @click.option(
     "--findings",
@@ -129,6 +131,7 @@ def serve_command(
     tls_client_ca: str | None,
     token_requests: float | None,
     token_bytes: float | None,
+    files: tuple[Path, ...],
     prices: PriceTable | None,
     overrides_file: Path | None,
     log_format: str,
@@ -139,6 +142,7 @@ def serve_command(
     \b
     Example:
       gradwatch collector serve --db sqlite:///gradwatch.db --listen 127.0.0.1:4318
+      gradwatch collector serve -f objectives/
     """
     if require_token and allow_anonymous:
         raise click.UsageError("--require-token and --allow-anonymous exclude each other")
@@ -147,6 +151,7 @@ def serve_command(
     grpc_at = None if grpc_address == "off" else _address(grpc_address, "--grpc")
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     overrides = _overrides(overrides_file)
+    objectives = load_objectives(files).objectives
     engine = open_database(database, upgrade_sqlite=True)
     policy = policy_for(engine.dialect.name, raw=keep["keep_raw"], rollups=keep["keep_rollups"])
     settings = ServerSettings(
@@ -162,6 +167,7 @@ def serve_command(
         policy=policy,
         prices=prices,
         overrides=overrides,
+        objectives=objectives,
     )
     try:
         bound = listen(settings, engine)

@@ -19,6 +19,7 @@ from gradwatch_collector.commands.slo_exclude import exclude_command, exclusions
 from gradwatch_collector.commands.slo_interruptions import interruptions_command
 from gradwatch_collector.commands.slo_report import report_command
 from gradwatch_collector.commands.slo_simulate import simulate_command
+from gradwatch_slo.burn_rules import is_alerted
 from gradwatch_slo.lint import lint
 from gradwatch_slo.rules import GRAFANA_URL, render_rules
 from gradwatch_slo.wording import counted
@@ -88,6 +89,9 @@ def rules(files: tuple[Path, ...], output: Path | None, runbook_url: str, grafan
       gradwatch slo rules -f objectives.yaml -o slo.rules.yaml
     """
     objectives = load_objectives(files).objectives
+    for each in objectives:
+        if not is_alerted(each.unit, each.target, each.window.duration, each.alerts):
+            click.echo(f"warning: {each.name}: no alert is made of it, so nobody is told", err=True)
     text = render_rules(objectives, runbook_url=runbook_url, grafana_url=grafana_url)
     if output is None:
         click.echo(text, nl=False)

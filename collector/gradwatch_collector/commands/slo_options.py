@@ -12,12 +12,14 @@ import click
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.periods import ChosenWindow, read_moment, read_window, read_zone
 from gradwatch_slo.problems import one_of, suggestion
-from gradwatch_slo.source import GroupField
+from gradwatch_slo.source import GroupField, Tier
 
 T = TypeVar("T")
 # No command takes longer to begin.
 _A_COMMAND: Final = 60 * 1_000_000_000
 FIELDS: Final[tuple[str, ...]] = get_args(GroupField)
+# The one field whose values are known beforehand.
+_TIERS: Final[tuple[str, ...]] = get_args(Tier)
 
 
 def _read(read: Callable[..., T], *arguments: Any) -> T:
@@ -55,6 +57,9 @@ def _group(_context: click.Context, _parameter: click.Parameter, pairs: tuple[st
             raise click.BadParameter(message)
         if name in group:
             raise click.BadParameter(f"found {name} twice, expected each field once")
+        if name == "tier" and value not in _TIERS:
+            hint = suggestion(value, _TIERS)
+            raise click.BadParameter(f"found {pair!r}, expected a tier: {one_of(_TIERS)}{hint}")
         group[name] = value
     return group
 

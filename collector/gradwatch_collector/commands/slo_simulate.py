@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -91,7 +91,7 @@ def _rows(objective: Objective, by_group: Mapping[tuple[str | None, ...], Histor
 
 def _cells(row: _Row, zone: ZoneInfo) -> tuple[str, ...]:
     episodes = row.simulated.episodes
-    when = [_when(each, zone) for each in episodes[-3:]]
+    when = [_when(each, row.history, zone) for each in episodes[-3:]]
     if len(episodes) > len(when):
         when.insert(0, f"{len(episodes) - len(when)} earlier")
     return (
@@ -107,10 +107,21 @@ def _cells(row: _Row, zone: ZoneInfo) -> tuple[str, ...]:
     )
 
 
-def _when(episode: Episode, zone: ZoneInfo) -> str:
-    start = f"{episode.start.astimezone(zone):%Y-%m-%d %H:%M}"
-    lasted = "and goes on" if episode.end is None else f"for {_length(episode.end - episode.start)}"
+def _when(episode: Episode, history: History, zone: ZoneInfo) -> str:
+    start = _time(episode.start or history.start, zone)
+    if episode.start is None:
+        start = f"since before {start}"
+    if episode.end is None:
+        lasted = "and goes on"
+    elif episode.start is None:
+        lasted = f"until {_time(episode.end, zone)}"
+    else:
+        lasted = f"for {_length(episode.end - episode.start)}"
     return f"{start} {lasted} ({episode.bad} of {episode.total} bad)"
+
+
+def _time(at: datetime, zone: ZoneInfo) -> str:
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
 
 
 def _length(length: timedelta) -> str:
@@ -132,7 +143,7 @@ def _json(row: _Row) -> dict[str, object]:
         "quiet_share": row.simulated.quiet,
         "episodes": [
             {
-                "from": rfc3339(each.start),
+                "from": None if each.start is None else rfc3339(each.start),
                 "to": None if each.end is None else rfc3339(each.end),
                 "bad": each.bad,
                 "total": each.total,

@@ -42,7 +42,7 @@ def _nanoseconds(_: click.Context, __: click.Parameter, value: str | None) -> in
         return None
     try:
         seconds = int(parse_length(value).total_seconds())
-    except (ValueError, OverflowError):
+    except ValueError:
         seconds = 0
     if not 0 < seconds <= _LONGEST_SECONDS:
         raise click.BadParameter(f"{value!r} is not a length of time such as 90d or 12h")

@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, literal_column, s
 from gradwatch_collector.objectives.exclusions import load_periods
 from gradwatch_collector.objectives.judging import not_excluded
 from gradwatch_collector.runs.facts import RunRow
+from gradwatch_collector.runs.quality import WORST
 from gradwatch_collector.storage import schema
 
 FEWEST_RUNS: Final = 5
@@ -42,7 +43,8 @@ def baseline(
     took = connection.scalars(
         select(_run.target_reached_at - _run.started_at)
         .where(_run.target_reached_at.is_not(None), *_good_before(connection, job, model, dataset, started_at))
-        .order_by(_run.ended_at.desc())
+        # By their ids where they ended in one moment: what is stored first must not decide.
+        .order_by(_run.ended_at.desc(), _run.run_id)
         .limit(MOST_RUNS)
     ).all()
     return threshold(took) if len(took) >= FEWEST_RUNS else None
@@ -56,9 +58,11 @@ def usual(connection: Connection, run: RunRow, value: str) -> float | None:
 
 
 def last_qualities(connection: Connection, run: RunRow) -> Sequence[Row[str, float]]:
-    """Return target and quality of the newest runs before this one of which it is known, newest first."""
+    """Return target and quality of the newest runs before this one that did not diverge, newest first."""
     quality = schema.run_summary.c.quality
     found = _summarised_before(connection, run, quality).with_only_columns(_run.target, quality)
+    # Whatever came after one that diverged would be better.
+    found = found.where(quality > WORST)
     return connection.execute(found.limit(MOST_RUNS)).all()
 
 

@@ -18,6 +18,7 @@ from gradwatch_slo.durations import Duration
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.rules import look_backs
 from gradwatch_slo.slices import Slicing, edges
+from gradwatch_slo.windows import TimeWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ def burn_rates(connection: Connection, objectives: Iterable[Objective], now: int
     counted, nor where many runs would have to be read, until they are counted.
     """
     tallies = Tallies(connection)
-    counted: dict[tuple[Indicator, Slicing | None, str], Mapping[Group, Rate]] = {}
+    counted: dict[tuple[Indicator, TimeWindow, Slicing | None, str], Mapping[Group, Rate]] = {}
     found: list[BurnRate] = []
     for objective in objectives:
         indicator = Indicator.of(objective)
         for look_back in look_backs(objective):
-            key = indicator, objective.slicing, look_back
+            # Slices are those of the window.
+            key = indicator, objective.window, objective.slicing, look_back
             if key not in counted:
                 counted[key] = _rates(tallies, objective, look_back, now)
             for group, (bad, total) in counted[key].items():

@@ -18,7 +18,7 @@ from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import NOTHING_LOST, ObjectiveReport, reports_of
 from gradwatch_slo.slices import Slicing, by_slice, edges, judged
-from gradwatch_slo.windows import Window
+from gradwatch_slo.windows import TimeWindow, Window
 
 # What datetimes can tell apart.
 _MOMENT: Final = timedelta(microseconds=1)
@@ -71,12 +71,12 @@ def count_objectives(
     """Return what `evaluate_objectives` makes reports of."""
     tallies = Tallies(connection, *conditions)
     as_of = moment(now)
-    known: dict[tuple[Indicator, Window, Slicing | None], _Counts] = {}
+    known: dict[tuple[Indicator, TimeWindow, Slicing | None], _Counts] = {}
     found: list[Counted] = []
     for objective in objectives:
         indicator, window = Indicator.of(objective), objective.window.at(as_of)
         # Tiers and targets differ more often than what is counted.
-        key = indicator, window, objective.slicing
+        key = indicator, objective.window, objective.slicing
         if key not in known:
             if quickly and not tallies.is_quick(indicator, nanos(window.start), nanos(as_of)):
                 continue

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gradwatch_collector.objectives.baselines import last_qualities, usual
 from gradwatch_collector.objectives.changes import tell_changed
 from gradwatch_collector.runs.facts import RunRow, load_runs
-from gradwatch_collector.runs.quality import Aim
+from gradwatch_collector.runs.quality import WORST, Aim
 from gradwatch_collector.runs.summary import Summary, summarise
 from gradwatch_collector.runs.turns import take_turns
 from gradwatch_collector.storage import schema
@@ -110,7 +110,7 @@ def _quality_delta(connection: Connection, run: RunRow, quality: float | None) -
     aim = Aim.of(run.target)
     before = (told for target, told in last_qualities(connection, run) if Aim.of(target) == aim)
     last: float | None = next(before, None)
-    return None if last is None else quality - last
+    return None if last is None else max(WORST, quality - last)
 
 
 def _write(connection: Connection, run_id: str, values: Mapping[str, Any] | None) -> None:

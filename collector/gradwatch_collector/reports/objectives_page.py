@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from fractions import Fraction
 from typing import Final
 from urllib.parse import quote
 
@@ -38,7 +39,7 @@ from gradwatch_slo.render import budget_left, sli
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.verdict import Verdict
 from gradwatch_slo.windows import Window
-from gradwatch_slo.wording import counted, group, length, target_percent, whole_percent
+from gradwatch_slo.wording import counted, group, length, percent, target_percent, whole_percent
 
 # A page that can be sent: pictures of the sickest, and no more rows than people read.
 _MOST_PICTURED: Final = 12
@@ -215,7 +216,7 @@ def _told(
 
 
 def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
-    low, high = (wording.share(each) for each in report.interval)
+    low, high = (percent(Fraction(each)) for each in report.interval)
     yield "Good", f"{report.good} of {report.total}, {sli(report)}; the true rate may be {low} to {high}"
     yield "Target", target_percent(report.target)
     allowed = budget_allows(report.total, report.target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,8 @@ from sqlalchemy import Connection
 from gradwatch import conventions as c
 from gradwatch_collector.runs.curves import read_curves
 
+# Worse than anything that a metric can be. A number, as every database and format has: none has NaN.
+WORST: Final = -sys.float_info.max
 _TARGET: Final = re.compile(r"\s*([^\W\d][\w./-]*)\s*(<=|>=|<|>)\s*\S+\s*")
 
 
@@ -32,8 +35,8 @@ class Aim:
 def quality(connection: Connection, run_id: str, target: str | None) -> float | None:
     """Return the last value of the target's metric, negative where lower is better: more is always better.
 
-    The last, as that is the model which the run leaves behind. None without a target, or if the value was never
-    told or is not finite.
+    The last, as that is the model which the run leaves behind; `WORST` if that is not finite, as the run
+    diverged. None without a target, or if the value was never told.
     """
     aim = Aim.of(target)
     if aim is None:
@@ -45,6 +48,8 @@ def quality(connection: Connection, run_id: str, target: str | None) -> float | 
         if loss or curve.attributes.get(c.METRIC_NAME) == aim.metric
     ]
     newest = max(curves, key=lambda curve: (curve.attempt, -curve.rank, curve.times[-1]), default=None)
-    if newest is None or not math.isfinite(newest.last):
+    if newest is None:
         return None
+    if not math.isfinite(newest.last):
+        return WORST
     return -newest.last if aim.lower_is_better else newest.last

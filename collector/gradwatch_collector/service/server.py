@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
@@ -45,6 +45,7 @@ from gradwatch_collector.service.upkeep import Upkeep
 from gradwatch_collector.storage.database_clock import DatabaseClock
 from gradwatch_collector.storage.retention import EMBEDDED, Policy
 from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class ServerSettings:
     policy: Policy = EMBEDDED
     prices: PriceTable | None = None
     overrides: Sequence[Override] = ()
+    objectives: Sequence[Objective] = field(default_factory=lambda: default_objectives().objectives)
 
     def guarded(self, address: Address) -> bool:
         """Whether every request to this address needs a token."""
@@ -217,11 +219,10 @@ def application(
     clock, lease = DatabaseClock(), Lease(engine)
     with engine.connect() as connection:
         clock.set(connection)
-    objectives = default_objectives().objectives
     evaluator = Evaluator(
         engine,
         live,
-        objectives,
+        settings.objectives,
         lease=lease,
         lost_after=settings.lost_after,
         overrides=settings.overrides,
@@ -262,7 +263,7 @@ def application(
         on_refused=instruments.reject,
     )
     app = Starlette(
-        routes=[*otlp.routes(intake), *Api(engine, evaluator, objectives, metrics).routes()],
+        routes=[*otlp.routes(intake), *Api(engine, evaluator, settings.objectives, metrics).routes()],
         middleware=[gate],
         exception_handlers=exception_handlers(instruments.reject),
         lifespan=lifespan,

@@ -389,11 +389,24 @@ def test_every_file_in_the_folder_is_shipped_and_names_a_shipped_service() -> No
 
 NAMES = "spec.indicator.spec.ratioMetric"
 SPEC = f"{NAMES}.raw.metricSource.spec"
+SECOND = "metadata.name: found a second my-slo, expected another name, or a field of groupBy of which each selects values that the other does not"
 VALUE = "spec.indicator.spec.thresholdMetric.metricSource.spec"
 
 
 def raw(spec: str) -> str:
     return slo(f"{{rawType: success, raw: {source(spec)}}}")
+
+
+def of_tier(tiers: str, group_by: str) -> str:
+    return raw(f"{{unit: run, measure: success, where: {{tier: [{tiers}]}}, groupBy: {group_by}}}")
+
+
+def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> None:
+    loaded = load(f"{of_tier('production', '[team, tier]')}---\n{of_tier('experiment', '[tier]')}")
+    assert [(objective.name, objective.selection.fields[0][1]) for objective in loaded.objectives] == [
+        ("my-slo", ("production",)),
+        ("my-slo", ("experiment",)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -410,11 +423,17 @@ def raw(spec: str) -> str:
         ("\n\ta: 1\n", "2: is not valid YAML: while scanning for the next token found character '\\t' that cannot start any token"),
         ("a: *nowhere\n", "1: is not valid YAML: found undefined alias 'nowhere'"),
         ("a: 1\nb: \x07\n", "2: found the control character '\\x07', expected plain text"),
+        (b"\xef\xbb\xbfa: 1\nb: \xff\n", "2: found byte 0xff, expected UTF-8 text"),
         (b"a: 1\nb: \xff\n", "2: found byte 0xff, expected UTF-8 text"),
         ("[" * 3000, "1: found lists or mappings nested too deeply, expected OpenSLO documents"),
         ("&a [*a]\n", "1: [0]: found an alias of a value around it, expected no cycle"),
         (slo(more='  description: "\\ud800"\n'), "11: spec.description: found half a surrogate pair, expected Unicode text"),
         (slo(more='  "\\ud800": a\n'), "4: spec: found half a surrogate pair in a key, expected Unicode text"),
+        (slo(more='  description: "a\\0b"\n'), "11: spec.description: found a null character, expected Unicode text"),
+        (slo(more='  "\\0": a\n'), "4: spec: found a null character in a key, expected Unicode text"),
+        ('a: 1\nb: "\\UFFFFFFFF"\n', "2: is not valid YAML: found a number that is too large"),
+        ('a: 1\nb: "\\U00110000"\n', "2: is not valid YAML: found a number that is too large"),
+        (f"%YAML 1.{'9' * 5000}\n---\na: 1\n", "1: is not valid YAML: found a number that is too large"),
         # Documents
         ("- a\n", "1: found a list, expected an OpenSLO document: a mapping"),
         (f"{slo()}---\njust words\n", "12: found 'just words', expected an OpenSLO document: a mapping"),
@@ -428,6 +447,11 @@ def raw(spec: str) -> str:
         (slo(more="  ? [a]\n  : b\n"), "4: spec: found a list or a mapping as a key, expected a word"),
         (slo(more="  description: !!binary aGk=\n"), "11: spec.description: found the YAML tag !!binary, expected a plain value"),
         (slo(more="  description: !!python/name:os.system x\n"), "11: spec.description: found the YAML tag !!python/name:os.system, expected a plain value"),
+        (slo(target='target: !!float "0.99"'), "10: spec.objectives[0].target: found the YAML tag !!float, expected a plain value"),
+        (slo(more="  description: !!str x\n"), "11: spec.description: found the YAML tag !!str, expected a plain value"),
+        (slo(more="  description: ! x\n"), "11: spec.description: found the YAML tag !, expected a plain value"),
+        (slo().replace("metadata: {", "metadata: !!map {", 1), "3: metadata: found the YAML tag !!map, expected a plain value"),
+        (slo(more="  !!str description: x\n"), "4: spec: found the YAML tag !!str of a key, expected a plain word"),
         (slo(more="  description: !!set {a}\n"), "11: spec.description: found the YAML tag !!set, expected a plain value"),
         (slo(more=f"  description: {'x' * 1051}\n"), f"11: spec.description: found '{'x' * 57}...', expected at most 1050 characters"),
         (slo().replace("  service: training\n", ""), "4: spec.service: found nothing, expected this required field"),
@@ -443,6 +467,8 @@ def raw(spec: str) -> str:
         (slo(target="target: .nan"), "10: spec.objectives[0].target: found .nan, expected a decimal number, or a text in quotes"),
         (slo(target="target: 1:30"), "10: spec.objectives[0].target: found 1:30, expected a decimal number, or a text in quotes"),
         (slo(target="target: 1.0e-999999999"), "10: spec.objectives[0].target: found 1.0E-999999999, expected at most 12 decimal places"),
+        (slo(target="target: 1.0e+99999999999999999999"), "10: spec.objectives[0].target: found 1.0e+99999999999999999999, expected a decimal number, or a text in quotes"),
+        (slo(target="target: 1.0e+999999999"), "10: spec.objectives[0].target: found 1.0E+999999999, expected a number below 1"),
         (slo(target="target: 0." + "9" * 50), "10: spec.objectives[0].target: found a very long number, expected at most 40 characters"),
         (slo(target="target: 0.9, targetPercent: 90"), "10: spec.objectives[0].targetPercent: found target and targetPercent, expected exactly one of target, targetPercent"),
         (slo(target="displayName: x"), "10: spec.objectives[0]: found none of them, expected exactly one of target, targetPercent"),
@@ -460,6 +486,8 @@ def raw(spec: str) -> str:
         (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01T00:00:00Z, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-01-01T00:00:00Z', expected a date and time without a zone, such as 2026-01-01 00:00:00"),
         (slo(window="{duration: 1M, calendar: {startTime: 2026-02-31 00:00:00, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '2026-02-31 00:00:00', expected a date and time without a zone, such as 2026-01-01 00:00:00"),
         (slo(window="{duration: 1M, calendar: {startTime: 2026-01-01 00:00:00, timeZone: Europe/Berln}}"), "8: spec.timeWindow[0].calendar.timeZone: found 'Europe/Berln', expected an IANA time zone such as UTC or Europe/Berlin; did you mean 'Europe/Berlin'?"),
+        (slo(window="{duration: 1M, calendar: {startTime: 0001-01-01 00:00:00, timeZone: Asia/Tokyo}}"), "8: spec.timeWindow[0].calendar.startTime: found '0001-01-01 00:00:00', expected a year from 1970 to 2199"),
+        (slo(window="{duration: 1M, calendar: {startTime: 9999-12-31 00:00:00, timeZone: UTC}}"), "8: spec.timeWindow[0].calendar.startTime: found '9999-12-31 00:00:00', expected a year from 1970 to 2199"),
         # Indicators
         (slo(more="  indicatorRef: my-sli\n"), "11: spec.indicatorRef: found indicator and indicatorRef, expected exactly one of indicator, indicatorRef"),
         (slo().replace("ratioMetric: " + RAW, "description: x"), "7: spec.indicator.spec: found none of them, expected exactly one of thresholdMetric, ratioMetric"),
@@ -504,13 +532,20 @@ def raw(spec: str) -> str:
         (raw("{unit: run, measure: success, deadline: 2h}"), f"7: {SPEC}.deadline: found a deadline, expected it only with the measure convergence"),
         (raw("{unit: run, measure: convergence, minDuration: 2h}"), f"7: {SPEC}.minDuration: found a minDuration, expected none with the measure convergence"),
         (raw("{unit: run, measure: success, minDuration: 1M}"), f"7: {SPEC}.minDuration: found '1M', expected a length of time such as 60s or 2h: a count and one of s, m, h, d, w"),
+        (raw("{unit: run, measure: success, minDuration: 110000d}"), f"7: {SPEC}.minDuration: found '110000d', expected a length of time of at most 100 years"),
+        (raw("{unit: run, measure: convergence, deadline: 999999999w}"), f"7: {SPEC}.deadline: found '999999999w', expected a length of time of at most 100 years"),
+        (raw("{unit: run, measure: success, where: {job: [\"a\\0b\"]}}"), f"7: {SPEC}.where.job[0]: found a null character, expected Unicode text"),
         (raw("{unit: run, measure: success, groupBy: [job, job]}"), f"7: {SPEC}.groupBy[1]: found 'job' again, expected each field once"),
         (raw("{unit: run, measure: success, groupBy: [user]}"), f"7: {SPEC}.groupBy[0]: found 'user', expected one of job, model, dataset, team, tier"),
         (slo(f"{{counter: true, good: {source('{unit: run, measure: success}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.good.metricSource.spec.measure: found 'success', expected 'count' here, or raw"),
         (slo(f"{{counter: true, bad: {source('{unit: run, groupBy: [job]}')}, total: {source('{unit: run}')}}}"), f"7: {NAMES}.bad.metricSource.spec.groupBy: found another groupBy than total's, expected the same or none"),
         # Between documents
         (slo().replace("  indicator:\n    {", "  indicatorRef: sucess\n#   {") + f"---\n{HEAD}kind: SLI\nmetadata: {{name: success}}\nspec: {{ratioMetric: {RAW}}}\n", "6: spec.indicatorRef: found 'sucess', expected the name of an SLI in these files; did you mean 'success'?"),
-        (f"{slo()}---\n{slo()}", "14: metadata.name: found my-slo for the same runs twice, expected another name"),
+        (f"{slo()}---\n{slo()}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[]')}---\n{of_tier('experiment', '[]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{of_tier('experiment', '[team]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{of_tier('production, experiment', '[tier]')}", f"14: {SECOND}"),
+        (f"{of_tier('production', '[tier]')}---\n{raw('{unit: run, measure: success, groupBy: [tier]}')}", f"14: {SECOND}"),
         (f"{HEAD}kind: Service\nmetadata: {{name: a}}\n---\n{HEAD}kind: Service\nmetadata: {{name: a}}\n", "7: metadata.name: found a second Service 'a', expected each name once"),
         (ALL_KINDS.replace("unit: run", "unit: rnu"), "18: spec.ratioMetric.raw.metricSource.spec.unit: found 'rnu', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),
         (ALL_KINDS.replace("severity: ticket, ", ""), "56: spec.alertPolicies[1].spec.conditions[0].spec.severity: found nothing, expected this required field"),

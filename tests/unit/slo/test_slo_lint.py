@@ -9,10 +9,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch_slo.lint import fewest_events, lint, one_spends_all, reachable
+from gradwatch.cli import main
+from gradwatch_slo.burn_rules import reachable
+from gradwatch_slo.lint import fewest_events, lint, one_spends_all
 from gradwatch_slo.objectives import default_documents
 from gradwatch_slo.reader import parse_documents
 
@@ -87,6 +90,63 @@ SLOW = "spec.alertPolicies[0].spec.conditions[0].spec.condition"
 def test_what_is_legal_but_useless_is_a_warning(before: str, after: str, expected: list[str]) -> None:
     assert before in COMPLETE
     assert warnings(COMPLETE.replace(before, after, 1)) == expected
+
+
+POLICY = """
+  alertPolicies:
+    - kind: AlertPolicy
+      metadata: {name: mine}
+      spec:
+        WHEN
+        conditions:
+          - kind: AlertCondition
+            metadata: {name: fast}
+            spec: {severity: page, condition: {threshold: 50, lookbackWindow: 1h}}
+        notificationTargets: [{kind: AlertNotificationTarget, metadata: {name: mail}, spec: {target: mail}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("window", "target", "policy", "is_told"),
+    [
+        ("28d", "0.99", "", True),
+        ("1d", "0.99", "", False),
+        # Not even nothing but bad steps burns fast enough.
+        ("90d", "0.5", "", False),
+        ("1d", "0.99", POLICY.replace("WHEN", "alertWhenBreaching: true"), True),
+        ("1d", "0.99", POLICY.replace("WHEN", "alertWhenNoData: true"), True),
+        ("1d", "0.99", POLICY.replace("WHEN", "alertWhenResolved: true"), False),
+    ],
+)
+def test_an_objective_of_which_no_alert_is_made_is_useless(
+    tmp_path: Path, window: str, target: str, policy: str, is_told: bool
+) -> None:
+    text = f"""\
+apiVersion: openslo/v1
+kind: SLO
+metadata: {{name: steps}}
+spec:
+  service: training
+  indicator:
+    metadata: {{name: nonfinite}}
+    spec:
+      ratioMetric:
+        rawType: failure
+        raw: {{metricSource: {{type: gradwatch, spec: {{unit: step, measure: nonfinite}}}}}}
+  timeWindow: [{{duration: {window}, isRolling: true}}]
+  budgetingMethod: Occurrences
+  objectives: [{{target: {target}}}]
+{policy}"""
+    untold = (
+        f"spec.objectives[0]: found {target} over {window}, expected a higher target, a longer window or an alert"
+        " policy: no alert is made of it, so nobody is told"
+    )
+    assert (untold in warnings(text)) is not is_told
+    file = tmp_path / "steps.yaml"
+    file.write_text(text)
+    rules = CliRunner().invoke(main, ["slo", "rules", "-f", str(file)])
+    assert ("- alert:" in rules.stdout) is is_told
+    assert rules.stderr == ("" if is_told else "warning: steps: no alert is made of it, so nobody is told\n")
 
 
 @pytest.mark.parametrize("method", ["Timeslices", "RatioTimeslices"])

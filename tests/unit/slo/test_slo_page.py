@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from gradwatch_collector.runs.step_health import HEALTHY
 from gradwatch_slo.budget import budget_allows, budget_remaining, burn_rate
+from gradwatch_slo.burn_rules import BURN_RULES
 from gradwatch_slo.indicators import RUN_VALUES, UNIT_FAULTS
 from gradwatch_slo.objective import objectives_of
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.reader import parse_documents
-from gradwatch_slo.rules import BURN_RULES
 from gradwatch_slo.source import GradwatchSource, Where
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import alerts, verdict

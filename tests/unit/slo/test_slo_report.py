@@ -116,6 +116,14 @@ def test_an_objective_without_any_group_is_still_reported() -> None:
     assert (dict(only.group), only.total) == ({}, 0)
 
 
+def test_where_nothing_was_counted_it_is_still_told_which_tier_is_meant() -> None:
+    of_a_tier = objective(
+        selection=Selection((("tier", ("production",)), ("job", ("a", "b")))), group_by=("tier", "team", "job")
+    )
+    (only,) = reports(of_a_tier, {})
+    assert dict(only.group) == {"tier": "production"}
+
+
 def test_the_json_tells_a_calendar_window_from_a_rolling_one() -> None:
     monthly = TimeWindow(Duration(1, "M"), NOW.replace(month=1, day=1, hour=0))
     assert to_json(report(0, 9, window=monthly))["window"] == {

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
+from gradwatch_slo.burn_rules import BURN_RULES
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.objective import Objective, load_objectives
 from gradwatch_slo.objectives import default_objectives
-from gradwatch_slo.rules import ALERT_NAMES, BURN_RULES, burn_rules, look_backs, render_rules
+from gradwatch_slo.rules import ALERT_NAMES, burn_rules, look_backs, render_rules
 from gradwatch_slo.windows import TimeWindow
 
 HERE = Path(__file__).with_name("rules")

@@ -153,6 +153,31 @@ def test_what_was_before_fills_the_window_and_is_not_told() -> None:
     assert (asked.start, asked.length, asked.counts) == (BEGAN + 24 * HOUR, 16 * HOUR, Counts(0, 3))
 
 
+def test_an_alert_that_fired_before_what_is_asked_and_still_does_is_told() -> None:
+    # Four bad ones at once fire for a day; asked from the middle of it, at its end, and from just after.
+    whole = history({0: Counts(0, 4)}, 60)
+    told = {
+        lead: only(objective(window=DAY), dataclasses.replace(whole, lead=lead)).episodes
+        for lead in (0, 1, 12, 23, 24)
+    }
+    end = BEGAN + 25 * HOUR
+    assert told.pop(0) == (Episode(BEGAN + HOUR, end, bad=4, total=4),)
+    assert told.pop(24) == ()
+    assert set(told.values()) == {(Episode(None, end, bad=4, total=4),)}
+    (for_ever,) = only(
+        objective(window=DAY), dataclasses.replace(history({0: Counts(0, 4)}, 9), lead=3)
+    ).episodes
+    assert (for_ever.start, for_ever.end) == (None, None)
+
+
+def test_a_look_back_of_a_month_is_a_month_of_the_calendar() -> None:
+    january = datetime(2026, 1, 1, tzinfo=UTC)
+    first = (january - datetime(1970, 1, 1, tzinfo=UTC)) // HOUR
+    past = History.of({first: Counts(0, 4)}, first, first + 40 * 24)
+    _, monthly = simulate(objective(window=DAY, alerts=(policy("gte", 1, Duration(1, "M")),)), past)
+    assert monthly.episodes[0].end == datetime(2026, 2, 1, 1, tzinfo=UTC)
+
+
 def test_of_a_history_shorter_than_the_window_nobody_knows_what_comes_by_chance() -> None:
     assert only(objective(window=DAY), history({0: Counts(5, 0)}, 23)).by_chance is None
     assert only(objective(window=DAY), history({0: Counts(5, 0)}, 24)).by_chance is not None
@@ -169,6 +194,35 @@ def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
     for bad, times in ((56, 0), (57, 1)):
         by_rule = {found.rule: found for found in simulate(steps, history({9: Counts(10_000 - bad, bad)}, 30))}
         assert len(by_rule["5 % of the budget in 6 h"].episodes) == times
+
+
+@pytest.mark.parametrize(
+    ("operator", "threshold", "fires"),
+    [
+        ("gt", "13.4400000000000001", True),
+        ("gt", "1e30", False),
+        ("gte", "1e30", False),
+        ("lt", "1e30", True),
+        ("lte", "-1e30", False),
+        ("gte", "-1e30", True),
+    ],
+)
+def test_no_number_that_may_be_written_is_too_fine_or_too_large(
+    operator: Operator, threshold: str, fires: bool
+) -> None:
+    asked = dataclasses.replace(policy(operator, 0, Duration(1, "h")), threshold=Decimal(threshold))
+    strict = objective(window=DAY, target=Decimal("0.999999999999"), alerts=(asked,))
+    _, found = simulate(strict, history({2: Counts(10**6, 3)}, 30))
+    assert bool(found.episodes) is fires
+
+
+def test_of_many_events_only_the_alerts_are_simulated_that_are_made_of_them() -> None:
+    # Over a day no standard rule fits, and the exact test is for runs.
+    steps, past = objective(STEPS, unit="step", window=DAY), history({2: Counts(0, 9)}, 30)
+    with pytest.raises(ValueError, match="it has no alert on how fast it burns its budget"):
+        only(steps, past)
+    asked = dataclasses.replace(steps, alerts=(policy("gte", 3, Duration(1, "h")),))
+    assert only(asked, past).rule == "policy gte"
 
 
 def test_slices_of_time_are_not_simulated() -> None:
