@@ -49,7 +49,7 @@ LOST = SceneRule(
     name=c.RULE_RUN_LOST,
     severity=Severity.PAGE,
     detect=detect_lost,
-    cause="The process was killed (SIGKILL, out of memory) or its machine vanished: heartbeats stopped without "
-    "a word.",
+    cause="The process was killed (SIGKILL, out of memory) or its machine vanished: heartbeats stopped "
+    "without a word.",
     action="Look at the host's kernel log for the OOM killer, then resume from the last checkpoint.",
 )
