@@ -1,4 +1,4 @@
-"""Checkpoints of a run: every attempt to save or verify one, how many are good, how old the last good one is."""
+"""Checkpoints of a run: every attempt to save or verify one, how many are good, how old the last of them is."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MOST_NAMED: Final = 16
 
 
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
-    """Yield every attempt with a checkpoint that was found corrupt, if it is live or that is an hour ago at most.
+    """Yield every attempt with a checkpoint that was found corrupt, if it is live or that is of the last hour.
 
     Not once something was saved under its name again, or it was found good.
     """
