@@ -1,4 +1,4 @@
-"""A checkpoint that is found corrupt: the finding, the record of the run, and the way from the disk to the page."""
+"""A checkpoint that is found corrupt: the finding, the run's record, and the way from the disk to the page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of(definition: c.Event, seconds: float, step: int, name: str = "run/last.pt"
 def seen(database: Engine, seconds: float) -> list[Observation]:
     with database.connect() as connection:
         scene = Scene(connection, at(seconds), recent_runs(connection, at(seconds)))
-        return list(checkpoint_corrupt.detect(scene, lambda _: checkpoint_corrupt.RULE))
+        return list(checkpoint_corrupt.detect(scene, lambda _: checkpoint_corrupt.RULE.parameters))
 
 
 def from_outside(*events: EventRecord) -> Batch:

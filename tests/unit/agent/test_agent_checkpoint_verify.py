@@ -486,7 +486,7 @@ def test_what_is_found_before_a_run_begins_is_told_once_by_the_first_that_does(
     assert told(second) == []
 
 
-def test_a_checkpoint_that_was_removed_and_its_manifest_left_behind_is_not_corrupt(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_removed_but_for_its_manifest_is_not_corrupt(tmp_path: Path) -> None:
     exporter = InMemoryExporter()
     with gradwatch.watch(exporter=exporter) as watch:
         watch.save_checkpoint(tensors(), tmp_path / "1.pt", step=1)

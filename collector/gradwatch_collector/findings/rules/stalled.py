@@ -9,7 +9,7 @@ from typing import Final
 from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND, step_ends
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import NoParameters, RunRule, Sighting
 from gradwatch_collector.findings.run_view import EventSeen, RunView
 from gradwatch_collector.runs.telling import text
 from gradwatch_slo.runs import Status
@@ -21,7 +21,7 @@ _FRAME: Final = re.compile(r'File "([^"]{1,500})", line (\d+), in (\S{1,200})')
 _WAITING: Final = re.compile(r"distributed_c10d\.py|_functional_collectives\.py|in _engine_run_backward\b")
 
 
-def detect(view: RunView, _: None) -> Sighting | None:
+def detect(view: RunView, _: NoParameters) -> Sighting | None:
     """See a live run of which a rank said that it hangs, and no step of that rank ended since."""
     if view.run.status is not Status.RUNNING:
         return None
@@ -83,7 +83,6 @@ RULE = RunRule(
     name=c.RULE_STALLED,
     severity=Severity.PAGE,
     detect=detect,
-    parameters=None,
     cause="One rank does not come to a collective operation that all others wait in: it hangs in its data, in "
     "a lock or on its device, or took another branch. Without other ranks: a data loader or a file system "
     "hangs.",
