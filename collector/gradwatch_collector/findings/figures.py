@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.run_view import Doubles, Number, Recent, RunView
+from gradwatch_collector.findings.run_view import Number, Recent, RunView
 
-SECOND = 1_000_000_000
+SECOND: Final = 1_000_000_000
+# The agent's default, and what is believed of other senders.
+_EXPORT_SECONDS: Final = 5.0
+_LEAST_EXPORT: Final = 0.2
+_LONGEST_EXPORT: Final = 120.0
 
 
 def finite(recent: Recent) -> Recent:
@@ -61,6 +67,15 @@ def by_rank(numbers: Iterable[Number]) -> dict[int, Number]:
     return found
 
 
+def export_seconds(view: RunView) -> float:
+    """Return how long an export interval is: by the newest numbers that are told once in each."""
+    once = view.first(c.PROCESS_MEMORY) or view.first(c.DEVICE_MEMORY_HEADROOM)
+    if once is None or len(once.recent) < 3:
+        return _EXPORT_SECONDS
+    # The last export of a process comes early.
+    return min(max(median(np.diff(once.recent.times[-9:])) / SECOND, _LEAST_EXPORT), _LONGEST_EXPORT)
+
+
 def step_ends(view: RunView) -> Mapping[int, int]:
     """Return when the newest step of each rank ended, by its own clock, in Unix nanoseconds."""
     return {
@@ -75,6 +90,6 @@ def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def median(values: Sequence[float] | Doubles) -> float:
+def median(values: Sequence[float] | npt.NDArray[Any]) -> float:
     """Return the median of at least one number."""
     return float(np.median(np.asarray(values, np.float64)))

@@ -445,7 +445,7 @@ def test_the_latest_is_never_one_that_verify_calls_bad(watch: Any, tmp_path: Pat
 
 
 def told(exporter: InMemoryExporter) -> list[tuple[str, Any, str]]:
-    """What was told of checkpoints that were read again: whether they are good, their step, the fault's kind."""
+    """What was told of checkpoints that were read again: the event, the step, the kind of the fault."""
     return [
         (
             event.name,
@@ -472,9 +472,7 @@ def test_what_the_latest_was_looked_for_among_is_told_by_the_run_that_is_open(tm
     assert "2.pt" in str(first.attributes[c.CHECKPOINT_FAULT])
 
 
-def test_what_is_found_before_a_run_begins_is_told_once_by_the_first_that_does(
-    watch: Any, tmp_path: Path
-) -> None:
+def test_what_is_found_before_a_run_begins_is_told_once_by_the_first_one(watch: Any, tmp_path: Path) -> None:
     watch.save_checkpoint(tensors(), tmp_path / "1.pt", step=1)
     watch.close()
     flip(tmp_path / "1.pt")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import SECOND, finite, newest, rounded
+from gradwatch_collector.findings.figures import SECOND, export_seconds, finite, newest, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
-from gradwatch_collector.records import Times
 from gradwatch_slo.runs import Status
 
 _PARTS = 4
@@ -24,20 +24,18 @@ class Parameters:
     """Memory grows if it does so all the time, at a pace that reaches the limit before long.
 
     Attributes:
-        seconds: How long the growth must have gone on at least, the first ``warm_up`` seconds of the run left
-            out: allocators fill their caches in them.
-        warm_up: In seconds.
+        intervals: For so many export intervals at least.
+        warm_up: Without the first so many of the run: libraries are loaded and allocators fill their caches.
         horizon: How far ahead the limit may be, in seconds.
-        lookahead: The same, as a multiple of the time that was looked at: a minute says little about a day.
-        rise: How much must have been added, as a share of what was held and of what is left.
-        even: What the slowest quarter of the time must have added, as a share of an even quarter. What grows by
-            steps that become rare, as a cache does, is no leak.
+        lookahead: The same, as a multiple of the time for which it has grown: a minute says little about a day.
+        rise: How much must have been added, as a share of the limit.
+        even: What the slowest part of the time must have added, as a share of the mean.
     """
 
-    seconds: float = 20.0
-    warm_up: float = 5.0
+    intervals: float = 12.0
+    warm_up: float = 12.0
     horizon: float = 86_400.0
-    lookahead: float = 20.0
+    lookahead: float = 10.0
     rise: float = 0.05
     even: float = 0.4
 
@@ -82,56 +80,71 @@ def _device(number: Number) -> str:
 
 
 def _growth(view: RunView, name: str, used: Number, limit: float, p: Parameters) -> _Growth | None:
-    times, floors = _floors(used)
-    if len(times) < 2 * _PARTS:
+    """Return how it grows in the newest half of the time, or in a newer part; the longest that shows it."""
+    known, held = used.course.least[used.course.finite > 0], newest(used)
+    if held is None or not 0 < limit < np.inf or held - float(np.min(known)) < p.rise * limit:
         return None
-    began = max(int(times[0]), view.run.started_at) + int(p.warm_up * SECOND)
-    # The newer half, once that is long enough: what a run takes at its start says little of its later pace.
-    began = max(began, min((int(times[0]) + int(times[-1])) // 2, int(times[-1]) - int(p.seconds * SECOND)))
-    late = times >= began
-    times, floors = times[late], floors[late]
-    if len(times) < 2 * _PARTS:
-        return None
-    lasted, added = (int(times[-1]) - int(times[0])) / SECOND, float(floors[-1] - floors[0])
-    now, room = float(floors[-1]), limit - float(floors[-1])
-    if lasted < 0.9 * p.seconds or added <= 0 or not now > 0 or not np.isfinite(limit):
-        return None
-    left = max(room, 0.0) * lasted / added
-    if (
-        left > min(p.horizon, p.lookahead * lasted)
-        or added < p.rise * min(float(floors[0]), max(room, 0.0) + added)
-        or _slowest(times, floors) < p.even * added / _PARTS
-    ):
-        return None
-    evidence = {
-        "where": name,
-        "bytes": round(now),
-        "limit_bytes": round(limit),
-        "headroom": rounded(max(room, 0.0) / limit),
-        "bytes_per_hour": round(added / lasted * 3600),
-        "grew_for_seconds": round(lasted),
-        "full_in_seconds": round(left),
-        **_allocator(view, used),
-    }
-    return _Growth(used.rank, evidence, int(times[0]), left)
+    interval, until = export_seconds(view), int(used.recent.times[-1])
+    first = int(used.course.times[0]) + int(p.warm_up * interval * SECOND)
+    lasted = (until - first) / SECOND / 2
+    while lasted >= p.intervals * interval:
+        since = until - int(lasted * SECOND)
+        floors = _floors(used, since, until)
+        left = None if floors is None else _seconds_left(*floors, limit, p)
+        if floors is not None and left is not None:
+            evidence = {
+                "where": name,
+                "bytes": round(held),
+                "limit_bytes": round(limit),
+                "headroom": rounded(max(limit - held, 0.0) / limit),
+                "bytes_per_hour": round(_pace(*floors) * 3600),
+                "grew_for_seconds": round(lasted),
+                "full_in_seconds": round(left),
+                **_allocator(view, used),
+            }
+            return _Growth(used.rank, evidence, since, left)
+        lasted /= 2
+    return None
 
 
-def _floors(used: Number) -> tuple[Times, Doubles]:
-    """Return what was held at least from then on, of the whole run."""
-    course = used.course
-    if course.width > 1:
-        known = course.finite > 0
-        times, least = course.times[known], course.least[known]
-    else:
-        recent = finite(used.recent)
+def _floors(used: Number, since: int, until: int) -> tuple[Doubles, Doubles] | None:
+    """Return when, in seconds, the least of each quarter of the time was held, and how much that was.
+
+    None where the last is not more than was ever held before.
+    """
+    recent, course = finite(used.recent), used.course
+    if len(recent) and (recent.times[0] <= since or course.width == 1):
         times, least = recent.times, recent.values
-    # What is freed again was no leak: from the end, the least so far.
-    return times, np.minimum.accumulate(least[::-1])[::-1]
+    else:
+        whole = course.finite > 0
+        times, least = course.times[whole], course.least[whole]
+    edges = np.searchsorted(times, np.linspace(since, until, _PARTS + 1).astype(np.int64), side="right")
+    if np.any(np.diff(edges) < 2):
+        return None
+    places = [start + int(np.argmin(least[start:end])) for start, end in pairwise(edges.tolist())]
+    before = course.most[(course.finite > 0) & (course.times <= since)]
+    # What is held and freed again and again comes back to where it was.
+    if least[places[-1]] <= np.max(before, initial=-np.inf):
+        return None
+    return (times[places] - since) / SECOND, least[places]
 
 
-def _slowest(times: Times, floors: Doubles) -> float:
-    edges = np.linspace(float(times[0]), float(times[-1]), _PARTS + 1)
-    return float(np.min(np.diff(np.interp(edges, times.astype(np.float64), floors))))
+def _pace(times: Doubles, floors: Doubles) -> float:
+    """Return bytes a second."""
+    return float(floors[-1] - floors[0]) / float(times[-1] - times[0])
+
+
+def _seconds_left(times: Doubles, floors: Doubles, limit: float, p: Parameters) -> float | None:
+    """Return when the limit will be reached; None where there is no lasting growth, or that is far away."""
+    paces, pace = np.diff(floors) / np.diff(times), _pace(times, floors)
+    if floors[-1] - floors[0] < p.rise * limit or not float(np.min(paces)) > max(p.even, 0.0) * pace:
+        return None
+    # What slows down by the same share from quarter to quarter, as a cache that fills, comes to an end.
+    slowing, quarter = float(paces[-1] / paces[0]) ** 0.5, float(times[-1] - times[0]) / len(paces)
+    if slowing < 1 and floors[-1] + paces[-1] * quarter * slowing / (1 - slowing) < limit:
+        return None
+    left = max(limit - float(floors[-1]), 0.0) / pace
+    return left if left <= min(p.horizon, p.lookahead * (float(times[-1]) + quarter)) else None
 
 
 def _allocator(view: RunView, used: Number) -> dict[str, float]:

@@ -38,9 +38,6 @@ class Parameters:
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     """See a run whose steps are slower than its predecessors' of other versions on the same devices."""
-    mine = _own_seconds(view, parameters.steps)
-    if mine is None:
-        return None
     same: list[float] = []
     other: list[tuple[float, Mapping[str, str]]] = []
     for each in view.predecessors:
@@ -52,6 +49,9 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
             else:
                 same.append(seconds)
     if len(other) < parameters.predecessors:
+        return None
+    mine = _own_seconds(view, parameters.steps)
+    if mine is None:
         return None
     usual = median([seconds for seconds, _ in other])
     # Others of the very same versions that were as fast as ever: it is not the version.
@@ -69,7 +69,7 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
 
 
 def _own_seconds(view: RunView, steps: int) -> float | None:
-    """Return the mean duration of a step without its wait for data, of all but the slowest stretches."""
+    """Return how long a step usually takes without its wait for data; a slow start has no part in it."""
     durations = view.first(c.STEP_DURATION)
     if durations is None or float(np.sum(durations.course.finite)) < steps:
         return None

@@ -8,7 +8,16 @@ from itertools import pairwise
 from typing import Final
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import SECOND, between, by_rank, finite, median, rounded, total
+from gradwatch_collector.findings.figures import (
+    SECOND,
+    between,
+    by_rank,
+    export_seconds,
+    finite,
+    median,
+    rounded,
+    total,
+)
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Number, RunView
@@ -17,19 +26,23 @@ from gradwatch_slo.runs import Status
 _COLLECTIVE: Final = c.COLLECTIVE_DURATION.name
 _PHASE: Final = c.PHASE_DURATION.name
 _PARTS: Final = 3
+_EACH_PHASE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """A rank lags if the others wait ``share`` of a step, and ``least`` seconds, longer than it does.
+    """A rank lags if the others wait longer than it does.
 
-    That must be so in each third of the newest ``seconds``, in all of which there must be ``values`` that were
-    measured of each rank.
+    Attributes:
+        share: By this share of a step.
+        least: And by so many seconds.
+        intervals: In each third of so many export intervals.
+        values: In which there must be so many measured values of each rank; else they are as many more.
     """
 
     share: float = 0.15
-    least: float = 0.005
-    seconds: float = 15.0
+    least: float = 0.003
+    intervals: float = 3.0
     values: int = 12
 
 
@@ -54,13 +67,18 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     durations = by_rank(view.every(c.STEP_DURATION))
     if len(durations) < 2 or view.run.status is not Status.RUNNING:
         return None
-    until = min((int(each.recent.times[-1]) for each in durations.values() if len(each.recent)), default=0)
+    told = [finite(each.recent) for each in durations.values()]
+    if not all(map(len, told)):
+        return None
+    until = min(int(each.times[-1]) for each in told)
+    step = max(median(each.values[-64:]) for each in told)
+    # Of phases there are at most ten values a second, and so many of each rank are wanted.
+    seconds = max(parameters.intervals * export_seconds(view), parameters.values * max(step, _EACH_PHASE))
     for source, waits in _sources(view, durations):
-        lags = [_lag(waits, window, parameters) for window in _windows(until, parameters.seconds)]
+        lags = [_lag(waits, window, parameters) for window in _windows(until, seconds)]
         known = [lag for lag in lags if lag is not None]
         if len(known) < _PARTS:
             continue
-        step = _mean(durations[known[0].rank], (until - int(parameters.seconds * SECOND), until))
         if len({lag.rank for lag in known}) > 1 or not step > 0:
             return None
         if any(lag.seconds < max(parameters.least, parameters.share * step) for lag in known):
@@ -75,7 +93,7 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
                 "share_of_step": rounded(median([lag.seconds for lag in known]) / step),
                 "step_seconds": rounded(step),
                 "by": source,
-                **_data_wait(view, rank, until, parameters),
+                **_data_wait(view, rank, (until - int(seconds * SECOND), until)),
             },
         )
     return None
@@ -158,13 +176,10 @@ def _mean(number: Number, window: _Window) -> float:
     return summed / count if count else 0.0
 
 
-def _data_wait(view: RunView, rank: int, until: int, parameters: Parameters) -> dict[str, float]:
+def _data_wait(view: RunView, rank: int, window: _Window) -> dict[str, float]:
     """Return how long the rank waits for its data in a step, if that is known: it may be why."""
     told = by_rank(view.every(c.DATA_WAIT)).get(rank)
-    if told is None:
-        return {}
-    window = until - int(parameters.seconds * SECOND), until
-    return {"data_wait_seconds": rounded(_mean(told, window))}
+    return {} if told is None else {"data_wait_seconds": rounded(_mean(told, window))}
 
 
 RULE = RunRule(
