@@ -13,9 +13,15 @@ from gradwatch_collector.findings.run_view import RunView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """``times``: how often the same error must have ended attempts of this run and of its predecessors."""
+    """How often the same error must have ended attempts.
+
+    Attributes:
+        times: Of this run and of its predecessors.
+        attempts: Of this run alone: there nothing was changed in between.
+    """
 
     times: int = 3
+    attempts: int = 2
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
@@ -26,7 +32,7 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     same = signature(last)
     own = sum(signature(error) == same for error in view.errors)
     before = [sum(signature(error) == same for error in each.errors) for each in view.predecessors]
-    if own + sum(before) < parameters.times:
+    if own < parameters.attempts and own + sum(before) < parameters.times:
         return None
     return Sighting(
         step=view.run.last_step,
