@@ -112,6 +112,7 @@ OOM_REQUESTED: Final = "training.oom.requested"
 CHECKPOINT_NAME: Final = "training.checkpoint.name"
 CHECKPOINT_SIZE: Final = "training.checkpoint.size"
 CHECKPOINT_DURATION: Final = "training.checkpoint.duration"
+CHECKPOINT_FAULT: Final = "training.checkpoint.fault"
 
 ATTRIBUTES: Final[dict[str, str]] = {
     LAYER_NAME: "Qualified name of the parameter (or path of the module), without wrappers' parts.",
@@ -152,6 +153,8 @@ ATTRIBUTES: Final[dict[str, str]] = {
     CHECKPOINT_NAME: "Name of the checkpoint's file or folder, with the folder it is in.",
     CHECKPOINT_SIZE: "Bytes of all files of the checkpoint.",
     CHECKPOINT_DURATION: "Seconds that saving took, until everything was on disk.",
+    CHECKPOINT_FAULT: "What is wrong with a checkpoint, in one line that begins with `missing`, `truncated`, "
+    "`altered` or `unloadable`.",
 }
 
 # What `training.nonfinite.born_in` and a finding's `born_in` may say.
@@ -408,10 +411,19 @@ CHECKPOINT_FAILED: Final = Event(
     "training.checkpoint.failed", "A checkpoint could not be saved; the one before is as it was.",
     (EVENT_SEQUENCE, STEP, CHECKPOINT_NAME, CHECKPOINT_DURATION, EXCEPTION_TYPE, EXCEPTION_MESSAGE),
 )
+CHECKPOINT_VERIFIED: Final = Event(
+    "training.checkpoint.verified", "Every byte of a checkpoint was read again, and is what was saved.",
+    (EVENT_SEQUENCE, STEP, CHECKPOINT_NAME, CHECKPOINT_SIZE),
+)
+CHECKPOINT_CORRUPT: Final = Event(
+    "training.checkpoint.corrupt", "A checkpoint was read again, and is not what was saved.",
+    (EVENT_SEQUENCE, STEP, CHECKPOINT_NAME, CHECKPOINT_SIZE, CHECKPOINT_FAULT),
+)
 
 EVENTS: Final[tuple[Event, ...]] = (
     RUN_STARTED, RUN_HEARTBEAT, RUN_ENDED, STALLED, NONFINITE_STEP, TARGET_REACHED,
     INSTRUMENTATION_MISSING, FLIGHT_RECORD, BUNDLE_SAVED, OUT_OF_MEMORY, CHECKPOINT_SAVED, CHECKPOINT_FAILED,
+    CHECKPOINT_VERIFIED, CHECKPOINT_CORRUPT,
 )
 
 # fmt: on

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradwatch import conventions
+from gradwatch.checkpoints import telling
 from gradwatch.clock import Clock
 from gradwatch.conventions import Event as EventName
 from gradwatch.export.exporter import ExportThread, Pacer
@@ -146,6 +147,8 @@ class Run:
         """Install everything and say that the run started."""
         self._thread.start()
         self._emit(conventions.RUN_STARTED, {})
+        for event, found in telling.take():
+            self._emit(event, found)
         self._tell_progress()
         self.observer.install()
         self._endings.install()

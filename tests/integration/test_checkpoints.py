@@ -243,9 +243,10 @@ def test_a_real_run_that_fails_and_goes_on_from_its_checkpoint(database: Engine,
             "four checkpoints",
         )
     assert [(each["attempt"], each["state"], each["step"]) for each in shown["checkpoints"]] == [
-        (2, "saved", 40), (2, "saved", 30), (1, "failed", 25), (1, "saved", 20), (1, "saved", 10),
+        (2, "saved", 40), (2, "saved", 30), (2, "verified", 20),
+        (1, "failed", 25), (1, "saved", 20), (1, "saved", 10),
     ]  # fmt: skip
-    assert shown["checkpoints"][2]["error"] == "OSError: tape torn"
+    assert shown["checkpoints"][3]["error"] == "OSError: tape torn"
     assert shown["checkpoint_record"]["success_rate"] == 0.8
     assert shown["effective_time"]["lost_seconds"] > 0
     assert 0 < shown["effective_time"]["ratio"] < 1

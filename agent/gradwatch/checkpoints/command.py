@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from gradwatch.checkpoints.finding import Verdict, find_all, verify
+from gradwatch.redaction import redact_text
+
+# Without one of them nothing is sent: who only looks at a disk need not have a collector.
+_ENDPOINTS: Final = ("GRADWATCH_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 @click.group()
@@ -22,8 +27,14 @@ def checkpoint() -> None:
 @click.argument(
     "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True, path_type=Path)
 )
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="The collector that is told of checkpoints whose manifests name their runs; without it the one that "
+    "GRADWATCH_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT names, or none.",
+)
 @click.option("--format", "output", default="table", show_default=True, type=click.Choice(["table", "json"]))
-def verify_command(paths: Sequence[Path], output: str) -> None:
+def verify_command(paths: Sequence[Path], endpoint: str | None, output: str) -> None:
     """Find checkpoints that are truncated, altered, missing or cannot be loaded.
 
     Every byte is read, and nothing in it is executed. Folders are searched. A checkpoint is `good` if it is
@@ -38,6 +49,7 @@ def verify_command(paths: Sequence[Path], output: str) -> None:
     if not found:
         raise click.ClickException(f"no checkpoints in {', '.join(map(str, paths))}")
     verdicts = list(_with_progress(found))
+    _report(verdicts, endpoint)
     if output == "json":
         document = {"checkpoints": [_json(verdict) for verdict in verdicts]}
         json.dump(document, sys.stdout, indent=2, allow_nan=False)
@@ -46,6 +58,20 @@ def verify_command(paths: Sequence[Path], output: str) -> None:
         _print(verdicts)
     if any(verdict.problem is not None for verdict in verdicts):
         sys.exit(1)
+
+
+def _report(verdicts: Sequence[Verdict], endpoint: str | None) -> None:
+    if endpoint is None and not any(os.environ.get(name) for name in _ENDPOINTS):
+        return
+    from gradwatch.checkpoints.reporting import report
+    from gradwatch.settings import Settings, SettingsError
+
+    try:
+        settings = Settings.resolve({"endpoint": endpoint})
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    if not settings.disabled and not report(verdicts, settings):
+        click.echo(f"{redact_text(settings.endpoint)} was not told of it yet", err=True)
 
 
 def _with_progress(found: Sequence[Path]) -> Sequence[Verdict]:

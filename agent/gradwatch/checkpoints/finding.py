@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gradwatch.checkpoints import manifest as manifests
+from gradwatch.checkpoints import telling
 from gradwatch.checkpoints.manifest import Fault, Manifest, ManifestError, Problem, is_folder
 from gradwatch.checkpoints.names import DISTRIBUTED, SUFFIXES, is_index
 
@@ -38,19 +39,29 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     Looks at checkpoints with a manifest, also in folders within the folder, as `verify` does. Of one run, the
     newest is the one with the most steps of the last attempt, which no clock that was wrong can hide; of
     several runs, the newest is the one saved last. Nothing is loaded. A checkpoint that cannot be read does not
-    count, and raises nothing.
+    count, and raises nothing. What is found of each that is looked at is told by the run of this process, or by
+    the one that begins next.
     """
     runs: defaultdict[str | None, list[tuple[Manifest, Path]]] = defaultdict(list)
     for path in find(Path(directory)):
         with suppress(ManifestError):
             held = manifests.read(path)
-            if manifests.problem_of(path, held, sizes_only=True) is None:
+            problem = manifests.problem_of(path, held, sizes_only=True)
+            if problem is None:
                 runs[held.run_id].append((held, path))
+            else:
+                telling.tell(Verdict(path, held, problem))
     for each in runs.values():
         each.sort(key=lambda dated: _progress(dated[0]), reverse=True)
     # Each list is taken from in its own order; between their heads the time decides.
     newest_first = heapq.merge(*runs.values(), key=lambda dated: dated[0].saved_at, reverse=True)
-    return next((path for _, path in newest_first if verify(path).state == "good"), None)
+    return next((path for _, path in newest_first if _is_good(path)), None)
+
+
+def _is_good(path: Path) -> bool:
+    verdict = verify(path)
+    telling.tell(verdict)
+    return verdict.state == "good"
 
 
 def _progress(held: Manifest) -> tuple[int, int, datetime]:

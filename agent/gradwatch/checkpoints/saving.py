@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gradwatch import conventions
 from gradwatch.checkpoints.manifest import Manifest
+from gradwatch.checkpoints.telling import name_of
 from gradwatch.checkpoints.writing import (
     NothingWrittenError,
     NotSignedError,
@@ -81,9 +82,7 @@ class _Save:
             **known,
         )
         self._began = perf_counter()
-        target = staging.target
-        # Names of files are bytes, and need not be text.
-        self._name = os.fsencode(f"{target.parent.name}/{target.name}").decode(errors="replace")
+        self._name = name_of(staging.target)
 
     def finish(self, rank: int, ranks: int) -> None:
         """Publish and tell.

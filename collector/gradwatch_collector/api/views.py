@@ -221,7 +221,7 @@ def _checkpoints(connection: Connection, run_id: str) -> list[Json]:
         {
             "time": timestamp(row["time"]),
             "attempt": row["attempt"],
-            "rank": row["rank"],
+            "rank": _rank(row),
             "state": row["state"],
             "name": row["name"],
             "step": row["step"],

@@ -221,7 +221,7 @@ def _checkpoints(shown: Json) -> Iterator[str]:
             ("error", each["error"]),
         )
         facts = " ".join(f"{name}={value}" for name, value in known if value is not None)
-        yield f"  {each['time'][11:23]}  {each['state']:6}  {each['name'] or '?'}  {facts}"
+        yield f"  {each['time'][11:23]}  {each['state']:8}  {each['name'] or '?'}  {facts}"
 
 
 def _contents(data: object) -> str:

@@ -112,7 +112,7 @@ def _entry(entry: object, rules: Mapping[str, Rule], where: str) -> Override:
 def _parameters(told: object, rule: Rule, where: str) -> Mapping[str, Any]:
     if not isinstance(told, dict):
         raise OverridesError(f"{where}: `parameters` is a mapping of names to numbers")
-    known = {} if rule.parameters is None else dataclasses.asdict(rule.parameters)
+    known = dataclasses.asdict(rule.parameters)
     for name, value in told.items():
         if name not in known:
             raise OverridesError(f"{where}: {rule.name} has no parameter {name!r}{_instead(name, known)}")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import Attributes
 from gradwatch_collector.runs.facts import RunRow, load_runs
+from gradwatch_collector.runs.telling import text
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
+from gradwatch_slo.runs import Status
 
 MOST = 20
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,7 @@ class Predecessor:
     """An earlier run that is over. ``resource``: of its lowest rank.
 
     ``summary``: the columns of `run_summary` (`runs/summary.py`); empty where it is not summarised yet.
-    ``errors``: types and messages of the exceptions with which its processes ended.
+    ``errors``: with what each of its attempts failed, oldest first (`load_errors`).
     """
 
     run: RunRow
@@ -47,7 +51,7 @@ def load_predecessors(connection: Connection, run: RunRow) -> Sequence[Predecess
     ids = [each.run_id for each in earlier]
     resources = _resources(connection, ids)
     summaries = _summaries(connection, ids)
-    errors = _errors(connection, ids)
+    errors = load_errors(connection, ids)
     return tuple(
         Predecessor(
             run=each,
@@ -86,18 +90,33 @@ def _summaries(connection: Connection, runs: Sequence[str]) -> dict[str, Mapping
     return found
 
 
-def _errors(connection: Connection, runs: Sequence[str]) -> dict[str, list[str]]:
-    """Return how ranks ended that told of an exception."""
-    event, found = schema.event.c, dict[str, list[str]]()
+def load_errors(connection: Connection, runs: Sequence[str]) -> dict[str, list[str]]:
+    """Return with what attempts failed, oldest first: the first exception of a rank, else the reason."""
+    event, found = schema.event.c, dict[str, dict[int, tuple[bool, str]]]()
     for some in batched(runs):
         rows = connection.execute(
-            select(event.run_id, event.attributes)
+            select(event.run_id, event.attempt, event.attributes)
             .where(event.run_id.in_(some), event.name == c.RUN_ENDED.name)
-            .order_by(event.run_id, event.time)
+            .order_by(event.run_id, event.attempt, event.time)
         )
         for row in rows:
-            if (kind := row.attributes.get(c.EXCEPTION_TYPE)) is not None:
-                found.setdefault(row.run_id, []).append(
-                    f"{kind}: {row.attributes.get(c.EXCEPTION_MESSAGE, '')}"
-                )
-    return found
+            told = _error(row.attributes)
+            attempts = found.setdefault(row.run_id, {})
+            # An exception says more than an exit code or a signal does.
+            if told is not None and (row.attempt not in attempts or told[0] > attempts[row.attempt][0]):
+                attempts[row.attempt] = told
+    return {run_id: [error for _, error in attempts.values()] for run_id, attempts in found.items()}
+
+
+def _error(told: Attributes) -> tuple[bool, str] | None:
+    """Return whether an ending is by an exception, and what it says; None if it is no failure."""
+    kind, message = text(told.get(c.EXCEPTION_TYPE)), text(told.get(c.EXCEPTION_MESSAGE))
+    if kind is not None:
+        return True, f"{kind}: {message or ''}"
+    reason = text(told.get(c.REASON))
+    return (False, reason) if reason is not None and told.get(c.STATUS) == Status.FAILED else None
+
+
+def signature(error: str) -> str:
+    """Return what errors have in common that are the same but for addresses and numbers."""
+    return _VARYING.sub("#", error)

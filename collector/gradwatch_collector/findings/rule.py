@@ -29,6 +29,11 @@ class Sighting:
     severity: Severity | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NoParameters:
+    """Of a rule that has none: None would mean that it is off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """What is the same for all rules.
@@ -42,7 +47,7 @@ class Rule:
     severity: Severity
     cause: str
     action: str
-    parameters: Any
+    parameters: Any = NoParameters()
     clears_after: float = 60.0
     has_birthplace: bool = False
 
@@ -62,5 +67,4 @@ class SceneRule(Rule):
     """
 
     detect: Callable[[Scene, ParametersOf], Iterable[Observation]]
-    parameters: Any = None
     clears_after: float = 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import Connection, func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.predecessors import Predecessor, load_predecessors
+from gradwatch_collector.findings.predecessors import Predecessor, load_errors, load_predecessors
 from gradwatch_collector.findings.run_view import (
     CheckpointSeen,
     Doubles,
@@ -30,6 +30,7 @@ from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
 from gradwatch_collector.storage.reading import newest_since, read_after
 from gradwatch_collector.storage.segments import Segment
+from gradwatch_slo.runs import Status
 
 # What rules look at. Of each, the fields that are numbers.
 _NUMBERS: Final = (
@@ -56,6 +57,7 @@ _NUMBERS: Final = (
     c.HOST_MEMORY_LIMIT,
     c.LOCAL_GRADIENT_NORM,
     c.COLLECTIVE_DURATION,
+    c.PHASE_DURATION,
 )
 _LAYERS: Final = (c.LAYER_GRADIENT_NORM, c.UPDATE_RATIO, c.WEIGHT_NORM)
 _METRICS: Final = {metric.name for metric in (*_NUMBERS, *_LAYERS)}
@@ -174,6 +176,7 @@ class RunReader:
             layers=_layers(known.series.values()),
             events=_events(connection, run),
             checkpoints=_checkpoints(connection, run),
+            errors=_errors(connection, run),
             predecessors=known.predecessors,
         )
 
@@ -285,6 +288,12 @@ def _events(connection: Connection, run: RunRow) -> Mapping[str, Sequence[EventS
     for row in reversed(rows):
         found.setdefault(row.name, []).append(EventSeen(row.rank, row.time, row.attributes))
     return found
+
+
+def _errors(connection: Connection, run: RunRow) -> Sequence[str]:
+    if run.status is Status.RUNNING and run.attempt == 1:  # nothing has ended yet
+        return ()
+    return load_errors(connection, [run.run_id]).get(run.run_id, ())
 
 
 def _checkpoints(connection: Connection, run: RunRow) -> Sequence[CheckpointSeen]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gradwatch import conventions as c
 from gradwatch_collector.findings.predecessors import Predecessor
 from gradwatch_collector.records import Attributes, Times
+from gradwatch_collector.runs.checkpoints import CORRUPT, SAVED, VERIFIED
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.runs.telling import integer
 
@@ -109,7 +110,8 @@ class RunView:
 
     ``numbers`` by the name of the metric; ``layers`` by the name of the metric and field, such as
     ``training.layer.gradient.norm max`` (``mean`` is made of sum and count). ``events`` by their name and
-    ``checkpoints``, oldest first. ``resource``: of its lowest rank. ``predecessors``: newest first.
+    ``checkpoints``, oldest first. ``resource``: of its lowest rank. ``errors``: with what its attempts failed,
+    oldest first. ``predecessors``: newest first.
     """
 
     run: RunRow
@@ -119,6 +121,7 @@ class RunView:
     layers: Mapping[str, Sequence[Layers]] = field(default_factory=dict)
     events: Mapping[str, Sequence[EventSeen]] = field(default_factory=dict)
     checkpoints: Sequence[CheckpointSeen] = ()
+    errors: Sequence[str] = ()
     predecessors: Sequence[Predecessor] = ()
 
     def every(self, metric: c.Metric) -> Sequence[Number]:
@@ -136,6 +139,18 @@ class RunView:
     def events_named(self, event: c.Event) -> Sequence[EventSeen]:
         """Return the events of a kind, oldest first."""
         return self.events.get(event.name, ())
+
+    def good_checkpoints(self) -> Sequence[CheckpointSeen]:
+        """Return those that were saved, and were not found corrupt after that."""
+        corrupt: dict[tuple[str | None, int | None], bool] = {}
+        good: list[CheckpointSeen] = []
+        for each in reversed(self.checkpoints):
+            place = each.name, each.step
+            if each.state in (VERIFIED, CORRUPT):  # the newest word counts
+                corrupt.setdefault(place, each.state == CORRUPT)
+            elif each.state == SAVED and not corrupt.get(place, False):
+                good.append(each)
+        return good[::-1]
 
     def step_at(self, time: int) -> int | None:
         """Return the last step of the lowest rank that had ended at a time; None if that is not known."""

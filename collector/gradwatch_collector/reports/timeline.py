@@ -12,7 +12,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.reports import wording
 from gradwatch_collector.runs import telling
-from gradwatch_collector.runs.checkpoints import SAVED
+from gradwatch_collector.runs.checkpoints import CORRUPT, FAILED, SAVED
 from gradwatch_collector.runs.clocks import Clock
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
@@ -138,17 +138,21 @@ def _checkpoints(connection: Connection, run_id: str, clocks: Mapping[_Process, 
     told: dict[tuple[object, ...], RowMapping] = {}
     for row in rows:
         told.setdefault(tuple(row[name] for name in ("attempt", "state", "name", "step")), row)
-    for is_saved, most in ((True, _CHECKPOINTS_SHOWN), (False, _FAILURES_SHOWN)):
-        shown, skipped = _ends([row for row in told.values() if (row["state"] == SAVED) is is_saved], 1, most)
+    for state, became, most in (
+        (SAVED, "saved", _CHECKPOINTS_SHOWN),
+        (FAILED, "not saved", _FAILURES_SHOWN),
+        (CORRUPT, "found corrupt", _FAILURES_SHOWN),
+    ):
+        shown, skipped = _ends([row for row in told.values() if row["state"] == state], 1, most)
         for index, row in enumerate(shown):
             clock = clocks.get((row["attempt"], row["rank"], row["instance"]), Clock())
-            words = ["checkpoint", row["name"] or "", "saved" if is_saved else "not saved"]
+            words = ["checkpoint", row["name"] or "", became]
             words += [] if row["step"] is None else [f"at step {row['step']}"]
             words += [f"({row['error']})"] if row["error"] else []
             words += [f"({skipped} before it are not shown)"] if skipped and index == 1 else []
             # One that is ahead was corrected when it was received.
             at = row["time"] - min(clock.offset, 0)
-            yield Milestone(at, " ".join(filter(None, words)), "" if is_saved else "bad")
+            yield Milestone(at, " ".join(filter(None, words)), "" if state == SAVED else "bad")
 
 
 def _findings(connection: Connection, run_id: str) -> Iterator[Milestone]:

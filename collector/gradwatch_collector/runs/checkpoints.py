@@ -1,4 +1,4 @@
-"""Checkpoints of a run: every attempt to save one, how many succeeded, and how old the last good one is."""
+"""Checkpoints of a run: every attempt to save or verify one, how many are good, how old the last of them is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, and_, case, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.records import EventRecord, ProcessKey
@@ -16,7 +16,14 @@ from gradwatch_collector.storage import schema
 
 SAVED: Final = "saved"
 FAILED: Final = "failed"
-_STATES: Final = {c.CHECKPOINT_SAVED.name: SAVED, c.CHECKPOINT_FAILED.name: FAILED}
+VERIFIED: Final = "verified"
+CORRUPT: Final = "corrupt"
+_STATES: Final = {
+    c.CHECKPOINT_SAVED.name: SAVED,
+    c.CHECKPOINT_FAILED.name: FAILED,
+    c.CHECKPOINT_VERIFIED.name: VERIFIED,
+    c.CHECKPOINT_CORRUPT.name: CORRUPT,
+}
 _NANOS: Final = 1_000_000_000
 
 
@@ -59,12 +66,14 @@ def rows(key: ProcessKey, events: Iterable[EventRecord], received_at: int) -> It
                 "step": telling.integer(told.get(c.STEP)),
                 "size": telling.integer(told.get(c.CHECKPOINT_SIZE)),
                 "seconds": telling.number(told.get(c.CHECKPOINT_DURATION)),
-                "error": _error(told.get(c.EXCEPTION_TYPE), told.get(c.EXCEPTION_MESSAGE)),
+                "error": _error(
+                    told.get(c.CHECKPOINT_FAULT), told.get(c.EXCEPTION_TYPE), told.get(c.EXCEPTION_MESSAGE)
+                ),
             }
 
 
-def _error(kind: object, message: object) -> str | None:
-    return ": ".join(filter(None, map(telling.text, (kind, message)))) or None
+def _error(*told: object) -> str | None:
+    return ": ".join(filter(None, map(telling.text, told))) or None
 
 
 def newest(connection: Connection, run_id: str, limit: int) -> list[RowMapping]:
@@ -97,7 +106,7 @@ def record_of(connection: Connection, run_id: str) -> Record:
 
 
 def attempted(connection: Connection, run_id: str) -> tuple[int, int]:
-    """Return how many checkpoints the run tried to save, and how many of them failed.
+    """Return how many checkpoints the run tried to save, and how many of them failed or were found corrupt.
 
     Every rank tells of its part of one: it failed if any part did. Saving it again counts again.
     """
@@ -106,15 +115,45 @@ def attempted(connection: Connection, run_id: str) -> tuple[int, int]:
     turn = func.row_number().over(
         partition_by=(*what, checkpoint.rank), order_by=(checkpoint.time, checkpoint.sequence)
     )
-    parts = select(*what, checkpoint.state, turn.label("turn")).where(checkpoint.run_id == run_id).subquery()
-    failed = func.max(case((parts.c.state == FAILED, 1), else_=0)).label("failed")
-    whole = select(failed).group_by(parts.c.attempt, parts.c.name, parts.c.step, parts.c.turn).subquery()
-    number, bad = connection.execute(select(func.count(), func.coalesce(func.sum(whole.c.failed), 0))).one()
-    return int(number), int(bad)
+    bad = case(((checkpoint.state == FAILED) | found_corrupt(schema.checkpoint), 1), else_=0)
+    parts = (
+        select(*what, bad.label("bad"), turn.label("turn"))
+        .where(checkpoint.run_id == run_id, checkpoint.state.in_((SAVED, FAILED)))
+        .subquery()
+    )
+    whole = (
+        select(func.max(parts.c.bad).label("failed"))
+        .group_by(parts.c.attempt, parts.c.name, parts.c.step, parts.c.turn)
+        .subquery()
+    )
+    number, failed = connection.execute(select(func.count(), func.coalesce(func.sum(whole.c.failed), 0))).one()
+    return int(number), int(failed)
+
+
+def found_corrupt(saved: FromClause) -> ColumnElement[bool]:
+    """Return the condition that a row of `checkpoint` is of one that was found corrupt later, in any attempt.
+
+    Not where it was found good again after that.
+    """
+    later = schema.checkpoint.alias()
+    newest = (
+        select(later.c.state)
+        .where(
+            later.c.run_id == saved.c.run_id,
+            later.c.name == saved.c.name,
+            later.c.step.is_not_distinct_from(saved.c.step),
+            later.c.state.in_((VERIFIED, CORRUPT)),
+            later.c.time >= saved.c.time,
+        )
+        .order_by(later.c.time.desc(), later.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return func.coalesce(newest, VERIFIED) == CORRUPT
 
 
 def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | None:
-    """The last that was saved, and when, by our clock: each process has its own, and one may be behind."""
+    """The last that was saved and not found corrupt, and when, by our clock: one of a process may be behind."""
     checkpoint, process = schema.checkpoint.c, schema.process.c
     who = (checkpoint.run_id, checkpoint.attempt, checkpoint.rank, checkpoint.instance)
     turn = func.row_number().over(
@@ -122,7 +161,7 @@ def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | 
     )
     saved = (
         select(*who, checkpoint.time, checkpoint.step, turn.label("turn"))
-        .where(checkpoint.run_id == run_id, checkpoint.state == SAVED)
+        .where(checkpoint.run_id == run_id, checkpoint.state == SAVED, ~found_corrupt(schema.checkpoint))
         .subquery()
     )
     query = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -23,6 +23,7 @@ from gradwatch_collector.runs.facts import (
 )
 from gradwatch_collector.service.lease import last_done
 from gradwatch_collector.storage import schema
+from gradwatch_collector.storage.database import batched
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
@@ -90,8 +91,9 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
     known = before.counted
     history = _history_since(connection, None if known is None else known.settled)
     stored = load_findings(connection, None if known is None else known.finding_id)
-    place = {run.run_id: index for index, run in enumerate(runs)}
-    shown = [found.told for found in stored if found.is_open and found.told.run_id in place]
+    shown = [found.told for found in stored if found.is_open]
+    about = [*runs, *_others(connection, runs, shown)]
+    place = {run.run_id: index for index, run in enumerate(about)}
     silences = load_silences(connection, now)
     snapshot = replace(
         before,
@@ -100,8 +102,8 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
         headroom=load_headroom(connection, now),
         findings=[
             (run, o)
-            for o in sorted(shown, key=lambda o: place[o.run_id])
-            if silenced_until(silences, o.run_id, (run := runs[place[o.run_id]]).job, o.rule) is None
+            for o in sorted((o for o in shown if o.run_id in place), key=lambda o: place[o.run_id])
+            if silenced_until(silences, o.run_id, (run := about[place[o.run_id]]).job, o.rule) is None
         ],
         counted=_counted(known, history, stored, now) if known else _from_here(connection, history, stored),
     )
@@ -118,6 +120,13 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
             time_to_target=_time_to_target(connection),
         )
     return snapshot
+
+
+def _others(connection: Connection, runs: Sequence[RunRow], shown: Sequence[Observation]) -> Iterator[RunRow]:
+    """Yield runs that have been over for long, and of which something is found only now."""
+    missing = sorted({each.run_id for each in shown} - {run.run_id for run in runs})
+    for some in batched(missing):
+        yield from load_runs(connection, schema.run.c.run_id.in_(some))
 
 
 def recent_runs(connection: Connection, now: int) -> list[RunRow]:

@@ -173,7 +173,8 @@ def newest_since(connection: Connection, series_id: int, count: int) -> int:
 def read_after(connection: Connection, since: Mapping[int, int]) -> Iterator[tuple[int, list[Segment]]]:
     """Yield what is stored of each series after a time (in Unix nanoseconds, by series id), if anything is.
 
-    The segments of a series are in order, and each time is there once.
+    The segments of a series are in order, and each time is there once. The time is one up to which a frame was
+    read before: of a frame that begins earlier nothing comes back.
     """
     columns = segments.columns(connection)
     for some in batched(sorted(since.items()), 2, most=2 * _SERIES_AT_ONCE):

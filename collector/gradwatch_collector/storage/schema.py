@@ -187,7 +187,7 @@ event = Table(
     Index(None, "received_at"),
 )
 
-# Every attempt to save a checkpoint: what the events say, in columns.
+# Every attempt to save or verify a checkpoint: what the events say, in columns.
 checkpoint = Table(
     "checkpoint",
     metadata,
@@ -205,6 +205,13 @@ checkpoint = Table(
     Column("error", Text),
     Index(None, "run_id", "time"),
     Index(None, "time"),
+    # What every tick looks for.
+    Index(
+        "checkpoint_corrupt_idx",
+        "time",
+        sqlite_where=text("state = 'corrupt'"),
+        postgresql_where=text("state = 'corrupt'"),
+    ),
 )
 
 span = Table(

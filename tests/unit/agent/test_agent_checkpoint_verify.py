@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradwatch
+from gradwatch import conventions as c
 from gradwatch.checkpoints import manifest
 from gradwatch.checkpoints.finding import find_all, latest_checkpoint, verify
 from gradwatch.checkpoints.formats import problem_of_file
@@ -441,6 +442,55 @@ def test_the_latest_is_never_one_that_verify_calls_bad(watch: Any, tmp_path: Pat
     signed(tmp_path / "2.pt")  # cut off before it was signed: its checksum is right
     assert verify(tmp_path / "2.pt").state == "bad"
     assert latest_checkpoint(tmp_path) == tmp_path / "1.pt"
+
+
+def told(exporter: InMemoryExporter) -> list[tuple[str, Any, str]]:
+    """What was told of checkpoints that were read again: the event, the step, the kind of the fault."""
+    return [
+        (
+            event.name,
+            event.attributes[c.STEP],
+            str(event.attributes.get(c.CHECKPOINT_FAULT, "")).partition(":")[0],
+        )
+        for event in exporter.events
+        if event.name in (c.CHECKPOINT_VERIFIED.name, c.CHECKPOINT_CORRUPT.name)
+    ]
+
+
+def test_what_the_latest_was_looked_for_among_is_told_by_the_run_that_is_open(tmp_path: Path) -> None:
+    exporter = InMemoryExporter()
+    with gradwatch.watch(exporter=exporter) as watch:
+        for step in (1, 2, 3):
+            watch.save_checkpoint(tensors(), tmp_path / f"{step}.pt", step=step)
+        truncate(tmp_path / "2.pt")
+        flip(tmp_path / "3.pt")
+        assert latest_checkpoint(tmp_path) == tmp_path / "1.pt"
+    corrupt, good = c.CHECKPOINT_CORRUPT.name, c.CHECKPOINT_VERIFIED.name
+    assert told(exporter) == [(corrupt, 2, "truncated"), (corrupt, 3, "altered"), (good, 1, "")]
+    first = next(event for event in exporter.events if event.name == corrupt)
+    assert first.attributes[c.CHECKPOINT_NAME] == f"{tmp_path.name}/2.pt"
+    assert "2.pt" in str(first.attributes[c.CHECKPOINT_FAULT])
+
+
+def test_what_is_found_before_a_run_begins_is_told_once_by_the_first_one(watch: Any, tmp_path: Path) -> None:
+    watch.save_checkpoint(tensors(), tmp_path / "1.pt", step=1)
+    watch.close()
+    flip(tmp_path / "1.pt")
+    assert latest_checkpoint(tmp_path) is None
+    first, second = InMemoryExporter(), InMemoryExporter()
+    for exporter in (first, second):
+        gradwatch.watch(exporter=exporter).close()
+    assert told(first) == [(c.CHECKPOINT_CORRUPT.name, 1, "altered")]
+    assert told(second) == []
+
+
+def test_a_checkpoint_that_was_removed_but_for_its_manifest_is_not_corrupt(tmp_path: Path) -> None:
+    exporter = InMemoryExporter()
+    with gradwatch.watch(exporter=exporter) as watch:
+        watch.save_checkpoint(tensors(), tmp_path / "1.pt", step=1)
+        (tmp_path / "1.pt").unlink()
+        assert latest_checkpoint(tmp_path) is None
+    assert told(exporter) == []
 
 
 def test_weights_that_were_added_to_a_checkpoint_make_it_bad_and_notes_do_not(

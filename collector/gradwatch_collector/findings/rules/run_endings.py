@@ -10,10 +10,15 @@ from gradwatch_collector.findings.rule import ParametersOf, SceneRule
 from gradwatch_slo.runs import Status
 
 
-def _ended(scene: Scene, rule: str, status: Status) -> Iterator[Observation]:
+def _ended(scene: Scene, parameters_of: ParametersOf, rule: str, status: Status) -> Iterator[Observation]:
     for run in scene.runs:
         # One that will be retried is not over, and wakes nobody.
-        if run.status is status and run.ended_at is not None and not run.will_retry:
+        if (
+            run.status is status
+            and run.ended_at is not None
+            and not run.will_retry
+            and parameters_of(run) is not None
+        ):
             yield Observation(
                 run_id=run.run_id,
                 attempt=run.attempt,
@@ -28,14 +33,14 @@ def _ended(scene: Scene, rule: str, status: Status) -> Iterator[Observation]:
             )
 
 
-def detect_failed(scene: Scene, _: ParametersOf) -> Iterator[Observation]:
+def detect_failed(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
     """Yield every run whose last attempt failed."""
-    return _ended(scene, c.RULE_RUN_FAILED, Status.FAILED)
+    return _ended(scene, parameters_of, c.RULE_RUN_FAILED, Status.FAILED)
 
 
-def detect_lost(scene: Scene, _: ParametersOf) -> Iterator[Observation]:
+def detect_lost(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
     """Yield every run that fell silent."""
-    return _ended(scene, c.RULE_RUN_LOST, Status.LOST)
+    return _ended(scene, parameters_of, c.RULE_RUN_LOST, Status.LOST)
 
 
 FAILED = SceneRule(
@@ -49,7 +54,7 @@ LOST = SceneRule(
     name=c.RULE_RUN_LOST,
     severity=Severity.PAGE,
     detect=detect_lost,
-    cause="The process was killed (SIGKILL, out of memory) or its machine vanished: heartbeats stopped without "
-    "a word.",
+    cause="The process was killed (SIGKILL, out of memory) or its machine vanished: heartbeats stopped "
+    "without a word.",
     action="Look at the host's kernel log for the OOM killer, then resume from the last checkpoint.",
 )

@@ -13,7 +13,7 @@ from gradwatch_collector.runs.facts import RunRow
 _MOST_NAMED: Final = 100
 
 
-def detect(scene: Scene, _: ParametersOf) -> Iterable[Observation]:
+def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
     """Yield one observation while any run of the outage is silent.
 
     It is told of one of the runs, of tier production if there is one, and always the same: who is back stays in
@@ -21,7 +21,7 @@ def detect(scene: Scene, _: ParametersOf) -> Iterable[Observation]:
     """
     members = sorted((run for run in scene.runs if run.outage_at is not None), key=_order)
     silent = [run.run_id for run in members if run.silent_in_outage]
-    if silent:
+    if silent and parameters_of(members[0]) is not None:
         told = members[0]
         yield Observation(
             run_id=told.run_id,
