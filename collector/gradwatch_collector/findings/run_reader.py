@@ -14,12 +14,14 @@ import numpy as np
 from sqlalchemy import Connection, func, select
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.precedents import load_precedents
 from gradwatch_collector.findings.predecessors import Predecessor, load_predecessors
 from gradwatch_collector.findings.run_view import (
     CheckpointSeen,
     Doubles,
     EventSeen,
     Layers,
+    Levels,
     Number,
     RunView,
 )
@@ -116,6 +118,7 @@ class _Known:
     heard: tuple[object, ...]
     resource: Attributes
     predecessors: Sequence[Predecessor]
+    precedents: Sequence[Levels]
     series: dict[int, _Series] = field(default_factory=dict)
 
 
@@ -150,7 +153,13 @@ class RunReader:
     def _look(self, connection: Connection, run: RunRow, heard: int | None, now: int) -> RunView:
         known = self._known.pop(run.run_id, None)
         if known is None or known.attempt != run.attempt:
-            known = _Known(run.attempt, (), _resource(connection, run), load_predecessors(connection, run))
+            known = _Known(
+                run.attempt,
+                (),
+                _resource(connection, run),
+                load_predecessors(connection, run),
+                load_precedents(connection, run),
+            )
         self._known[run.run_id] = known
         self._find_series(connection, run, known)
         for series_id, segments in read_after(
@@ -168,6 +177,7 @@ class RunReader:
             events=_events(connection, run),
             checkpoints=_checkpoints(connection, run),
             predecessors=known.predecessors,
+            precedents=known.precedents,
         )
 
     def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> None:

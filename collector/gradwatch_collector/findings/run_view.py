@@ -52,6 +52,27 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
+class Levels:
+    """A noisy number by medians over at least 20 values each (`levels.py`), oldest first, all of shape ``[n]``.
+
+    ``after``: how many values had been told by the end of each. ``times``: of that end, in Unix nanoseconds or
+    since the start of the run.
+    """
+
+    after: Doubles
+    times: Times
+    values: Doubles
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def before(self, count: float) -> Levels:
+        """Return those that ended when at most so many values had been told."""
+        early = self.after <= count
+        return Levels(self.after[early], self.times[early], self.values[early])
+
+
+@dataclass(frozen=True, slots=True)
 class Number:
     """One number of one rank, with the attributes of its point: the newest values, and the course of all."""
 
@@ -110,6 +131,7 @@ class RunView:
     ``numbers`` by the name of the metric; ``layers`` by the name of the metric and field, such as
     ``training.layer.gradient.norm max`` (``mean`` is made of sum and count). ``events`` by their name and
     ``checkpoints``, oldest first. ``resource``: of its lowest rank. ``predecessors``: newest first.
+    ``precedents``: training losses of earlier runs that went well, their times since their start.
     """
 
     run: RunRow
@@ -120,6 +142,7 @@ class RunView:
     events: Mapping[str, Sequence[EventSeen]] = field(default_factory=dict)
     checkpoints: Sequence[CheckpointSeen] = ()
     predecessors: Sequence[Predecessor] = ()
+    precedents: Sequence[Levels] = ()
 
     def every(self, metric: c.Metric) -> Sequence[Number]:
         """Return a metric's numbers, by rank and first appearance."""
