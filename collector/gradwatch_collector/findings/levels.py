@@ -32,14 +32,15 @@ def levels_of(times: Times, means: Doubles, counts: Doubles) -> Levels:
     total = told[-1] if len(told) else 0.0
     size = max(LEAST, total / 256)
     groups = ((told - 1) // size).astype(np.int64)
-    places, values = list[int](), list[float]()
+    places, values, noises = list[int](), list[float](), list[float]()
     for group in range(int(total // size)):
         part = slice(*map(int, np.searchsorted(groups, (group, group + 1))))
         known = finite(means[part])
         if len(known):
             places.append(part.stop - 1)
             values.append(float(np.median(known)))
-    return Levels(told[places], times[places], np.array(values))
+            noises.append(noise(known))
+    return Levels(told[places], times[places], np.array(values), np.array(noises))
 
 
 def finite(values: npt.ArrayLike) -> Doubles:
@@ -52,6 +53,14 @@ def median(values: npt.ArrayLike) -> float:
     """Return the median of the finite values, NaN where there is none."""
     known = finite(values)
     return float(np.median(known)) if len(known) else float("nan")
+
+
+def sliding_medians(values: Doubles) -> Doubles:
+    """Return the median of each 20 finite values in a row, shape ``[n - 19]``."""
+    if len(values) < LEAST:
+        return np.empty(0)
+    medians: Doubles = np.median(np.lib.stride_tricks.sliding_window_view(values, LEAST), axis=1)
+    return medians
 
 
 def noise(values: npt.ArrayLike) -> float:

@@ -56,20 +56,28 @@ class Levels:
     """A noisy number by medians over at least 20 values each (`levels.py`), oldest first, all of shape ``[n]``.
 
     ``after``: how many values had been told by the end of each. ``times``: of that end, in Unix nanoseconds or
-    since the start of the run.
+    since the start of the run. ``noise``: what single values deviate by from their level.
     """
 
     after: Doubles
     times: Times
     values: Doubles
+    noise: Doubles
 
     def __len__(self) -> int:
         return len(self.values)
 
+    def first(self, count: int) -> Levels:
+        """Return so many."""
+        return Levels(self.after[:count], self.times[:count], self.values[:count], self.noise[:count])
+
     def before(self, count: float) -> Levels:
         """Return those that ended when at most so many values had been told."""
-        early = self.after <= count
-        return Levels(self.after[early], self.times[early], self.values[early])
+        return self.first(int(np.searchsorted(self.after, count, side="right")))
+
+    def until(self, time: float) -> Levels:
+        """Return those that ended by then."""
+        return self.first(int(np.searchsorted(self.times, time, side="right")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +169,18 @@ class RunView:
         return self.events.get(event.name, ())
 
     def step_at(self, time: int) -> int | None:
-        """Return the last step of the lowest rank that had ended at a time; None if that is not known."""
+        """Return the last step of the lowest rank that had ended at a time; None if that is not known.
+
+        Of a time before the newest values of `training.step`, it may be too low by a 128th of all.
+        """
         steps = self.first(c.STEP_INDEX)
-        if steps is None or not len(steps.recent):
+        if steps is None:
             return None
-        at = int(np.searchsorted(steps.recent.times, time, side="right")) - 1
-        return int(steps.recent.values[at]) if at >= 0 else None
+        for times, values in (
+            (steps.recent.times, steps.recent.values),
+            (steps.course.times, steps.course.most),
+        ):
+            at = int(np.searchsorted(times, time, side="right")) - 1
+            if at >= 0 and np.isfinite(values[at]):
+                return int(values[at])
+        return None

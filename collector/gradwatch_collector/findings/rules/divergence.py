@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.levels import LEAST, median, rounded
+from gradwatch_collector.findings.levels import LEAST, finite, rounded, sliding_medians
 from gradwatch_collector.findings.losses import Descent, descent, own_losses
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
@@ -18,8 +18,9 @@ from gradwatch_collector.findings.run_view import Number, RunView
 class Parameters:
     """Divergence: the loss rose above its lowest level by ``gain`` of its fall and ``level`` of that level.
 
-    The newest two medians of 20 values did, and by ``noise`` times what single values deviate by chance. Losses
-    of several optimizers may rise for good reasons: it takes ``rivalry`` times as much.
+    Two medians of 20 values one after the other did, within the newest 512, and by ``noise`` times what single
+    values deviate by chance; and it is still above that lowest by ``level``. Losses of several optimizers may
+    rise for good reasons: it takes ``rivalry`` times as much.
     """
 
     gain: float = 0.2
@@ -42,25 +43,32 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
 def _rise(
     view: RunView, number: Number, loss: Descent, times: float, parameters: Parameters
 ) -> Sighting | None:
-    recent = loss.recent
-    newest = [median(recent[-LEAST:]), median(recent[-2 * LEAST : -LEAST])]
-    before = loss.levels.before(loss.steps - 2 * LEAST)
-    if not len(before) or not np.all(np.isfinite(newest)):
+    medians = sliding_medians(finite(number.recent.values))
+    # The least that the loss was over 20 values and the 20 after them, and where they begin.
+    lasting = np.minimum(medians[:-LEAST], medians[LEAST:])
+    places = np.flatnonzero(np.isfinite(number.recent.values))[: len(lasting)]
+    earlier = np.searchsorted(loss.levels.after, loss.steps - len(number.recent) + places, side="right")
+    lasting, places, earlier = (each[earlier > 0] for each in (lasting, places, earlier))
+    if not len(lasting):
         return None
-    start, lowest = float(before.values[0]), float(np.min(before.values))
-    bound = times * (parameters.gain * (start - lowest) + parameters.level * abs(lowest))
-    if min(newest) - lowest <= max(bound, parameters.noise * loss.noise):
+    start, lowest = loss.start, np.minimum.accumulate(loss.levels.values)[earlier - 1]
+    bound = times * (parameters.gain * (start - lowest) + parameters.level * np.abs(lowest))
+    above = lasting - lowest - np.maximum(bound, parameters.noise * loss.noise)
+    most = int(np.argmax(above))
+    if above[most] <= 0 or loss.now - lowest[most] <= parameters.level * abs(lowest[most]):
         return None
-    since = int(number.recent.times[-2 * LEAST :][0])
+    # More than half of these 20 are high.
+    first = places[int(np.argmax(above > 0))] + LEAST // 2 - 1
+    since = int(number.recent.times[first])
     return Sighting(
         step=view.step_at(since),
         rank=number.rank,
         since=since,
         evidence={
             "loss": rounded(loss.now),
-            "lowest_loss": rounded(lowest),
+            "highest_loss": rounded(float(lasting[most])),
+            "lowest_loss": rounded(float(lowest[most])),
             "loss_at_start": rounded(start),
-            "noise": rounded(loss.noise),
         },
     )
 

@@ -63,7 +63,9 @@ def _skipped(view: RunView, rank: int) -> int | None:
     """Return how many steps the scaler has skipped so far."""
     for number in view.every(c.SKIPPED_STEPS):
         if number.rank == rank:
-            return int(np.sum(finite(number.course.mean) * number.course.finite[number.course.finite > 0]))
+            with np.errstate(over="ignore", invalid="ignore"):
+                counted = float(np.nansum(number.course.mean * number.course.finite))
+            return int(counted) if np.isfinite(counted) else None
     return None
 
 

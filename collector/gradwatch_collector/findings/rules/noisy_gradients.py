@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.levels import finite, noise, rounded
+from gradwatch_collector.findings.levels import LEAST, finite, levels_of, median, noise, rounded
+from gradwatch_collector.findings.losses import only_loss
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
-from gradwatch_collector.findings.run_view import RunView
+from gradwatch_collector.findings.run_view import Doubles, Levels, RunView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Noisy: the logarithm of the norm deviates by ``deviation`` from step to step, over ``window`` norms.
+    """Noisy: from one to the next of ``window`` steps the logarithm of the norm deviates by ``deviation``.
 
-    1.0 is a norm that is mostly between a third and three times its level.
+    1.0 is a norm that is mostly between a third and three times its level. Or: the loss deviates by ``factor``
+    times as much as that of ``runs`` or more earlier runs did where it was as high, in ``steps`` steps or more.
     """
 
     deviation: float = 1.0
     window: int = 50
+    factor: float = 1.5
+    runs: int = 3
+    steps: int = 160
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
-    """See the first optimizer whose gradient norm is noisy."""
+    """See gradients that are noisy by themselves, or by their effect on the loss."""
+    evidence = _by_norm(view, parameters) or _by_loss(view, parameters)
+    return None if evidence is None else Sighting(step=view.run.last_step, evidence=evidence)
+
+
+def _by_norm(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
     told = view.every(c.GRADIENT_NORM)
     for number in told:
         norms = finite(number.recent.values[-2 * parameters.window :])
@@ -34,11 +46,40 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
             continue
         deviation = noise(np.log(norms))
         if deviation >= parameters.deviation:
-            return Sighting(
-                step=view.step_at(int(number.recent.times[-1])),
-                evidence={"log_deviation": rounded(deviation), "norms": len(norms)},
-            )
+            return {"log_deviation": rounded(deviation), "norms": len(norms)}
     return None
+
+
+def _by_loss(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
+    number = only_loss(view)
+    if number is None or len(view.precedents) < parameters.runs:
+        return None
+    recent = number.recent
+    own = levels_of(recent.times, recent.values, np.ones(len(recent)))
+    usual = np.array([_usual_noise(each, own) for each in view.precedents])
+    # At a level that few of them were at nothing is usual.
+    known = np.sum(usual > 0, axis=0) >= parameters.runs
+    if np.sum(known) * LEAST < parameters.steps:
+        return None
+    theirs = np.nanmedian(usual[:, known], axis=0)
+    ratio = median(own.noise[known] / theirs)
+    if ratio < parameters.factor:
+        return None
+    return {
+        "loss_deviation": rounded(median(own.noise[known])),
+        "loss_deviation_of_others": rounded(median(theirs)),
+        "ratio": rounded(ratio),
+        "runs": len(view.precedents),
+    }
+
+
+def _usual_noise(precedent: Levels, own: Levels) -> Doubles:
+    """Return the noise of an earlier run's loss where it was as high as this one's, NaN where it never was."""
+    if not len(precedent):
+        return np.full(len(own), np.nan)
+    order = np.argsort(precedent.values)
+    levels, noise_there = precedent.values[order], precedent.noise[order]
+    return np.interp(own.values, levels, noise_there, left=np.nan, right=np.nan)
 
 
 RULE = RunRule(

@@ -21,7 +21,7 @@ class Parameters:
     While the training loss is not above what it was then.
     """
 
-    rise: float = 0.1
+    rise: float = 0.15
     evaluations: int = 3
 
 

@@ -25,9 +25,9 @@ class Parameters:
     what predecessors' time to the target allows, is over, and the target was not reached.
     """
 
-    progress: float = 0.6
-    runs: int = 2
-    steps: int = 60
+    progress: float = 0.5
+    runs: int = 3
+    steps: int = 100
     noise: float = 2.0
     granted: float = 0.9
 
@@ -56,10 +56,10 @@ def _behind(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
     loss = descent(number)
     if number is None or loss is None or loss.steps < parameters.steps:
         return None
-    now = max(loss.now, median(loss.recent[-2 * LEAST : -LEAST]))
+    now = min(loss.now, median(loss.recent[-2 * LEAST : -LEAST]))
     step, elapsed = first_step(view) + loss.steps, float(number.recent.times[-1] - view.run.started_at)
     by_step = [levels for each in view.precedents if len(levels := each.before(step))]
-    by_time = [levels for each in view.precedents if len(levels := _until(each, elapsed))]
+    by_time = [levels for each in view.precedents if len(levels := each.until(elapsed))]
     if not all(_is_behind(now, levels, loss.noise, parameters) for levels in (by_step, by_time)):
         return None
     return {
@@ -69,11 +69,6 @@ def _behind(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
         "runs": len(by_step),
         "steps": int(step),
     }
-
-
-def _until(levels: Levels, elapsed: float) -> Levels:
-    early = levels.times <= elapsed
-    return Levels(levels.after[early], levels.times[early], levels.values[early])
 
 
 def _is_behind(now: float, others: list[Levels], noise: float, parameters: Parameters) -> bool:
