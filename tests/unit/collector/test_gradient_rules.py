@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.levels import levels
 from gradwatch_collector.findings.rules import (
     gradient_explosion,
     loss_scale_collapse,
@@ -217,6 +218,23 @@ def test_norms_that_jump_from_step_to_step_are_noisy() -> None:
 
 def test_norms_that_fall_smoothly_by_any_factor_are_not() -> None:
     assert not noisy(np.geomspace(1e3, 1e-6, 200) * around(1, 200))
+
+
+def noisy_beside(values: Doubles, others: list[Doubles]) -> bool:
+    told = view({c.LOSS: [number(values)]}, precedents=[levels(number(each).course) for each in others])
+    return noisy_gradients.detect(told, noisy_gradients.Parameters()) is not None
+
+
+def with_chance(deviation: float, seed: int, steps: int = 250) -> Doubles:
+    return falling(steps) + np.random.default_rng(seed).normal(0, deviation, steps)
+
+
+def test_a_loss_noisier_than_that_of_earlier_runs_where_it_was_as_high_tells_of_noisy_gradients() -> None:
+    usual = [with_chance(0.05, seed) for seed in range(3)]
+    assert noisy_beside(with_chance(0.15, 9), usual)
+    assert not noisy_beside(with_chance(0.05, 9), usual)
+    assert not noisy_beside(with_chance(0.15, 9), usual[:2])
+    assert not noisy_beside(with_chance(0.15, 9) + 10, usual)
 
 
 def stale(*by_rank: list[float]) -> int | None:

@@ -68,6 +68,17 @@ def test_a_small_hump_of_warm_up_is_no_divergence() -> None:
     assert not any(map(diverged, at_any_moment(values)))
 
 
+def test_a_learning_rate_that_starts_anew_lifts_the_loss_for_a_while_and_is_no_divergence() -> None:
+    values = np.concatenate([falling(500), falling(500, start=0.4)])
+    assert not any(map(diverged, at_any_moment(values)))
+
+
+def test_a_loss_that_came_back_has_not_diverged_for_good() -> None:
+    jump = np.concatenate([falling(300, end=0.02), falling(300, end=0.02)])
+    assert diverged(of_loss(jump[:345]))
+    assert not diverged(of_loss(jump))
+
+
 def test_a_loss_that_becomes_nan_is_not_this_rules() -> None:
     assert not diverged(of_loss(np.concatenate([falling(300), np.full(50, math.nan)])))
 
@@ -97,7 +108,7 @@ def flat(told: RunView) -> bool:
 
 def test_a_loss_that_stays_where_it_began_is_a_plateau() -> None:
     assert flat(of_loss(2.3 + chance(400)))
-    assert flat(of_loss(2.3 - np.linspace(0, 0.05, 5_000) + chance(5_000)))
+    assert flat(of_loss(2.3 - np.linspace(0, 0.03, 5_000) + chance(5_000)))
 
 
 def test_no_moment_of_a_run_that_converges_is_a_plateau() -> None:

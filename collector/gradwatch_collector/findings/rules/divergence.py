@@ -57,8 +57,8 @@ def _rise(
     most = int(np.argmax(above))
     if above[most] <= 0 or loss.now - lowest[most] <= parameters.level * abs(lowest[most]):
         return None
-    # More than half of these 20 are high.
-    first = places[int(np.argmax(above > 0))] + LEAST // 2 - 1
+    # Half of these 20 are high.
+    first = places[int(np.argmax(above > 0))] + LEAST // 2
     since = int(number.recent.times[first])
     return Sighting(
         step=view.step_at(since),
