@@ -30,10 +30,12 @@ _OF_QUALITY: Final = frozenset({
 class Descent:
     """A loss: its levels, where it began, the lowest it reached, and where it is.
 
-    ``noise``: of a single value, by chance. ``steps``: how many values there were.
+    ``steps``: how many values there were. ``is_positive``: whether all were; of one that may be below zero, as
+    those of reinforcement learning, shares mean nothing. ``noise``: what single values deviate by, by chance.
     """
 
     steps: float
+    is_positive: bool
     levels: Levels
     recent: Doubles
     start: float
@@ -46,11 +48,6 @@ class Descent:
         """What it has fallen by from its start to its lowest level."""
         return self.start - self.lowest
 
-    @property
-    def is_positive(self) -> bool:
-        """Whether its levels have been above zero throughout: shares of other losses mean nothing."""
-        return bool(np.all(self.levels.values > 0)) and self.now > 0
-
 
 def descent(number: Number | None) -> Descent | None:
     """Return how a loss stands; None while it has fewer than two levels."""
@@ -61,6 +58,7 @@ def descent(number: Number | None) -> Descent | None:
         return None
     return Descent(
         steps=float(np.sum(number.course.finite + number.course.nonfinite)),
+        is_positive=not bool(np.any(number.course.least < 0)) and float(known.values[0]) > 0,
         levels=known,
         recent=recent,
         start=float(known.values[0]),

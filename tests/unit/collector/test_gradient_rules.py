@@ -216,6 +216,17 @@ def test_norms_that_jump_from_step_to_step_are_noisy() -> None:
     assert noisy(around(1, 200, deviation=2.0))
 
 
+def of_one_loss(values: Doubles) -> bool:
+    told = view({c.LOSS: [number(values)]})
+    return noisy_gradients.detect(told, noisy_gradients.Parameters()) is not None
+
+
+def test_a_loss_that_jumps_from_step_to_step_tells_of_them_too_until_it_is_small() -> None:
+    assert of_one_loss(2 * around(1, 200, deviation=1.2))
+    assert not of_one_loss(falling(200, end=0.5))
+    assert not of_one_loss(np.concatenate([np.full(50, 2.3), 0.01 * around(1, 200, deviation=1.2)]))
+
+
 def test_norms_that_fall_smoothly_by_any_factor_are_not() -> None:
     assert not noisy(np.geomspace(1e3, 1e-6, 200) * around(1, 200))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.levels import finite, median, noise, rounded
+from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
@@ -17,15 +17,15 @@ from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 class Parameters:
     """A shift: the mean moved by ``mean`` standard deviations, or the standard deviation by ``factor``.
 
-    That each of the newest ``times`` batches that were looked at did, from each of the first ``reference`` (two
-    at least), by ``chance`` times more than what one batch differs from the next by chance.
+    That each of the newest ``times`` batches that were looked at did, from each of the first ``reference``, and
+    by ``chance`` times more than how far apart these are by chance.
     """
 
-    reference: int = 5
+    reference: int = 4
     times: int = 2
     mean: float = 0.3
     factor: float = 1.35
-    chance: float = 4.0
+    chance: float = 1.0
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
@@ -43,10 +43,8 @@ def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) 
     if means is None or spreads is None or min(map(np.min, spreads)) <= 0:
         return None
     unit = median(spreads[0])
-    moved = _gap(*means, parameters.chance * noise(mean.recent.values)) / unit
-    widened = _gap(
-        np.log(spreads[0]), np.log(spreads[1]), parameters.chance * noise(spread.recent.values) / unit
-    )
+    moved = _gap(*means, parameters.chance) / unit
+    widened = _gap(np.log(spreads[0]), np.log(spreads[1]), parameters.chance)
     if moved < parameters.mean and widened < np.log(parameters.factor):
         return None
     since = int(mean.recent.times[-parameters.times])
@@ -66,14 +64,16 @@ def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) 
 
 def _ends(course: Doubles, recent: Doubles, parameters: Parameters) -> tuple[Doubles, Doubles] | None:
     """Return what was told first and last of an input, None while there is not enough of both."""
-    first = finite(course[: min(parameters.reference, len(course) - parameters.times)])
-    newest = finite(recent[-parameters.times :])
-    return (first, newest) if len(first) > 1 and len(newest) == parameters.times else None
+    if len(course) < parameters.reference + parameters.times:
+        return None
+    first, newest = finite(course[: parameters.reference]), finite(recent[-parameters.times :])
+    return (first, newest) if len(first) and len(newest) else None
 
 
 def _gap(first: Doubles, newest: Doubles, chance: float) -> float:
-    """Return how far apart two groups of values are, beyond chance."""
-    return float(max(np.min(newest) - np.max(first), np.min(first) - np.max(newest)) - chance)
+    """Return how far apart two groups of values are, beyond so many times as far as the first lie apart."""
+    apart = max(np.min(newest) - np.max(first), np.min(first) - np.max(newest))
+    return float(apart - chance * (np.max(first) - np.min(first)))
 
 
 RULE = RunRule(

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import LEAST, finite, levels_of, median, noise, rounded
-from gradwatch_collector.findings.losses import only_loss
+from gradwatch_collector.findings.losses import Descent, descent, only_loss
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Doubles, Levels, RunView
@@ -20,11 +20,15 @@ from gradwatch_collector.findings.run_view import Doubles, Levels, RunView
 class Parameters:
     """Noisy: from one to the next of ``window`` steps the logarithm of the norm deviates by ``deviation``.
 
-    1.0 is a norm that is mostly between a third and three times its level. Or: the loss deviates by ``factor``
-    times as much as that of ``runs`` or more earlier runs did where it was as high, in ``steps`` steps or more.
+    1.0 is a norm that is mostly between a third and three times its level. Or that of the loss deviates by
+    ``loss_deviation``. Neither once the loss is below ``level`` of what it was at the start: of little, chance
+    is all that is left. Or the loss deviates by ``factor`` times as much as that of ``runs`` or more earlier
+    runs did where it was as high, in ``steps`` steps or more.
     """
 
     deviation: float = 1.0
+    loss_deviation: float = 0.8
+    level: float = 0.05
     window: int = 50
     factor: float = 1.5
     runs: int = 3
@@ -33,24 +37,38 @@ class Parameters:
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     """See gradients that are noisy by themselves, or by their effect on the loss."""
-    evidence = _by_norm(view, parameters) or _by_loss(view, parameters)
+    loss = descent(only_loss(view))
+    evidence = None
+    if loss is None or not loss.is_positive or loss.now >= parameters.level * loss.start:
+        evidence = _by_norm(view, parameters) or _by_loss(loss, parameters)
+    evidence = evidence or _by_others(view, parameters)
     return None if evidence is None else Sighting(step=view.run.last_step, evidence=evidence)
 
 
 def _by_norm(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
     told = view.every(c.GRADIENT_NORM)
     for number in told:
-        norms = finite(number.recent.values[-2 * parameters.window :])
-        norms = norms[norms > 0]
-        if number.rank != told[0].rank or len(norms) < parameters.window:
-            continue
-        deviation = noise(np.log(norms))
-        if deviation >= parameters.deviation:
-            return {"log_deviation": rounded(deviation), "norms": len(norms)}
+        deviation = _log_deviation(number.recent.values, parameters)
+        if number.rank == told[0].rank and deviation >= parameters.deviation:
+            return {"log_deviation_of_norm": rounded(deviation)}
     return None
 
 
-def _by_loss(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
+def _by_loss(loss: Descent | None, parameters: Parameters) -> Mapping[str, Any] | None:
+    if loss is None or not loss.is_positive:
+        return None
+    deviation = _log_deviation(loss.recent, parameters)
+    return {"log_deviation_of_loss": rounded(deviation)} if deviation >= parameters.loss_deviation else None
+
+
+def _log_deviation(told: Doubles, parameters: Parameters) -> float:
+    """Return what the logarithms of the newest values deviate by; 0.0 while there are too few."""
+    values = finite(told[-2 * parameters.window :])
+    values = values[values > 0]
+    return noise(np.log(values)) if len(values) >= parameters.window else 0.0
+
+
+def _by_others(view: RunView, parameters: Parameters) -> Mapping[str, Any] | None:
     number = only_loss(view)
     if number is None or len(view.precedents) < parameters.runs:
         return None

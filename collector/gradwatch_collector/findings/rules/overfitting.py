@@ -21,7 +21,7 @@ class Parameters:
     While the training loss is not above what it was then.
     """
 
-    rise: float = 0.15
+    rise: float = 0.2
     evaluations: int = 3
 
 
