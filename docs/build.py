@@ -53,7 +53,8 @@ What the collector finds by itself. A rule looks at the numbers and events of a 
 has at most one finding of a rule: the step, layer and rank where it is known, numbers as evidence, a likely
 cause and what to do. It is open while the rule still sees it, and resolved when it has not been seen for as
 long as the rule says. Rules wait until chance can be told from change: they compare medians and not single
-values, and what is above a threshold once is none.
+values, and what is above a threshold once is none. Their defaults were chosen on real training runs, healthy
+ones and others with one fault each.
 
 **Severity.** `page` wakes somebody, and only for runs of tier `production`; of an experiment it is a
 `ticket`. `info` is stored and shown, and raises no alert.
