@@ -1,17 +1,23 @@
-"""Writes docs/telemetry.md from ``gradwatch.conventions``.
+"""Writes docs/telemetry.md from ``gradwatch.conventions``, and docs/findings.md from the rules.
 
 python docs/build.py [--check]
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.observation import Severity
+from gradwatch_collector.findings.rule import RunRule, SceneRule
+from gradwatch_collector.findings.rules import RUN_RULES, SCENE_RULES
 
-PAGE = Path(__file__).with_name("telemetry.md")
+FOLDER = Path(__file__).parent
 
 INTRODUCTION = """\
 # Telemetry
@@ -38,8 +44,90 @@ sickest first.
 """
 
 
-def page() -> str:
-    """Return the whole page."""
+FINDINGS_INTRODUCTION = """\
+# Findings
+
+<!-- Written by docs/build.py from gradwatch_collector.findings; change that and run `make format`. -->
+
+What the collector finds by itself. A rule looks at the numbers and events of a run as they come in, and a run
+has at most one finding of a rule: the step, layer and rank where it is known, numbers as evidence, a likely
+cause and what to do. It is open while the rule still sees it, and resolved when it has not been seen for as
+long as the rule says. Rules wait until chance can be told from change: they compare medians and not single
+values, and what is above a threshold once is none. Their defaults were chosen on real training runs, healthy
+ones and others with one fault each.
+
+**Severity.** `page` wakes somebody, and only for runs of tier `production`; of an experiment it is a
+`ticket`. `info` is stored and shown, and raises no alert.
+
+**What rules need.** Rules about the loss look at `training.loss`, of runs with one optimizer: losses that two
+models play against each other, as in a GAN, need not fall. `overfitting` needs a held-out loss, given to
+`watch.log` by one of the names `val_loss`, `val/loss` and `loss/val`, where `val` may as well be
+`validation`, `valid`, `eval`, `test` or `dev`. `slow_convergence` compares with at most five earlier runs of
+the same job, model and data set that succeeded and had no finding about how they learned; `run_variance` with
+those of the same configuration (`config=`) and the quality that their target's metric had at the end
+(`target=`). `input_shift` needs `inputs=True`, the default, and `stale_gradients`
+`watch.log(gradient_staleness=n)`.
+
+**Other thresholds.** `gradwatch collector serve --findings FILE` sets parameters anew, or turns rules off,
+for all runs or for those of some jobs and tiers. Of several entries that fit a run, later ones go before
+earlier ones. A name or value that does not exist ends the collector with one line that says so:
+
+```yaml
+- rule: memory_headroom
+  job: "llm-*"          # a shell pattern; without it every job
+  tier: production      # without it every tier
+  parameters: {minimum: 0.05}
+- rule: plateau
+  job: "rl-*"
+  enabled: false
+```
+"""
+
+SEVERITIES = {
+    Severity.PAGE: "page in production, else a ticket",
+    Severity.TICKET: "ticket",
+    Severity.INFO: "info, no alert",
+}
+
+
+def findings_page() -> str:
+    """Return the page of all rules, in the order in which `conventions` names them."""
+    rules = {rule.name: rule for rule in (*SCENE_RULES, *RUN_RULES)}
+    listed = [rules[name] for name in c.RULE_ALERTS if name in rules]
+    overview = table(
+        ("rule", "severity", "what it is about"),
+        ([f"[`{rule.name}`](#{rule.name})", SEVERITIES[rule.severity], about(rule)] for rule in listed),
+    )
+    return "\n".join([FINDINGS_INTRODUCTION, overview, *map(section, listed)])
+
+
+def section(rule: RunRule | SceneRule) -> str:
+    """Return what there is to say of a rule."""
+    parts = [f"## {rule.name}\n", f"{about(rule)} Severity: {SEVERITIES[rule.severity]}."]
+    if rule.severity is not Severity.INFO:
+        parts[-1] += f" Alert: `{c.RULE_ALERTS[rule.name]}`."
+    parts[-1] += "\n"
+    if rule.parameters is not None:
+        known = dataclasses.asdict(rule.parameters)
+        parts += [
+            words(type(rule.parameters)) + "\n",
+            table(("parameter", "default"), ([code(name), code(str(value))] for name, value in known.items())),
+        ]
+    return "\n".join([*parts, f"**Likely cause.** {rule.cause}\n", f"**What to do.** {rule.action}\n"])
+
+
+def about(rule: RunRule | SceneRule) -> str:
+    """Return what a rule is about, in a sentence."""
+    return words(inspect.getmodule(rule.detect)).split("\n")[0]
+
+
+def words(documented: object) -> str:
+    """Return a docstring as Markdown."""
+    return re.sub("``", "`", inspect.getdoc(documented) or "")
+
+
+def telemetry_page() -> str:
+    """Return the page of everything that is sent and shown."""
     return "\n".join(
         [
             INTRODUCTION,
@@ -84,15 +172,23 @@ def codes(names: Iterable[str]) -> str:
     return ", ".join(map(code, names))
 
 
+PAGES: dict[str, Callable[[], str]] = {"telemetry.md": telemetry_page, "findings.md": findings_page}
+
+
 def main() -> int:
-    """Write the page, or with ``--check`` say whether it is up to date."""
-    if "--check" in sys.argv[1:]:
-        if PAGE.exists() and PAGE.read_text() == page():
-            return 0
-        print(f"{PAGE.name} is out of date: run `make format`", file=sys.stderr)
-        return 1
-    PAGE.write_text(page())
-    return 0
+    """Write the pages, or with ``--check`` say whether they are up to date."""
+    if "--check" not in sys.argv[1:]:
+        for name, page in PAGES.items():
+            (FOLDER / name).write_text(page())
+        return 0
+    old = [
+        name
+        for name, page in PAGES.items()
+        if not (FOLDER / name).exists() or (FOLDER / name).read_text() != page()
+    ]
+    if old:
+        print(f"{', '.join(old)} out of date: run `make format`", file=sys.stderr)
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

@@ -262,11 +262,11 @@ COLLECTIVE_DURATION: Final = Metric(
     "Time of collective operations in the interval (delta, scale 3).", (COLLECTIVE,),
 )
 INPUT_MEAN: Final = Metric(
-    "training.input.mean", "1", "gauge", "Mean of a floating input of the model, at a slow cadence.",
+    "training.input.mean", "1", "gauge", "Mean of a floating input of the model, once a second.",
     (INPUT_NAME,),
 )
 INPUT_STDDEV: Final = Metric(
-    "training.input.stddev", "1", "gauge", "Standard deviation of a floating input, at a slow cadence.",
+    "training.input.stddev", "1", "gauge", "Standard deviation of a floating input, once a second.",
     (INPUT_NAME,),
 )
 INPUT_NONFINITE: Final = Metric(
@@ -346,6 +346,10 @@ EXPONENTIAL_HISTOGRAM_SCALE: Final = 3
 # of it that computation did not hide.
 DDP_ALL_REDUCE: Final = "ddp_all_reduce"
 DDP_EXPOSED: Final = "ddp_all_reduce_exposed"
+
+# What a loop that applies gradients of other workers tells by `watch.log(gradient_staleness=N)`: by how many
+# updates the parameters are newer than those that the gradients were computed from.
+GRADIENT_STALENESS: Final = "gradient_staleness"
 
 # --- Events (log records with an event name) -----------------------------------------------------------
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _WAITING: Final = 100_000
 # DDP's figures change every hundred iterations, and reading them costs 50 microseconds.
 _DDP_SECONDS: Final = 5.0
+# A shift of the data is to be seen within an export interval or two.
+_INPUT_SECONDS: Final = 1.0
 # Ten times a second is as often as anybody looks, and six clocks a step are too dear for a step of 1 ms.
 _PHASE_NANOSECONDS: Final = 100_000_000
 
@@ -101,7 +103,7 @@ class Measures:
         self._phased = 0
         self._quiet_until = 0
         self._weights: dict[int, _Weights] = {}
-        self._inputs = Cadence(monotonic=monotonic) if inputs else None
+        self._inputs = Cadence(_INPUT_SECONDS, monotonic) if inputs else None
         self._probes: list[InputProbe] = []
         self._input_vectors: list[tuple[str, Tensor]] = []
         self._times = CollectiveTimes(start)

@@ -40,9 +40,7 @@ def load_predecessors(connection: Connection, run: RunRow) -> Sequence[Predecess
     table = schema.run.c
     earlier = load_runs(
         connection,
-        table.job == run.job,
-        _same(table.model, run.model),
-        _same(table.dataset, run.dataset),
+        *like(run),
         table.run_id != run.run_id,
         table.started_at <= run.started_at,
         table.ended_at.is_not(None),
@@ -61,6 +59,12 @@ def load_predecessors(connection: Connection, run: RunRow) -> Sequence[Predecess
         )
         for each in earlier
     )
+
+
+def like(run: RunRow) -> Sequence[ColumnElement[bool]]:
+    """Return the conditions, over ``schema.run``, of runs of the same job, model and data set."""
+    table = schema.run.c
+    return table.job == run.job, _same(table.model, run.model), _same(table.dataset, run.dataset)
 
 
 def _same(column: ColumnElement[str | None], value: str | None) -> ColumnElement[bool]:

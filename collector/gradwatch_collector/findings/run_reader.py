@@ -14,12 +14,14 @@ import numpy as np
 from sqlalchemy import Connection, func, select
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.precedents import load_precedents
 from gradwatch_collector.findings.predecessors import Predecessor, load_errors, load_predecessors
 from gradwatch_collector.findings.run_view import (
     CheckpointSeen,
     Doubles,
     EventSeen,
     Layers,
+    Levels,
     Number,
     RunView,
 )
@@ -122,6 +124,7 @@ class _Known:
     looked_at: int
     resource: Attributes
     predecessors: Sequence[Predecessor]
+    precedents: Sequence[Levels]
     series: dict[int, _Series] = field(default_factory=dict)
 
 
@@ -158,8 +161,15 @@ class RunReader:
     def _look(self, connection: Connection, run: RunRow, heard: int | None, now: int) -> RunView:
         known = self._known.pop(run.run_id, None)
         if known is None or known.attempt != run.attempt:
-            resource = _resource(connection, run)
-            known = _Known(run.attempt, (), None, now, resource, load_predecessors(connection, run))
+            known = _Known(
+                attempt=run.attempt,
+                stands=(),
+                heard=None,
+                looked_at=now,
+                resource=_resource(connection, run),
+                predecessors=load_predecessors(connection, run),
+                precedents=load_precedents(connection, run),
+            )
         self._known[run.run_id] = known
         self._find_series(connection, run, known)
         for series_id, segments in read_after(
@@ -178,6 +188,7 @@ class RunReader:
             checkpoints=_checkpoints(connection, run),
             errors=_errors(connection, run),
             predecessors=known.predecessors,
+            precedents=known.precedents,
         )
 
     def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> None:

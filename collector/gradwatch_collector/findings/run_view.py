@@ -53,6 +53,35 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
+class Levels:
+    """A noisy number by medians over at least 20 values each (`levels.py`), oldest first, all of shape ``[n]``.
+
+    ``after``: how many values had been told by the end of each. ``times``: of that end, in Unix nanoseconds or
+    since the start of the run. ``noise``: what single values deviate by from their level.
+    """
+
+    after: Doubles
+    times: Times
+    values: Doubles
+    noise: Doubles
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def first(self, count: int) -> Levels:
+        """Return so many."""
+        return Levels(self.after[:count], self.times[:count], self.values[:count], self.noise[:count])
+
+    def before(self, count: float) -> Levels:
+        """Return those that ended when at most so many values had been told."""
+        return self.first(int(np.searchsorted(self.after, count, side="right")))
+
+    def until(self, time: float) -> Levels:
+        """Return those that ended by then."""
+        return self.first(int(np.searchsorted(self.times, time, side="right")))
+
+
+@dataclass(frozen=True, slots=True)
 class Number:
     """One number of one rank, with the attributes of its point: the newest values, and the course of all."""
 
@@ -112,6 +141,7 @@ class RunView:
     ``training.layer.gradient.norm max`` (``mean`` is made of sum and count). ``events`` by their name and
     ``checkpoints``, oldest first. ``resource``: of its lowest rank. ``errors``: with what its attempts failed,
     oldest first. ``predecessors``: newest first.
+    ``precedents``: training losses of earlier runs that went well, their times since their start.
     """
 
     run: RunRow
@@ -123,6 +153,7 @@ class RunView:
     checkpoints: Sequence[CheckpointSeen] = ()
     errors: Sequence[str] = ()
     predecessors: Sequence[Predecessor] = ()
+    precedents: Sequence[Levels] = ()
 
     def every(self, metric: c.Metric) -> Sequence[Number]:
         """Return a metric's numbers, by rank and first appearance."""
@@ -153,9 +184,18 @@ class RunView:
         return good[::-1]
 
     def step_at(self, time: int) -> int | None:
-        """Return the last step of the lowest rank that had ended at a time; None if that is not known."""
+        """Return the last step of the lowest rank that had ended at a time; None if that is not known.
+
+        Of a time before the newest values of `training.step`, it may be too low by a 128th of all.
+        """
         steps = self.first(c.STEP_INDEX)
-        if steps is None or not len(steps.recent):
+        if steps is None:
             return None
-        at = int(np.searchsorted(steps.recent.times, time, side="right")) - 1
-        return int(steps.recent.values[at]) if at >= 0 else None
+        for times, values in (
+            (steps.recent.times, steps.recent.values),
+            (steps.course.times, steps.course.most),
+        ):
+            at = int(np.searchsorted(times, time, side="right")) - 1
+            if at >= 0 and np.isfinite(values[at]):
+                return int(values[at])
+        return None

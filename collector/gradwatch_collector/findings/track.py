@@ -65,7 +65,8 @@ class Track:
         self._most = np.concatenate([self._most, np.full(more, -np.inf)])
         finite = np.isfinite(values)
         np.maximum.at(self._ends, places, times)
-        np.add.at(self._sums, places[finite], values[finite])
+        with np.errstate(over="ignore"):
+            np.add.at(self._sums, places[finite], values[finite])
         np.minimum.at(self._least, places[finite], values[finite])
         np.maximum.at(self._most, places[finite], values[finite])
         np.add.at(self._finite, places, finite)
@@ -77,8 +78,9 @@ class Track:
         if not len(firsts):
             return
         self._ends = np.maximum.reduceat(self._ends, firsts)
-        self._sums, self._finite, self._nonfinite = (
-            np.add.reduceat(each, firsts) for each in (self._sums, self._finite, self._nonfinite)
-        )
+        with np.errstate(over="ignore"):
+            self._sums, self._finite, self._nonfinite = (
+                np.add.reduceat(each, firsts) for each in (self._sums, self._finite, self._nonfinite)
+            )
         self._least = np.minimum.reduceat(self._least, firsts)
         self._most = np.maximum.reduceat(self._most, firsts)

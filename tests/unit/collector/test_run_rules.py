@@ -1,0 +1,171 @@
+"""What holds for all rules about one run; and rules about inputs, seeds and how runs of one kind differ."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch import conventions as c
+from gradwatch_collector.findings.observation import Severity
+from gradwatch_collector.findings.predecessors import Predecessor
+from gradwatch_collector.findings.rule import RunRule
+from gradwatch_collector.findings.rules import RUN_RULES, input_shift, missing_seed, run_variance
+from gradwatch_collector.findings.run_view import RunView
+from gradwatch_slo.runs import Status
+from tests.run_views import RUNNING, layers, number, view
+
+STEP_NUMBERS = (
+    c.LOSS, c.LEARNING_RATE, c.GRADIENT_NORM, c.CLIP_RATIO, c.LOSS_SCALE, c.SKIPPED_STEPS, c.STEP_DURATION,
+    c.DATA_WAIT, c.INPUT_MEAN, c.INPUT_STDDEV, c.PROCESS_MEMORY, c.HOST_MEMORY_LIMIT, c.DEVICE_MEMORY_PEAK,
+)  # fmt: skip
+odd = st.floats() | st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1e-300, 1.7e308, -1e308])
+# Each value and how often it is told, one after the other.
+odd_series = st.lists(st.tuples(odd, st.integers(1, 300)), max_size=6)
+
+
+def told(series: Sequence[tuple[float, int]]) -> list[float]:
+    return [value for value, times in series for _ in range(times)]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(STEP_NUMBERS),
+        st.lists(st.tuples(odd_series, st.sampled_from([1e-6, 1.0, 25.0])), max_size=2),
+    ),
+    st.dictionaries(st.sampled_from(["val_loss", "accuracy", c.GRADIENT_STALENESS]), odd_series),
+    st.integers(0, 4).flatmap(
+        lambda times: st.lists(st.lists(odd, min_size=times, max_size=times), max_size=5)
+    ),
+)
+def test_no_rule_fails_or_warns_of_any_numbers(
+    by_metric: Mapping[c.Metric, Sequence[tuple[list[tuple[float, int]], float]]],
+    logged: Mapping[str, list[tuple[float, int]]],
+    by_layer: Sequence[Sequence[float]],
+) -> None:
+    numbers = {
+        metric: [
+            number(told(series), rank=rank, every=every, OPTIMIZER=rank)
+            for rank, (series, every) in enumerate(by_rank)
+        ]
+        for metric, by_rank in by_metric.items()
+    }
+    numbers[c.LOGGED] = [number(told(series), METRIC_NAME=name) for name, series in logged.items()]
+    matrix = [layers({f"layer{place}": row for place, row in enumerate(by_layer)})] if by_layer else []
+    fields_told = {f"{c.LAYER_GRADIENT_NORM.name} {field}": matrix for field in ("mean", "max", "count", "sum")}
+    odd_view = view(numbers, layers=fields_told)
+    for rule in RUN_RULES:
+        found = rule.detect(odd_view, rule.parameters)
+        if found is not None:
+            floats = [value for value in found.evidence.values() if isinstance(value, float)]
+            assert all(map(math.isfinite, floats)), rule.name
+
+
+@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
+def test_a_run_of_which_nothing_is_known_has_no_finding(rule: RunRule) -> None:
+    assert rule.detect(RunView(run=RUNNING, now=RUNNING.started_at), rule.parameters) is None
+
+
+@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
+def test_every_parameter_is_documented_and_what_is_said_of_a_rule_is_in_sentences(rule: RunRule) -> None:
+    if rule.parameters is not None:
+        assert all(f"``{each.name}``" in type(rule.parameters).__doc__ for each in fields(rule.parameters))
+    assert rule.cause.endswith(".")
+    assert rule.action.endswith(".")
+    assert rule.name in c.RULE_ALERTS
+
+
+# --- input_shift ----------------------------------------------------------------------------------------
+
+
+def shifted(means: Sequence[float], spreads: Sequence[float]) -> bool:
+    inputs = {
+        c.INPUT_MEAN: [number(means, INPUT_NAME="0")],
+        c.INPUT_STDDEV: [number(spreads, INPUT_NAME="0")],
+    }
+    return input_shift.detect(view(inputs), input_shift.Parameters()) is not None
+
+
+def chance(level: float, count: int, deviation: float = 0.02) -> list[float]:
+    return (level + np.random.default_rng(count).normal(0, deviation, count)).tolist()
+
+
+def test_inputs_with_another_zero_or_another_unit_have_shifted() -> None:
+    assert shifted(chance(0, 10) + chance(0.7, 3), chance(1, 13))
+    assert shifted(chance(0, 13), chance(1, 10) + chance(2, 3))
+    assert shifted(chance(0, 13), chance(1, 10) + chance(0.4, 3))
+
+
+def test_one_odd_batch_and_batches_that_always_differ_have_not() -> None:
+    assert not shifted([*chance(0, 10), 3.0, 0.0], chance(1, 12))
+    assert not shifted(chance(0, 300, deviation=0.3), chance(1, 300, deviation=0.1))
+
+
+def test_inputs_that_are_all_the_same_have_no_spread_to_be_measured_by() -> None:
+    assert not shifted([0.0] * 20, [0.0] * 20)
+
+
+# --- missing_seed, run_variance -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        ("67280421310721", True),  # torch's own of old
+        ("8112937314548217322", True),  # the system's
+        ("0", False),
+        ("1234", False),
+        (str(2**32 - 1), False),
+        ("", False),
+        ("-1", False),
+        (None, False),
+    ],
+)
+def test_a_generator_that_nobody_seeded_is_a_remark(seed: str | None, expected: bool) -> None:
+    found = missing_seed.detect(view(resource={c.SEED: seed}), missing_seed.Parameters())
+    assert (found is not None) is expected
+    assert missing_seed.RULE.severity is Severity.INFO
+
+
+def test_an_unseeded_process_of_torch_begins_with_a_seed_that_the_rule_knows() -> None:
+    program = "import torch; print(torch.initial_seed())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    unseeded = view(resource={c.SEED: told.stdout.strip()})
+    assert missing_seed.detect(unseeded, missing_seed.Parameters()) is not None
+
+
+def predecessors(qualities: Sequence[float | None], **resource: Any) -> list[Predecessor]:
+    run = replace(RUNNING, status=Status.SUCCEEDED)
+    return [
+        Predecessor(run=run, resource={c.CONFIG_HASH: "a", **resource}, summary={"quality": quality})
+        for quality in qualities
+    ]
+
+
+def varying(known: Sequence[Predecessor], resource: Mapping[str, str] = {c.CONFIG_HASH: "a"}) -> bool:
+    run = view(resource=resource, predecessors=known)
+    return run_variance.detect(run, run_variance.Parameters()) is not None
+
+
+def test_runs_of_one_configuration_that_end_far_apart_vary() -> None:
+    assert varying(predecessors([-0.2, -0.5, -0.3, -0.9, -0.4]))
+
+
+def test_runs_that_end_alike_but_for_one_do_not() -> None:
+    assert not varying(predecessors([-0.2, -0.21, -0.19, -0.2, -0.22, -3.0]))
+
+
+def test_few_runs_other_configurations_and_runs_without_a_quality_tell_nothing() -> None:
+    spread = [-0.2, -0.5, -0.3, -0.9, -0.4]
+    assert not varying(predecessors(spread[:4]))
+    assert not varying(predecessors(spread, **{c.CONFIG_HASH: "b"}))
+    assert not varying(predecessors(spread), resource={})
+    assert not varying(predecessors([None, None, *spread[:3]]))
