@@ -168,11 +168,16 @@ class WebhookReceiver:
         ]
 
     def got(self, receiver: str, status: str | None = None, **labels: str) -> list[Notification]:
-        """Return what a receiver got so far, of one status and with these labels if given."""
+        """Return what a receiver got so far, of one status and with these labels if given.
+
+        ``page`` and ``ticket`` are those of all owners together.
+        """
         return [
             n
             for n in tuple(self._notifications)
-            if n.receiver == receiver and status in (None, n.status) and labels.items() <= n.labels.items()
+            if f"-{n.receiver}".endswith(f"-{receiver}")
+            and status in (None, n.status)
+            and labels.items() <= n.labels.items()
         ]
 
 
