@@ -158,13 +158,22 @@ class WebhookReceiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._notifications: list[Notification] = []
+        self._deliveries: list[tuple[str, Any]] = []
 
     def deliver(self, receiver: str, body: bytes) -> None:
-        """Take one delivery of Alertmanager's webhook format."""
-        self._notifications += [
+        """Take one delivery, of Alertmanager's webhook format or of a chat's."""
+        self._deliveries.append((receiver, json.loads(body)))
+
+    def bodies(self, receiver: str) -> list[Any]:
+        """Return the deliveries to one receiver as they came."""
+        return [body for to, body in tuple(self._deliveries) if to == receiver]
+
+    @property
+    def _notifications(self) -> list[Notification]:
+        return [
             Notification(receiver, alert["status"], alert["labels"], alert["annotations"])
-            for alert in json.loads(body)["alerts"]
+            for receiver, body in tuple(self._deliveries)
+            for alert in body.get("alerts", ())
         ]
 
     def got(self, receiver: str, status: str | None = None, **labels: str) -> list[Notification]:
@@ -174,7 +183,7 @@ class WebhookReceiver:
         """
         return [
             n
-            for n in tuple(self._notifications)
+            for n in self._notifications
             if f"-{n.receiver}".endswith(f"-{receiver}")
             and status in (None, n.status)
             and labels.items() <= n.labels.items()
