@@ -302,14 +302,15 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(configuration: Configuration, data: Path) -> Iterator[Prometheus]:
-    """Run Prometheus on a free loopback port, with its storage below ``data``."""
+def prometheus(configuration: Configuration, data: Path, *options: str) -> Iterator[Prometheus]:
+    """Run Prometheus on a free loopback port, with its storage below ``data``; SIGTERM ends it."""
     listen = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={configuration.folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={data / 'prometheus'}",
         f"--web.listen-address={listen}",
+        *options,
     ]
     with _running(command, ready=f"http://{listen}/-/ready", log=data / "prometheus.log"):
         yield Prometheus(f"http://{listen}")
@@ -317,7 +318,7 @@ def prometheus(configuration: Configuration, data: Path) -> Iterator[Prometheus]
 
 @contextmanager
 def alertmanager(configuration: Configuration, data: Path, listen: str) -> Iterator[str]:
-    """Run Alertmanager at ``listen`` (host:port) and give its URL."""
+    """Run Alertmanager at ``listen`` (host:port) and give its URL; SIGTERM ends it."""
     command = [
         "prometheus-alertmanager",
         f"--config.file={configuration.folder / 'alertmanager.yaml'}",

@@ -37,6 +37,8 @@ FASTER = {
     "_interval: 2s": "_interval: 1s",
     "keep_firing_for: 2m": "keep_firing_for: 8s",
     "group_interval: 10s": "group_interval: 1s",
+    "group_interval: 5m": "group_interval: 1s",
+    "  for: 10s": "  for: 4s",
 }
 
 TRAINING = """
@@ -168,6 +170,77 @@ def test_people_hear_once_that_a_finding_is_resolved(stack: Stack) -> None:
     stack.wait_until_told("page", "r-back", status="resolved", rule=names.RULE_RUN_LOST)
     stack.settle()
     assert [n.status for n in stack.people.got("page", run_id="r-back")] == ["firing", "resolved"]
+
+
+def test_pages_and_tickets_go_to_the_owners_of_their_rules(stack: Stack) -> None:
+    stack.find("r-owners", names.RULE_CHECKPOINT_CORRUPT, "page")
+    stack.find("r-owners", names.RULE_NONFINITE, "page")
+    stack.find("r-owners", names.RULE_CHECKPOINT_STALE, "ticket")
+    stack.find("r-owners", names.RULE_PLATEAU, "ticket")
+    for receiver, rule in (
+        ("ml-sre-page", names.RULE_CHECKPOINT_CORRUPT),
+        ("ml-engineer-page", names.RULE_NONFINITE),
+        ("ml-sre-ticket", names.RULE_CHECKPOINT_STALE),
+        ("ml-engineer-ticket", names.RULE_PLATEAU),
+    ):
+        told = stack.wait_until_told(receiver, "r-owners", rule=rule)
+        assert told.labels["owner"] == receiver.rpartition("-")[0]
+        assert told.annotations["runbook_url"] == names.runbook_url(names.RULE_ALERTS[rule])
+    stack.settle()
+    assert len(stack.people.got("page", run_id="r-owners")) == 2
+    assert len(stack.people.got("ticket", run_id="r-owners")) == 2
+
+
+def test_what_a_restart_depends_on_is_told_of_a_run_that_died(stack: Stack) -> None:
+    stack.find("r-died", names.RULE_RUN_FAILED, "page")
+    stack.find("r-died", names.RULE_CHECKPOINT_CORRUPT, "page")
+    stack.find("r-died", names.RULE_REPEATED_FAILURE, "ticket")
+    stack.find("r-died", names.RULE_CHECKPOINT_FAILED, "ticket")
+    stack.wait_until_told("page", "r-died", rule=names.RULE_RUN_FAILED)
+    stack.wait_until_told("page", "r-died", rule=names.RULE_CHECKPOINT_CORRUPT)
+    stack.wait_until_told("ticket", "r-died", rule=names.RULE_REPEATED_FAILURE)
+    stack.settle()
+    assert stack.people.got("ticket", run_id="r-died", rule=names.RULE_CHECKPOINT_FAILED) == []
+
+
+def test_a_run_that_hangs_in_a_collective_is_one_page_that_silences_what_follows_from_it(stack: Stack) -> None:
+    stack.find("r-hung", names.RULE_STALLED, "page")
+    stack.wait_until_told("ml-sre-page", "r-hung", rule=names.RULE_STALLED)
+    for rule in (names.RULE_STRAGGLER, names.RULE_SLOW_COLLECTIVE, names.RULE_CHECKPOINT_STALE):
+        stack.find("r-hung", rule, "ticket")
+    stack.find("r-late", names.RULE_STRAGGLER, "ticket")
+    stack.wait_until_told("ml-sre-ticket", "r-late", rule=names.RULE_STRAGGLER)
+    stack.settle()
+    assert len(stack.people.got("page", run_id="r-hung")) == 1
+    assert stack.people.got("ticket", run_id="r-hung") == []
+
+
+def test_an_outage_of_many_runs_collectives_is_one_page(stack: Stack) -> None:
+    hung = [f"r-out{number}" for number in range(6)]
+    for run_id in hung:
+        stack.find(run_id, names.RULE_STALLED, "page")
+    stack.find(hung[0], names.RULE_COLLECTIVE_OUTAGE, "page")
+    stack.wait_until_told("ml-sre-page", hung[0], rule=names.RULE_COLLECTIVE_OUTAGE)
+    # One that is left when the outage is over is told of then.
+    for run_id in hung[1:]:
+        stack.find(run_id, names.RULE_STALLED, "page", active=False)
+    stack.settle()
+    assert [n.labels["run_id"] for n in stack.people.got("page") if n.labels["run_id"] in hung] == hung[:1]
+    stack.find(hung[0], names.RULE_COLLECTIVE_OUTAGE, "page", active=False)
+    stack.wait_until_told("page", hung[0], status="resolved", rule=names.RULE_COLLECTIVE_OUTAGE)
+    stack.wait_until_told("page", hung[0], rule=names.RULE_STALLED)
+    assert [n for run_id in hung[1:] for n in stack.people.got("page", run_id=run_id)] == []
+
+
+def test_an_outage_of_experiments_silences_no_production_run(stack: Stack) -> None:
+    stack.find("r-try", names.RULE_COLLECTIVE_OUTAGE, "ticket", tier=names.TIER_EXPERIMENT)
+    stack.find("r-try", names.RULE_STALLED, "ticket", tier=names.TIER_EXPERIMENT)
+    stack.wait_until_told("ml-sre-ticket", "r-try", rule=names.RULE_COLLECTIVE_OUTAGE)
+    stack.find("r-serious", names.RULE_STALLED, "page")
+    stack.wait_until_told("ml-sre-page", "r-serious", rule=names.RULE_STALLED)
+    assert stack.people.got("ticket", run_id="r-try", rule=names.RULE_STALLED) == []
+    stack.find("r-try", names.RULE_COLLECTIVE_OUTAGE, "ticket", tier=names.TIER_EXPERIMENT, active=False)
+    stack.find("r-try", names.RULE_STALLED, "ticket", tier=names.TIER_EXPERIMENT, active=False)
 
 
 def test_repeated_nans_turn_a_run_s_ticket_into_a_page(stack: Stack) -> None:

@@ -42,7 +42,7 @@ def _object(version: str, kind: str, name: str, spec: Mapping[str, Any]) -> dict
 
 
 def _route(route: Mapping[str, Any]) -> dict[str, Any]:
-    converted = _camel({key: value for key, value in route.items() if key not in ("matchers", "routes")})
+    converted: dict[str, Any] = _camel({k: v for k, v in route.items() if k not in ("matchers", "routes")})
     if "matchers" in route:
         converted["matchers"] = _matchers(route["matchers"])
     if "routes" in route:

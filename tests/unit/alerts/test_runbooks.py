@@ -81,9 +81,7 @@ def test_the_links_of_a_runbook_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_runbook_exist_with_their_options(page: str) -> None:
     found = {command: complaint(command) for command in commands_in(text_of(page))}
-    # Until `gradwatch findings` is there, its absence alone is forgiven.
-    forgiven = {None, "gradwatch has no command findings"}
-    assert {command: what for command, what in found.items() if what not in forgiven} == {}
+    assert {command: what for command, what in found.items() if what is not None} == {}
 
 
 @pytest.mark.parametrize("page", PAGES)
