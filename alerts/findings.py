@@ -21,10 +21,19 @@ _REASON: Final = (
     f'{{{{ with printf "{names.RUN_INFO.name}{{run_id=%q}}" $labels.run_id | query }}}}'
     ' ({{ . | first | label "reason" }}){{ end }}'
 )
+_OF_THE_RUN: Final = "gradwatch-debug?var-run_id={{ $labels.run_id | urlquery }}"
+_OF_ALL_RUNS: Final = "gradwatch-oncall"
 
 
 def _finding(
-    rule: str, owner: str, summary: str, description: str, *, asks_for: str = TICKET, hold: str | None = None
+    rule: str,
+    owner: str,
+    summary: str,
+    description: str,
+    *,
+    asks_for: str = TICKET,
+    hold: str | None = None,
+    dashboard: str = _OF_THE_RUN,
 ) -> Alert:
     series = f'{names.FINDING_ACTIVE.name}{{rule="{rule}", severity=~"{PAGE}|{TICKET}"}}'
     return Alert(
@@ -32,7 +41,7 @@ def _finding(
         expr=f"{over_replicas(series)} == 1",
         summary=f"{_RUN} {summary}",
         description=description + _SEE,
-        dashboard="gradwatch-debug?var-run_id={{ $labels.run_id | urlquery }}",
+        dashboard=dashboard,
         owner=owner,
         slo_severity=asks_for,
         hold=hold,
@@ -68,6 +77,7 @@ FINDINGS: Final = Group(
             " within 10 s: suspect the network, a proxy or a shared host. None of them is called lost yet;"
             " leave them alone, and look at the way to the collector. The finding names them.",
             asks_for=PAGE,
+            dashboard=_OF_ALL_RUNS,
         ),
         _finding(
             names.RULE_COLLECTIVE_OUTAGE,
@@ -77,6 +87,7 @@ FINDINGS: Final = Group(
             " they share (a switch, a link, a node), not the runs. The finding names them; look for what their"
             " hosts have in common before you restart any.",
             asks_for=PAGE,
+            dashboard=_OF_ALL_RUNS,
         ),
         _finding(
             names.RULE_STALLED,

@@ -145,12 +145,16 @@ def metrics_source() -> Iterator[MetricsSource]:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One alert in one delivery: who got it, whether it fires or is resolved, and what it says."""
+    """One alert in one delivery: who got it, whether it fires or is resolved, what it says, and when it came.
+
+    ``at``: Unix seconds.
+    """
 
     receiver: str
     status: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    at: float
 
 
 class WebhookReceiver:
@@ -158,21 +162,21 @@ class WebhookReceiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._deliveries: list[tuple[str, Any]] = []
+        self._deliveries: list[tuple[str, Any, float]] = []
 
     def deliver(self, receiver: str, body: bytes) -> None:
         """Take one delivery, of Alertmanager's webhook format or of a chat's."""
-        self._deliveries.append((receiver, json.loads(body)))
+        self._deliveries.append((receiver, json.loads(body), time.time()))
 
     def bodies(self, receiver: str) -> list[Any]:
         """Return the deliveries to one receiver as they came."""
-        return [body for to, body in tuple(self._deliveries) if to == receiver]
+        return [body for to, body, _ in tuple(self._deliveries) if to == receiver]
 
     @property
     def _notifications(self) -> list[Notification]:
         return [
-            Notification(receiver, alert["status"], alert["labels"], alert["annotations"])
-            for receiver, body in tuple(self._deliveries)
+            Notification(receiver, alert["status"], alert["labels"], alert["annotations"], at)
+            for receiver, body, at in tuple(self._deliveries)
             for alert in body.get("alerts", ())
         ]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from gradwatch import conventions as names
-from tests.collector_process import collector, train
 from tests.prometheus_servers import (
     Configuration,
     MetricsSource,
@@ -18,7 +15,6 @@ from tests.prometheus_servers import (
     Prometheus,
     WebhookReceiver,
     alertmanager,
-    answers,
     free_port,
     metrics_source,
     needs_prometheus,
@@ -41,27 +37,24 @@ FASTER = {
     "  for: 10s": "  for: 4s",
 }
 
-TRAINING = """
-import torch
-import gradwatch
-
-model = torch.nn.Linear(4, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-watch = gradwatch.watch(model, optimizer)
-for _ in range(5):
-    model(torch.ones(8, 4)).mean().backward()
-    optimizer.step()
-if watch.run_id == "r-raises":
-    raise ValueError("planted")
-"""
-
 
 @dataclass(frozen=True, slots=True)
-class Alerting:
-    """Prometheus, and the people Alertmanager tells."""
+class Stack:
+    """A /metrics that the test decides, Prometheus, and the people Alertmanager tells."""
 
+    source: MetricsSource
     prometheus: Prometheus
     people: WebhookReceiver
+
+    def find(
+        self, run_id: str, rule: str, severity: str, *, tier: str = names.TIER_PRODUCTION, active: bool = True
+    ) -> None:
+        """Open a finding, or with ``active=False`` resolve it."""
+        labels = {"run_id": run_id, "rule": rule, "severity": severity, "tier": tier, "training_job": JOB}
+        if active:
+            self.source.set(names.FINDING_ACTIVE, 1, **labels)
+        else:
+            self.source.remove(names.FINDING_ACTIVE, **labels)
 
     def wait_until_told(self, receiver: str, run_id: str, *, status: str = "firing", rule: str) -> Notification:
         """Wait for a notification about a finding of a run and return the first."""
@@ -76,59 +69,17 @@ class Alerting:
         self.prometheus.wait_for_evaluations(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Stack(Alerting):
-    """The same, behind a /metrics that the test decides."""
-
-    source: MetricsSource
-
-    def find(
-        self, run_id: str, rule: str, severity: str, *, tier: str = names.TIER_PRODUCTION, active: bool = True
-    ) -> None:
-        """Open a finding, or with ``active=False`` resolve it."""
-        labels = {"run_id": run_id, "rule": rule, "severity": severity, "tier": tier, "training_job": JOB}
-        if active:
-            self.source.set(names.FINDING_ACTIVE, 1, **labels)
-        else:
-            self.source.remove(names.FINDING_ACTIVE, **labels)
-
-
-@contextmanager
-def alerting(folder: Path, address: str, changes: Mapping[str, str]) -> Iterator[Alerting]:
-    """Both servers behind the collector at ``address``, as shipped but for addresses and ``changes``."""
-    listen = f"127.0.0.1:{free_port()}"
-    with webhook_receiver() as people:
-        configuration = Configuration.shipped(
-            folder, collector=address, alertmanager=listen, webhook=people.url, changes=changes
-        )
-        with alertmanager(configuration, folder, listen), prometheus(configuration, folder) as server:
-            server.wait_for_alertmanager()
-            yield Alerting(server, people)
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("alerting")
-    with metrics_source() as source, alerting(folder, source.address, FASTER) as behind:
-        yield Stack(behind.prometheus, behind.people, source)
-
-
-def test_a_real_run_that_raises_reaches_a_person_once_and_one_that_succeeds_nobody(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(TRAINING, encoding="utf-8")
-    production = {"GRADWATCH_JOB": JOB, "GRADWATCH_TIER": names.TIER_PRODUCTION}
-    with collector(f"sqlite:///{tmp_path / 'gradwatch.db'}") as serving:
-        wait_for(lambda: answers(f"{serving.url}/readyz"), what="the collector to be ready")
-        with alerting(tmp_path, serving.url.removeprefix("http://"), changes={}) as behind:
-            for run_id, code in (("r-succeeds", 0), ("r-raises", 1)):
-                with train(script, serving, GRADWATCH_RUN_ID=run_id, **production) as process:
-                    assert process.wait(timeout=60) == code
-            page = behind.wait_until_told("page", "r-raises", rule=names.RULE_RUN_FAILED)
-            assert "ValueError" in page.annotations["description"]
-            behind.settle()
-            assert len(behind.people.got("page")) == 1
-            assert behind.people.got("ticket") == []
-            assert serving.runs()["r-succeeds"]["status"] == "succeeded"
+    listen = f"127.0.0.1:{free_port()}"
+    with metrics_source() as source, webhook_receiver() as people:
+        configuration = Configuration.shipped(
+            folder, collector=source.address, alertmanager=listen, webhook=people.url, changes=FASTER
+        )
+        with alertmanager(configuration, folder, listen), prometheus(configuration, folder) as server:
+            server.wait_for_alertmanager()
+            yield Stack(source, server, people)
 
 
 def test_a_failed_production_run_is_one_page_even_when_the_collector_restarts(stack: Stack) -> None:

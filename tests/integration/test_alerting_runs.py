@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from typing import Generic, TypeVar
 
 import psutil
 import pytest
+import requests
 
 from gradwatch import conventions as c
+from gradwatch.export.otlp_encoding import encoded_resource, logs_request
 from gradwatch.export.spool import drain
+from gradwatch.telemetry import Event
 from tests.collector_process import GRADWATCH, Collector, collector, environment, free_port, train
 from tests.prometheus_servers import (
     Configuration,
@@ -223,7 +227,7 @@ def test_a_failure_of_twenty_minutes_ago_that_is_replayed_now_wakes_nobody(
 
 def test_no_restart_pages_twice_or_says_that_it_is_over(everything: World) -> None:
     everything.train("r-raises", "raises").wait(60)
-    everything.hears("ml-sre-page", "r-raises", c.RULE_RUN_FAILED)
+    assert "ValueError" in everything.hears("ml-sre-page", "r-raises", c.RULE_RUN_FAILED)
     once = [("ml-sre-page", "firing", c.RULE_RUN_FAILED)]
 
     everything.collector.restart()
@@ -241,6 +245,21 @@ def test_no_restart_pages_twice_or_says_that_it_is_over(everything: World) -> No
     everything.prometheus.server.wait_for_alertmanager()
     everything.settle()
     assert everything.told_of("r-raises") == once
+
+
+def test_many_runs_that_fall_silent_at_once_are_one_page(everything: World) -> None:
+    silent = [f"r-silent{number}" for number in range(6)]
+    for run_id in silent:
+        told = {c.SERVICE_NAME: "resnet", c.RUN_ID: run_id, c.RANK: 0, c.TIER: c.TIER_PRODUCTION}
+        started = Event(c.RUN_STARTED.name, time.time_ns(), {c.EVENT_SEQUENCE: 0})
+        body = logs_request(encoded_resource(told), [started])
+        headers = {"Content-Type": "application/x-protobuf"}
+        url = f"{everything.collector.server.url}/v1/logs"
+        requests.post(url, data=body, headers=headers, timeout=10).raise_for_status()
+    assert "leave them alone" in everything.hears("ml-sre-page", silent[0], c.RULE_TELEMETRY_OUTAGE)
+    everything.settle()
+    heard = [each for run_id in silent for each in everything.told_of(run_id)]
+    assert heard == [("ml-sre-page", "firing", c.RULE_TELEMETRY_OUTAGE)]
 
 
 @pytest.mark.postgresql

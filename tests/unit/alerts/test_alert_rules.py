@@ -114,3 +114,14 @@ def test_a_rule_that_pages_by_itself_is_about_production(rule: dict[str, Any]) -
     labels = rule.get("labels", {})
     if labels.get("severity") == "page":
         assert labels["tier"] == names.TIER_PRODUCTION
+
+
+def test_the_page_about_alerts_lists_all_of_them_with_what_they_ask_for_and_whose_they_are() -> None:
+    page = (ALERTS.parent / "docs" / "alerts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (page|ticket|none) \| `([a-z-]+)` \| (.*) \|$", page, re.MULTILINE)
+    listed = {
+        name: (asks, owner) for asks, owner, told in rows for name in re.findall(r"`(Gradwatch\w+)`", told)
+    }
+    assert listed == {
+        rule["alert"]: (rule["labels"]["slo_severity"], rule["labels"]["owner"]) for rule in all_rules()
+    }
