@@ -13,7 +13,7 @@ from alert import KEEP_FIRING_FOR, ML_ENGINEER, ML_SRE, PAGE, TICKET, Alert, Gro
 from gradwatch import conventions as names
 
 # What many runs have at once is one outage, which should be told before each of them is told of.
-OUTAGE_GRACE: Final = "10s"
+OUTAGE_GRACE: Final = "30s"
 
 _RUN: Final = "Run {{ $labels.run_id }} of {{ $labels.training_job }}"
 _SEE: Final = " See `gradwatch runs show {{ $labels.run_id }}`."
@@ -144,7 +144,7 @@ FINDINGS: Final = Group(
             ML_ENGINEER,
             "has layers that hardly learn",
             "Gradients of some layers are near zero while those of others are not, and the loss is flat:"
-            " part of the model does not train. The finding names the layers.",
+            " part of the model does not train. The heat map shows which.",
         ),
         _finding(
             names.RULE_LOSS_SCALE_COLLAPSE,
@@ -177,9 +177,9 @@ FINDINGS: Final = Group(
         _finding(
             names.RULE_PLATEAU,
             ML_ENGINEER,
-            "no longer improves",
-            "The loss has been flat for a large part of the run, short of where it should be. Decide whether to"
-            " change the learning rate or to stop: further steps cost and gain nothing.",
+            "does not improve",
+            "The loss has stayed where it was for long. Decide whether to change the learning rate or to stop:"
+            " further steps cost and gain nothing.",
         ),
         _finding(
             names.RULE_SLOW_CONVERGENCE,
@@ -271,9 +271,10 @@ FINDINGS: Final = Group(
         _finding(
             names.RULE_SWEEP_COST,
             ML_ENGINEER,
-            "is part of a sweep that gets expensive",
-            "Runs of this job cost more and more while the best result hardly improves. Decide whether the"
-            " rest of the sweep is worth it.",
+            "is one of many that get expensive",
+            "Runs of this job took several times as many device-hours within a day as they usually do, or"
+            " each of their steps costs more. See whether a sweep grew or was started twice, and end what"
+            " nobody waits for.",
         ),
         _finding(
             names.RULE_MISSING_INSTRUMENTATION,

@@ -76,24 +76,24 @@ def over_time(rule: str) -> dict[str, Any]:
     """A production run's finding on two replicas, an experiment's, and two that are for information."""
     loud = "page" if rule in PAGES else "ticket"
     both = [alert(rule, "r1", loud, c.TIER_PRODUCTION), alert(rule, "r2", "ticket", c.TIER_EXPERIMENT)]
-    begins, ends = ("14s", "2m20s") if rule in HELD else ("4s", "2m20s")
+    begins = "34s" if rule in HELD else "4s"
     name = c.RULE_ALERTS[rule]
     return {
         "name": f"{rule} is told once for each run, not when it is for information, and resolves",
         "interval": "2s",
         "input_series": [
-            series(rule, "r1", loud, c.TIER_PRODUCTION, "_ _ 1x9 stale", instance="a:4318"),
-            series(rule, "r1", loud, c.TIER_PRODUCTION, "_ _ 1x9 stale", instance="b:4318", pod="b"),
-            series(rule, "r2", "ticket", c.TIER_EXPERIMENT, "_ _ 1x9 stale"),
-            series(rule, "r3", "info", c.TIER_PRODUCTION, "1x100"),
-            series(f"not_{rule}", "r4", loud, c.TIER_PRODUCTION, "1x100"),
+            series(rule, "r1", loud, c.TIER_PRODUCTION, "_ _ 1x19 stale", instance="a:4318"),
+            series(rule, "r1", loud, c.TIER_PRODUCTION, "_ _ 1x19 stale", instance="b:4318", pod="b"),
+            series(rule, "r2", "ticket", c.TIER_EXPERIMENT, "_ _ 1x19 stale"),
+            series(rule, "r3", "info", c.TIER_PRODUCTION, "1x120"),
+            series(f"not_{rule}", "r4", loud, c.TIER_PRODUCTION, "1x120"),
         ],
         "alert_rule_test": [
             {"eval_time": "2s", "alertname": name, "exp_alerts": []},
-            *([{"eval_time": "10s", "alertname": name, "exp_alerts": []}] if rule in HELD else []),
+            *([{"eval_time": "30s", "alertname": name, "exp_alerts": []}] if rule in HELD else []),
             {"eval_time": begins, "alertname": name, "exp_alerts": both},
-            {"eval_time": ends, "alertname": name, "exp_alerts": both},
-            {"eval_time": "2m28s", "alertname": name, "exp_alerts": []},
+            {"eval_time": "2m40s", "alertname": name, "exp_alerts": both},
+            {"eval_time": "2m48s", "alertname": name, "exp_alerts": []},
         ],
     }
 
