@@ -19,7 +19,16 @@ from gradwatch import conventions as c
 from gradwatch.export.otlp_encoding import encoded_resource, logs_request
 from gradwatch.export.spool import drain
 from gradwatch.telemetry import Event
-from tests.collector_process import GRADWATCH, Collector, collector, environment, free_port, train
+from gradwatch_collector.findings import RULES
+from tests.collector_process import (
+    GRADWATCH,
+    Collector,
+    collector,
+    environment,
+    free_port,
+    gradwatch,
+    train,
+)
 from tests.prometheus_servers import (
     Configuration,
     Prometheus,
@@ -62,7 +71,34 @@ while step < 12 or fault == "killed":
     time.sleep(0.02)
 if fault == "raises":
     raise ValueError("planted")
+if fault == "saves":
+    watch.save_checkpoint(model.state_dict(), sys.argv[0] + ".pt")
 """
+
+# Two ranks that reduce once a step, until one of them no longer comes.
+HANGING = """
+import os, time
+import torch
+import gradwatch
+
+rank = int(os.environ["RANK"])
+torch.distributed.init_process_group("gloo")
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+gradwatch.watch(model, optimizer, stall_after=3)
+for step in range(10**6):
+    optimizer.zero_grad()
+    model(torch.ones(8, 4)).mean().backward()
+    if rank == 1 and step == 20:
+        time.sleep(10**6)
+    torch.distributed.all_reduce(model.weight.grad)
+    optimizer.step()
+    time.sleep(0.02)
+"""
+
+
+def detected(rule: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(rule not in RULES, reason=f"nothing finds {rule} yet")
 
 
 class Restartable(Generic[T]):
@@ -210,6 +246,35 @@ def test_a_killed_run_is_a_page_at_once_where_somebody_watched_it_and_else_once_
     everything.settle()
     assert everything.told_of("r-watched") == [("ml-sre-page", "firing", c.RULE_RUN_FAILED)]
     assert everything.told_of("r-killed") == [("ml-sre-page", "firing", c.RULE_RUN_LOST)]
+
+
+@detected(c.RULE_STALLED)
+def test_a_run_whose_collective_hangs_is_one_page(everything: World, tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGING, encoding="utf-8")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    told = {"GRADWATCH_RUN_ID": "r-hung", "GRADWATCH_TIER": c.TIER_PRODUCTION, "GRADWATCH_JOB": "resnet"}
+    for rank in ("0", "1"):
+        everything.started.append(
+            train(script, everything.collector.server, **meeting, **told, RANK=rank, LOCAL_RANK=rank)
+        )
+    everything.hears("ml-sre-page", "r-hung", c.RULE_STALLED, seconds=120)
+    everything.settle()
+    assert everything.told_of("r-hung") == [("ml-sre-page", "firing", c.RULE_STALLED)]
+    for process in everything.started[-2:]:
+        process.kill()
+
+
+@detected(c.RULE_CHECKPOINT_CORRUPT)
+def test_a_checkpoint_that_is_found_corrupt_is_one_page(everything: World) -> None:
+    assert everything.train("r-saves", "saves").wait(60) == 0
+    saved = Path(f"{everything.script}.pt")
+    saved.write_bytes(saved.read_bytes()[:-100])
+    url = everything.collector.server.url
+    assert gradwatch("checkpoint", "verify", str(saved), "--endpoint", url).returncode == 1
+    everything.hears("ml-sre-page", "r-saves", c.RULE_CHECKPOINT_CORRUPT)
+    everything.settle()
+    assert everything.told_of("r-saves") == [("ml-sre-page", "firing", c.RULE_CHECKPOINT_CORRUPT)]
 
 
 def test_a_failure_of_twenty_minutes_ago_that_is_replayed_now_wakes_nobody(
