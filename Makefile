@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo bench-alerts soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,7 @@ lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilit
 	$(BIN)/mypy
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
+	PYTHONPATH=. $(BIN)/mypy --strict benchmarks/alert_latency.py
 	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py benchmarks/slo.py benchmarks/verdicts.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
@@ -56,6 +57,9 @@ bench-fleet: $(VENV)/.dev ## Print what a day of one run of a fleet takes on dis
 
 bench-slo: $(VENV)/.dev ## Measure what reports and ticks cost over the registry of a large fleet: a quarter of an hour
 	$(BIN)/python benchmarks/slo.py $(BENCH_ARGS)
+
+bench-alerts: $(VENV)/.dev servers ## Measure how long it takes from a fault in training to the page, in five minutes
+	PYTHONPATH=. $(BIN)/python benchmarks/alert_latency.py $(BENCH_ARGS)
 
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)

@@ -145,12 +145,16 @@ def metrics_source() -> Iterator[MetricsSource]:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One alert in one delivery: who got it, whether it fires or is resolved, and what it says."""
+    """One alert in one delivery: who got it, whether it fires or is resolved, what it says, and when it came.
+
+    ``at``: Unix seconds.
+    """
 
     receiver: str
     status: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    at: float
 
 
 class WebhookReceiver:
@@ -158,21 +162,35 @@ class WebhookReceiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._notifications: list[Notification] = []
+        self._deliveries: list[tuple[str, Any, float]] = []
 
     def deliver(self, receiver: str, body: bytes) -> None:
-        """Take one delivery of Alertmanager's webhook format."""
-        self._notifications += [
-            Notification(receiver, alert["status"], alert["labels"], alert["annotations"])
-            for alert in json.loads(body)["alerts"]
+        """Take one delivery, of Alertmanager's webhook format or of a chat's."""
+        self._deliveries.append((receiver, json.loads(body), time.time()))
+
+    def bodies(self, receiver: str) -> list[Any]:
+        """Return the deliveries to one receiver as they came."""
+        return [body for to, body, _ in tuple(self._deliveries) if to == receiver]
+
+    @property
+    def _notifications(self) -> list[Notification]:
+        return [
+            Notification(receiver, alert["status"], alert["labels"], alert["annotations"], at)
+            for receiver, body, at in tuple(self._deliveries)
+            for alert in body.get("alerts", ())
         ]
 
     def got(self, receiver: str, status: str | None = None, **labels: str) -> list[Notification]:
-        """Return what a receiver got so far, of one status and with these labels if given."""
+        """Return what a receiver got so far, of one status and with these labels if given.
+
+        ``page`` and ``ticket`` are those of all owners together.
+        """
         return [
             n
-            for n in tuple(self._notifications)
-            if n.receiver == receiver and status in (None, n.status) and labels.items() <= n.labels.items()
+            for n in self._notifications
+            if f"-{n.receiver}".endswith(f"-{receiver}")
+            and status in (None, n.status)
+            and labels.items() <= n.labels.items()
         ]
 
 
@@ -288,14 +306,15 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(configuration: Configuration, data: Path) -> Iterator[Prometheus]:
-    """Run Prometheus on a free loopback port, with its storage below ``data``."""
+def prometheus(configuration: Configuration, data: Path, *options: str) -> Iterator[Prometheus]:
+    """Run Prometheus on a free loopback port, with its storage below ``data``; SIGTERM ends it."""
     listen = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={configuration.folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={data / 'prometheus'}",
         f"--web.listen-address={listen}",
+        *options,
     ]
     with _running(command, ready=f"http://{listen}/-/ready", log=data / "prometheus.log"):
         yield Prometheus(f"http://{listen}")
@@ -303,7 +322,7 @@ def prometheus(configuration: Configuration, data: Path) -> Iterator[Prometheus]
 
 @contextmanager
 def alertmanager(configuration: Configuration, data: Path, listen: str) -> Iterator[str]:
-    """Run Alertmanager at ``listen`` (host:port) and give its URL."""
+    """Run Alertmanager at ``listen`` (host:port) and give its URL; SIGTERM ends it."""
     command = [
         "prometheus-alertmanager",
         f"--config.file={configuration.folder / 'alertmanager.yaml'}",

@@ -625,7 +625,7 @@ RULE_STEP_TIME_REGRESSION: Final = "step_time_regression"
 RULE_SWEEP_COST: Final = "sweep_cost"
 RULE_MISSING_INSTRUMENTATION: Final = "missing_instrumentation"
 
-# The alert that an open finding of the rule raises. Every alert has a runbook of its name.
+# The alert that an open finding of the rule raises, and the name of the rule's runbook.
 RULE_ALERTS: Final[dict[str, str]] = {
     RULE_RUN_FAILED: "GradwatchRunFailed",
     RULE_RUN_LOST: "GradwatchRunLost",
@@ -660,6 +660,8 @@ RULE_ALERTS: Final[dict[str, str]] = {
     RULE_SWEEP_COST: "GradwatchSweepCost",
     RULE_MISSING_INSTRUMENTATION: "GradwatchMissingInstrumentation",
 }
+# Whose findings are for information: they raise no alert, and have a runbook all the same.
+RULES_WITHOUT_ALERT: Final = frozenset({RULE_NOISY_GRADIENTS, RULE_MISSING_SEED})
 RUNBOOK_BASE_URL: Final = "https://github.com/gradwatch/gradwatch/blob/main/alerts/runbooks"
 
 

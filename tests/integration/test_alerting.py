@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from gradwatch import conventions as names
-from tests.collector_process import collector, train
 from tests.prometheus_servers import (
     Configuration,
     MetricsSource,
@@ -18,7 +15,6 @@ from tests.prometheus_servers import (
     Prometheus,
     WebhookReceiver,
     alertmanager,
-    answers,
     free_port,
     metrics_source,
     needs_prometheus,
@@ -37,29 +33,28 @@ FASTER = {
     "_interval: 2s": "_interval: 1s",
     "keep_firing_for: 2m": "keep_firing_for: 8s",
     "group_interval: 10s": "group_interval: 1s",
+    "group_interval: 5m": "group_interval: 1s",
+    "  for: 30s": "  for: 4s",
 }
-
-TRAINING = """
-import torch
-import gradwatch
-
-model = torch.nn.Linear(4, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-watch = gradwatch.watch(model, optimizer)
-for _ in range(5):
-    model(torch.ones(8, 4)).mean().backward()
-    optimizer.step()
-if watch.run_id == "r-raises":
-    raise ValueError("planted")
-"""
 
 
 @dataclass(frozen=True, slots=True)
-class Alerting:
-    """Prometheus, and the people Alertmanager tells."""
+class Stack:
+    """A /metrics that the test decides, Prometheus, and the people Alertmanager tells."""
 
+    source: MetricsSource
     prometheus: Prometheus
     people: WebhookReceiver
+
+    def find(
+        self, run_id: str, rule: str, severity: str, *, tier: str = names.TIER_PRODUCTION, active: bool = True
+    ) -> None:
+        """Open a finding, or with ``active=False`` resolve it."""
+        labels = {"run_id": run_id, "rule": rule, "severity": severity, "tier": tier, "training_job": JOB}
+        if active:
+            self.source.set(names.FINDING_ACTIVE, 1, **labels)
+        else:
+            self.source.remove(names.FINDING_ACTIVE, **labels)
 
     def wait_until_told(self, receiver: str, run_id: str, *, status: str = "firing", rule: str) -> Notification:
         """Wait for a notification about a finding of a run and return the first."""
@@ -74,59 +69,17 @@ class Alerting:
         self.prometheus.wait_for_evaluations(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Stack(Alerting):
-    """The same, behind a /metrics that the test decides."""
-
-    source: MetricsSource
-
-    def find(
-        self, run_id: str, rule: str, severity: str, *, tier: str = names.TIER_PRODUCTION, active: bool = True
-    ) -> None:
-        """Open a finding, or with ``active=False`` resolve it."""
-        labels = {"run_id": run_id, "rule": rule, "severity": severity, "tier": tier, "training_job": JOB}
-        if active:
-            self.source.set(names.FINDING_ACTIVE, 1, **labels)
-        else:
-            self.source.remove(names.FINDING_ACTIVE, **labels)
-
-
-@contextmanager
-def alerting(folder: Path, address: str, changes: Mapping[str, str]) -> Iterator[Alerting]:
-    """Both servers behind the collector at ``address``, as shipped but for addresses and ``changes``."""
-    listen = f"127.0.0.1:{free_port()}"
-    with webhook_receiver() as people:
-        configuration = Configuration.shipped(
-            folder, collector=address, alertmanager=listen, webhook=people.url, changes=changes
-        )
-        with alertmanager(configuration, folder, listen), prometheus(configuration, folder) as server:
-            server.wait_for_alertmanager()
-            yield Alerting(server, people)
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("alerting")
-    with metrics_source() as source, alerting(folder, source.address, FASTER) as behind:
-        yield Stack(behind.prometheus, behind.people, source)
-
-
-def test_a_real_run_that_raises_reaches_a_person_once_and_one_that_succeeds_nobody(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(TRAINING, encoding="utf-8")
-    production = {"GRADWATCH_JOB": JOB, "GRADWATCH_TIER": names.TIER_PRODUCTION}
-    with collector(f"sqlite:///{tmp_path / 'gradwatch.db'}") as serving:
-        wait_for(lambda: answers(f"{serving.url}/readyz"), what="the collector to be ready")
-        with alerting(tmp_path, serving.url.removeprefix("http://"), changes={}) as behind:
-            for run_id, code in (("r-succeeds", 0), ("r-raises", 1)):
-                with train(script, serving, GRADWATCH_RUN_ID=run_id, **production) as process:
-                    assert process.wait(timeout=60) == code
-            page = behind.wait_until_told("page", "r-raises", rule=names.RULE_RUN_FAILED)
-            assert "ValueError" in page.annotations["description"]
-            behind.settle()
-            assert len(behind.people.got("page")) == 1
-            assert behind.people.got("ticket") == []
-            assert serving.runs()["r-succeeds"]["status"] == "succeeded"
+    listen = f"127.0.0.1:{free_port()}"
+    with metrics_source() as source, webhook_receiver() as people:
+        configuration = Configuration.shipped(
+            folder, collector=source.address, alertmanager=listen, webhook=people.url, changes=FASTER
+        )
+        with alertmanager(configuration, folder, listen), prometheus(configuration, folder) as server:
+            server.wait_for_alertmanager()
+            yield Stack(source, server, people)
 
 
 def test_a_failed_production_run_is_one_page_even_when_the_collector_restarts(stack: Stack) -> None:
@@ -168,6 +121,79 @@ def test_people_hear_once_that_a_finding_is_resolved(stack: Stack) -> None:
     stack.wait_until_told("page", "r-back", status="resolved", rule=names.RULE_RUN_LOST)
     stack.settle()
     assert [n.status for n in stack.people.got("page", run_id="r-back")] == ["firing", "resolved"]
+
+
+def test_pages_and_tickets_go_to_the_owners_of_their_rules(stack: Stack) -> None:
+    stack.find("r-owners", names.RULE_CHECKPOINT_CORRUPT, "page")
+    stack.find("r-owners", names.RULE_NONFINITE, "page")
+    stack.find("r-owners", names.RULE_CHECKPOINT_STALE, "ticket")
+    stack.find("r-owners", names.RULE_PLATEAU, "ticket")
+    for receiver, rule in (
+        ("ml-sre-page", names.RULE_CHECKPOINT_CORRUPT),
+        ("ml-engineer-page", names.RULE_NONFINITE),
+        ("ml-sre-ticket", names.RULE_CHECKPOINT_STALE),
+        ("ml-engineer-ticket", names.RULE_PLATEAU),
+    ):
+        told = stack.wait_until_told(receiver, "r-owners", rule=rule)
+        assert told.labels["owner"] == receiver.rpartition("-")[0]
+        assert told.annotations["runbook_url"] == names.runbook_url(names.RULE_ALERTS[rule])
+    stack.settle()
+    assert len(stack.people.got("page", run_id="r-owners")) == 2
+    assert len(stack.people.got("ticket", run_id="r-owners")) == 2
+
+
+def test_what_a_restart_depends_on_is_told_of_a_run_that_died(stack: Stack) -> None:
+    stack.find("r-died", names.RULE_RUN_FAILED, "page")
+    stack.find("r-died", names.RULE_CHECKPOINT_CORRUPT, "page")
+    stack.find("r-died", names.RULE_REPEATED_FAILURE, "ticket")
+    stack.find("r-died", names.RULE_CHECKPOINT_FAILED, "ticket")
+    stack.wait_until_told("page", "r-died", rule=names.RULE_RUN_FAILED)
+    stack.wait_until_told("page", "r-died", rule=names.RULE_CHECKPOINT_CORRUPT)
+    stack.wait_until_told("ticket", "r-died", rule=names.RULE_REPEATED_FAILURE)
+    stack.settle()
+    assert stack.people.got("ticket", run_id="r-died", rule=names.RULE_CHECKPOINT_FAILED) == []
+
+
+def test_a_run_that_hangs_in_a_collective_is_one_page_that_silences_what_follows_from_it(stack: Stack) -> None:
+    stack.find("r-hung", names.RULE_STALLED, "page")
+    stack.wait_until_told("ml-sre-page", "r-hung", rule=names.RULE_STALLED)
+    for rule in (names.RULE_STRAGGLER, names.RULE_SLOW_COLLECTIVE, names.RULE_CHECKPOINT_STALE):
+        stack.find("r-hung", rule, "ticket")
+    stack.find("r-late", names.RULE_STRAGGLER, "ticket")
+    stack.wait_until_told("ml-sre-ticket", "r-late", rule=names.RULE_STRAGGLER)
+    stack.settle()
+    assert len(stack.people.got("page", run_id="r-hung")) == 1
+    assert stack.people.got("ticket", run_id="r-hung") == []
+
+
+def test_an_outage_of_many_runs_collectives_is_one_page(stack: Stack) -> None:
+    hung = [f"r-out{number}" for number in range(6)]
+    for run_id in hung:
+        stack.find(run_id, names.RULE_STALLED, "page")
+    stack.find(hung[0], names.RULE_COLLECTIVE_OUTAGE, "page")
+    stack.wait_until_told("ml-sre-page", hung[0], rule=names.RULE_COLLECTIVE_OUTAGE)
+    # Each has been stalled for longer than its alert is held.
+    stack.prometheus.wait_for_evaluations(6)
+    assert [n.labels["run_id"] for n in stack.people.got("page") if n.labels["run_id"] in hung] == hung[:1]
+    # One that is left when the outage is over is told of then.
+    for run_id in hung[1:]:
+        stack.find(run_id, names.RULE_STALLED, "page", active=False)
+    stack.find(hung[0], names.RULE_COLLECTIVE_OUTAGE, "page", active=False)
+    stack.wait_until_told("page", hung[0], status="resolved", rule=names.RULE_COLLECTIVE_OUTAGE)
+    stack.wait_until_told("page", hung[0], rule=names.RULE_STALLED)
+    stack.settle()
+    assert [n for run_id in hung[1:] for n in stack.people.got("page", run_id=run_id)] == []
+
+
+def test_an_outage_of_experiments_silences_no_production_run(stack: Stack) -> None:
+    stack.find("r-try", names.RULE_COLLECTIVE_OUTAGE, "ticket", tier=names.TIER_EXPERIMENT)
+    stack.find("r-try", names.RULE_STALLED, "ticket", tier=names.TIER_EXPERIMENT)
+    stack.wait_until_told("ml-sre-ticket", "r-try", rule=names.RULE_COLLECTIVE_OUTAGE)
+    stack.find("r-serious", names.RULE_STALLED, "page")
+    stack.wait_until_told("ml-sre-page", "r-serious", rule=names.RULE_STALLED)
+    assert stack.people.got("ticket", run_id="r-try", rule=names.RULE_STALLED) == []
+    stack.find("r-try", names.RULE_COLLECTIVE_OUTAGE, "ticket", tier=names.TIER_EXPERIMENT, active=False)
+    stack.find("r-try", names.RULE_STALLED, "ticket", tier=names.TIER_EXPERIMENT, active=False)
 
 
 def test_repeated_nans_turn_a_run_s_ticket_into_a_page(stack: Stack) -> None:

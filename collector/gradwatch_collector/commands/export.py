@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, Final
 
 import click
+import yaml
 
 from gradwatch.assets import asset_dir
+from gradwatch_collector.commands.kubernetes import alertmanager_config, prometheus_rule
+
+# Expressions and sentences are not to be folded.
+_ONE_LINE: Final = 10_000
 
 _directory = click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 
@@ -19,14 +25,28 @@ def alerts() -> None:
 
 @alerts.command("export")
 @_directory
-def export_alerts(directory: Path) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["prometheus", "kubernetes"]),
+    default="prometheus",
+    show_default=True,
+    help="Files for the servers, or objects for the Prometheus operator.",
+)
+def export_alerts(directory: Path, form: str) -> None:
     """Copy rules, configurations and runbooks into DIRECTORY.
+
+    For Kubernetes a PrometheusRule and an AlertmanagerConfig are written; runbooks stay where links lead.
 
     \b
     Example:
       gradwatch alerts export /etc/prometheus/gradwatch
+      gradwatch alerts export manifests/ --format kubernetes
     """
-    _export("alerts", directory)
+    if form == "kubernetes":
+        _export_objects(directory)
+    else:
+        _export("alerts", directory)
 
 
 @click.group()
@@ -46,6 +66,26 @@ def export_dashboards(directory: Path) -> None:
     _export("dashboards", directory)
 
 
+def _export_objects(directory: Path) -> None:
+    source = asset_dir("alerts")
+    objects = {
+        "prometheus-rule.yaml": prometheus_rule("gradwatch", _read(source / "rules" / "gradwatch.rules.yaml")),
+        "alertmanager-config.yaml": alertmanager_config("gradwatch", _read(source / "alertmanager.yaml")),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in objects.items():
+            text = yaml.safe_dump(content, sort_keys=False, width=_ONE_LINE, allow_unicode=True)
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(directory, error) from error
+    click.echo(f"{' and '.join(objects)} written to {directory}")
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def _export(name: str, directory: Path) -> None:
     try:
         shutil.copytree(
@@ -55,5 +95,9 @@ def _export(name: str, directory: Path) -> None:
             ignore=shutil.ignore_patterns("*.py", "__pycache__", "tests"),
         )
     except OSError as error:
-        raise click.ClickException(f"cannot write {directory}: {error.strerror or error}") from error
+        raise _cannot_write(directory, error) from error
     click.echo(f"{name} copied to {directory}")
+
+
+def _cannot_write(directory: Path, error: OSError) -> click.ClickException:
+    return click.ClickException(f"cannot write {directory}: {error.strerror or error}")
