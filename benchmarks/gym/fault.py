@@ -44,7 +44,8 @@ class Fault:
     def __init__(self, *, step: int, is_strong: bool, chance: random.Random, rank: int, folder: Path) -> None:
         self.step, self.is_strong, self.chance, self.rank, self.folder = step, is_strong, chance, rank, folder
         self.now = -1
-        self.birthplace: Birthplace | None = None
+
+    birthplace: Birthplace | None = None
 
     @property
     def is_on(self) -> bool:
@@ -69,8 +70,8 @@ class Fault:
         """Return the loss to differentiate instead."""
         return loss
 
-    def gradients(self, training: Training) -> Mapping[str, float]:
-        """Change the gradients, where a step is about to be taken; return what the loop logs of them."""
+    def gradients(self, training: Training) -> Mapping[str, float]:  # noqa: ARG002 - for those that override it
+        """Change the gradients of a step that is about to be taken; return what the loop logs of them."""
         return {}
 
     def save(self, write: Callable[[Path], None], path: Path) -> None:
@@ -94,7 +95,7 @@ class Kind:
         launches: How many runs of one job have it, strong and weak.
         retries: What `gradwatch run --retries` is given, None where the run is started without it.
         hangs: Whether somebody has to end the run.
-        pace: How many times as many steps as the family's own it takes to show.
+        pace: How many times as many steps as the family's own are trained, so that it can show.
     """
 
     name: str

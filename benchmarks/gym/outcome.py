@@ -15,7 +15,7 @@ TRUTH = "truth.json"
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """When a fault came, in Unix seconds, and where its NaN is born, null where it makes none or null is right."""
+    """When a fault came, in Unix seconds, and where its NaN is born; null where null is the truth."""
 
     step: int
     time: float
@@ -68,7 +68,6 @@ def load(path: Path) -> list[Outcome]:
 
 
 def _to_json(outcome: Outcome) -> dict[str, object]:
-
 
     kind = KINDS[outcome.planned.fault] if outcome.planned.fault else None
     return {

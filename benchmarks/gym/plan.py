@@ -25,7 +25,13 @@ HEALTHY_SEEDS: Final = 8
 _EARLIEST, _LATEST = 0.3, 0.6
 # Every other of their healthy runs trains in float16, which is slow on the CPU.
 _HALF: Final = frozenset({"mlp", "ddp"})
-_SHORT_FAULTS: Final = ("learning_rate_bomb", "division_in_forward", "corrupt_batch", "failing_saver", "starved_loader")
+_SHORT_FAULTS: Final = (
+    "learning_rate_bomb",
+    "division_in_forward",
+    "corrupt_batch",
+    "failing_saver",
+    "starved_loader",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,5 +137,12 @@ def _draw(data: str, family: str, fault: str | None, strength: str | None, numbe
     from_start = fault is None or KINDS[fault].from_start
     place = 0.0 if from_start else random.Random(seed).uniform(_EARLIEST, _LATEST)  # noqa: S311 - a draw
     return PlannedRun(
-        name, data, family, fault, strength, seed, place, half=fault is None and family in _HALF and number % 2 == 1
+        name,
+        data,
+        family,
+        fault,
+        strength,
+        seed,
+        place,
+        half=fault is None and family in _HALF and number % 2 == 1,
     )

@@ -100,20 +100,22 @@ def play(
 ) -> list[Outcome]:
     """Train all, a few at a time, and return what was found of each, in their order.
 
-    ``folder`` gets the database, the logs and what the runs save; ``tell`` is called with each run that has ended,
-    what was found of it until then, and the seconds it took.
+    ``folder`` gets the database, the logs and what the runs save; ``tell`` is called with each run that has
+    ended, what was found of it until then, and the seconds it took.
     """
     url = f"sqlite:///{folder / DATABASE}"
     with collector(url, folder / "collector.log") as server:
         engine = db.connect(url)
         with Eye(engine) as eye:
             ended: dict[str, tuple[tuple[int, ...], Injection | None]] = {}
+            one_at_a_time = threading.Lock()
 
             def one(each: PlannedRun) -> None:
                 began = time.monotonic()
                 ended[each.run_id] = _play_one(each, folder / each.run_id, server.url)
                 taken = time.monotonic() - began
-                tell(Outcome(each, *ended[each.run_id], eye.findings(each.run_ids)), taken)
+                with one_at_a_time:
+                    tell(Outcome(each, *ended[each.run_id], eye.findings(each.run_ids)), taken)
 
             for processes in (1, RANKS):
                 with ThreadPoolExecutor(AT_ONCE // processes) as pool:
@@ -168,7 +170,17 @@ def _started(
     command = [sys.executable, "-m", "gym.train", planned.to_json(), str(folder)]
     if planned.retries is not None:
         supervisor = [sys.executable, "-m", "gradwatch.cli", "run", "--retries", str(planned.retries)]
-        command = [*supervisor, "--backoff", "0.5", "--job", planned.job, "--tier", "production", "--", *command]
+        command = [
+            *supervisor,
+            "--backoff",
+            "0.5",
+            "--job",
+            planned.job,
+            "--tier",
+            "production",
+            "--",
+            *command,
+        ]
     ranks = _processes(planned)
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -24,8 +24,8 @@ import torch.distributed
 from torch import Tensor
 
 import gradwatch
-from gym.fault import STRONG, Fault
 from gym.families import FAMILIES
+from gym.fault import STRONG, Fault
 from gym.faults import KINDS
 from gym.plan import PlannedRun
 from gym.training import Recipe, Training, Turn
@@ -136,8 +136,9 @@ def main(planned: PlannedRun, folder: Path) -> None:
         meeting = f"file://{folder / 'ranks'}"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     family = FAMILIES[planned.family]
-    fault = fault_of(planned, family.STEPS, rank, folder)
-    recipe = fault.cook(Recipe(planned.data, family.STEPS, half=planned.half))
+    steps = family.STEPS if planned.fault is None else round(family.STEPS * KINDS[planned.fault].pace)
+    fault = fault_of(planned, steps, rank, folder)
+    recipe = fault.cook(Recipe(planned.data, steps, half=planned.half))
     if recipe.seeded:
         torch.manual_seed(planned.seed)
         np.random.seed(planned.seed % 2**32)

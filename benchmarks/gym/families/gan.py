@@ -38,7 +38,7 @@ def _against(logits: Tensor, is_real: bool) -> Tensor:
 
 
 def build(recipe: Recipe) -> Training:
-    """See `gym.training.Family`. It logs how far the mean drawing is from the mean digit, and of their spreads."""
+    """See `gym.training.Family`. It logs how far means and spreads of drawings are from digits'."""
     generator, critic = _generator(), _critic()
     (pictures, _), (held_out, _) = digits(recipe.variant)
     pictures = pictures[: recipe.samples]
@@ -58,7 +58,11 @@ def build(recipe: Recipe) -> Training:
 
     def distance() -> dict[str, float]:
         drawn, real = generator(torch.randn(200, _NOISE)), held_out.flatten(1)
-        return {"sample_distance": float((drawn.mean(0) - real.mean(0)).norm() + (drawn.std(0) - real.std(0)).norm())}
+        return {
+            "sample_distance": float(
+                (drawn.mean(0) - real.mean(0)).norm() + (drawn.std(0) - real.std(0)).norm()
+            )
+        }
 
     return Training(
         {"critic": critic, "generator": generator},

@@ -58,6 +58,4 @@ def build(recipe: Recipe) -> Training:
     """See `gym.training.Family`."""
     train, validate, alphabet = text(recipe.variant, _LENGTH)
     model = Gpt(alphabet, dropout=0.1 if recipe.decay else 0.0)
-    return supervised(
-        recipe, model, (train, validate), _loss, learning_rate=2e-3, batch=16, clip=1.0
-    )
+    return supervised(recipe, model, (train, validate), _loss, learning_rate=2e-3, batch=16, clip=1.0)

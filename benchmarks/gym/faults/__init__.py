@@ -43,7 +43,8 @@ KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
         expected=_WILD | _NONFINITE, companions=_LEARNING,
     ),
     Kind(
-        name="bad_initialisation", make=BadInitialisation, from_start=True, families=("mlp", "gpt", "lstm", "ddp"),
+        name="bad_initialisation", make=BadInitialisation, from_start=True,
+        families=("mlp", "gpt", "lstm", "ddp"),
         expected=_SLOW | _WILD | {c.RULE_VANISHING_GRADIENT}, companions=_LEARNING | _NONFINITE,
     ),
     Kind(
@@ -66,7 +67,8 @@ KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
         expected=_SLOW | {c.RULE_DIVERGENCE, c.RULE_OVERFITTING}, companions=_LEARNING,
     ),
     Kind(
-        name="input_shift", make=InputShift, families=_FLOATING_INPUTS,
+        # Inputs are looked at every half a minute.
+        name="input_shift", make=InputShift, families=_FLOATING_INPUTS, pace=7.0,
         expected=frozenset({c.RULE_INPUT_SHIFT}), companions=_LEARNING,
     ),
     Kind(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import replace
 
 import psutil
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from gym import control_group
 from gym.data import Batch
 from gym.fault import Fault
-from gym.training import Recipe, Training
+from gym.training import Recipe
 
 # The first rank is the one that reports for all, so that a fault on it would be no test of naming a rank.
 _SICK_RANK = 1
@@ -59,8 +58,9 @@ class MemoryLeak(Fault):
         if self.now == self.step:
             held = psutil.Process().memory_info()
             left = (self._MEBIBYTES << 20) - held.rss
-            limit = held.vms + left * 97 // 100
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            if self.is_strong:  # an exception, where the kernel would kill
+                limit = held.vms + left * 97 // 100
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             share = 1.0 / 0.7 if self.is_strong else 0.9
             self._bytes = int(left * share / (self._steps - self.step))
         if self.is_on:
@@ -73,4 +73,4 @@ class Crash(Fault):
     def begin(self) -> None:
         """See `Fault`."""
         if self.now == self.step:
-            {"digits": 10}["classes"]  # noqa: B018
+            {"digits": 10}["classes"]

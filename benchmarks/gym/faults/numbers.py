@@ -94,9 +94,7 @@ class DivisionInForward(_OneBadStep):
 class DivisionInLoss(_OneBadStep):
     """The loss is divided by the number of its terms, which is zero."""
 
-    def install(self, training: Training) -> None:
-        """See `Fault`."""
-        self.birthplace = Birthplace("loss")
+    birthplace = Birthplace("loss")
 
     def loss(self, loss: Tensor) -> Tensor:
         """See `Fault`."""
@@ -114,11 +112,7 @@ class DivisionInBackward(_OneBadStep):
 class CorruptBatch(_OneBadStep):
     """A NaN or an Inf among the inputs."""
 
-    def install(self, training: Training) -> None:
-        """See `Fault`."""
-        self.birthplace = Birthplace("input")
-        self._value = self.chance.choice((math.nan, math.inf))
-        self._share = 0.1 if self.is_strong else 0.0
+    birthplace = Birthplace("input")
 
     def batch(self, batch: Batch) -> Batch:
         """See `Fault`."""
@@ -126,7 +120,7 @@ class CorruptBatch(_OneBadStep):
             return batch
         inputs = batch[0].clone()
         flat = inputs.view(-1)
-        flat[: max(1, int(self._share * len(flat)))] = self._value
+        flat[: len(flat) // 10 if self.is_strong else 1] = self.chance.choice((math.nan, math.inf))
         return (inputs, *batch[1:])
 
 

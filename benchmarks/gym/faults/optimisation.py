@@ -57,10 +57,11 @@ class OverClipping(Fault):
 class StaleGradients(Fault):
     """Updates with gradients of parameters that are some steps old, as in asynchronous training."""
 
-    def install(self, training: Training) -> None:
+    def cook(self, recipe: Recipe) -> Recipe:
         """See `Fault`."""
         self._late = self.chance.randint(20, 40) if self.is_strong else self.chance.randint(6, 10)
         self._waiting: deque[list[Tensor | None]] = deque()
+        return recipe
 
     def gradients(self, training: Training) -> Mapping[str, float]:
         """See `Fault`."""
@@ -104,4 +105,6 @@ class SigmoidDepth(Fault):
 
     def cook(self, recipe: Recipe) -> Recipe:
         """See `Fault`."""
-        return replace(recipe, sigmoids=self.chance.randint(9, 12) if self.is_strong else self.chance.randint(6, 7))
+        return replace(
+            recipe, sigmoids=self.chance.randint(9, 12) if self.is_strong else self.chance.randint(6, 7)
+        )
