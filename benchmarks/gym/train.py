@@ -127,6 +127,21 @@ def _configuration(recipe: Recipe, planned: PlannedRun) -> dict[str, object]:
     return {**known, "family": planned.family, "fault": planned.fault, "strength": planned.strength}
 
 
+def prepare(planned: PlannedRun, steps: int, rank: int, folder: Path) -> tuple[Training, Recipe, Fault]:
+    """Build what a run trains, as its fault wants it."""
+    fault = fault_of(planned, steps, rank, folder)
+    recipe = fault.cook(Recipe(planned.data, steps, half=planned.half))
+    if recipe.seeded:
+        torch.manual_seed(planned.seed)
+        np.random.seed(planned.seed)
+        random.seed(planned.seed)
+    training = FAMILIES[planned.family].build(recipe)
+    if recipe.decay:
+        training.decay(recipe.steps)
+    fault.install(training)
+    return training, recipe, fault
+
+
 def main(planned: PlannedRun, folder: Path) -> None:
     """Train."""
     torch.set_num_threads(1)
@@ -135,18 +150,8 @@ def main(planned: PlannedRun, folder: Path) -> None:
         ranks = int(os.environ["WORLD_SIZE"])
         meeting = f"file://{folder / 'ranks'}"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
-    family = FAMILIES[planned.family]
-    steps = family.STEPS if planned.fault is None else round(family.STEPS * KINDS[planned.fault].pace)
-    fault = fault_of(planned, steps, rank, folder)
-    recipe = fault.cook(Recipe(planned.data, steps, half=planned.half))
-    if recipe.seeded:
-        torch.manual_seed(planned.seed)
-        np.random.seed(planned.seed % 2**32)
-        random.seed(planned.seed)
-    training = family.build(recipe)
-    if recipe.decay:
-        training.decay(recipe.steps)
-    fault.install(training)
+    pace = 1.0 if planned.fault is None else KINDS[planned.fault].pace
+    training, recipe, fault = prepare(planned, round(FAMILIES[planned.family].STEPS * pace), rank, folder)
     models = training.models
     watch = gradwatch.watch(
         models if len(models) > 1 else next(iter(models.values())),

@@ -30,5 +30,6 @@ def build(recipe: Recipe) -> Training:
         learning_rate=5e-4,
         batch=64,
     )
-    torch.manual_seed(torch.initial_seed() + rank)  # the same weights, but not the same batches
+    if recipe.seeded:
+        torch.manual_seed(torch.initial_seed() + rank)  # the same weights, but not the same batches
     return training

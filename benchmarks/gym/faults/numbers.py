@@ -69,18 +69,32 @@ class _Louder(nn.Module):
         return x * 1e6 if is_loud and x.dtype == torch.float16 else x
 
 
-def follow(training: Training, fault: Fault, extra: nn.Module) -> str:
-    """Put a module behind one of the layers, drawn by chance; return the path of both, as it is watched."""
+def follow(training: Training, fault: Fault, extra: nn.Module, *, within: bool = False) -> str:
+    """Put a module behind one of the layers, drawn by chance; return the path of both, as it is watched.
+
+    ``within``: not behind one whose output the loss meets, where nobody can tell the two apart.
+    """
     places = [
-        (name, path, layer)
+        (name, path)
         for name, model in training.models.items()
-        for path, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.LayerNorm)
+        for path in _layers(model)[: -1 if within else None]
+        if not within or path not in {_layers(child, at)[-1] for at, child in _towers(model)}
     ]
-    name, path, layer = fault.chance.choice(places)
+    name, path = fault.chance.choice(places)
+    model = training.models[name]
     parent, _, own = path.rpartition(".")
-    setattr(training.models[name].get_submodule(parent), own, nn.Sequential(layer, extra))
+    setattr(model.get_submodule(parent), own, nn.Sequential(model.get_submodule(path), extra))
     return ".".join(part for part in (name, path.removeprefix("module.")) if part)
+
+
+def _layers(model: nn.Module, prefix: str = "") -> list[str]:
+    kinds = nn.Linear | nn.Conv2d | nn.LayerNorm
+    return [path for path, layer in model.named_modules(prefix=prefix) if isinstance(layer, kinds)]
+
+
+def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Parts that may each have an output of their own, as those of an actor and a critic."""
+    return [(name, child) for name, child in model.named_children() if isinstance(child, nn.Sequential)]
 
 
 class DivisionInForward(_OneBadStep):
@@ -106,7 +120,9 @@ class DivisionInBackward(_OneBadStep):
 
     def install(self, training: Training) -> None:
         """See `Fault`."""
-        self.birthplace = Birthplace("backward", follow(training, self, _DivideInBackward(self)) + ".0")
+        self.birthplace = Birthplace(
+            "backward", follow(training, self, _DivideInBackward(self), within=True) + ".0"
+        )
 
 
 class CorruptBatch(_OneBadStep):
