@@ -35,28 +35,30 @@ _LEARNING: Final = _SLOW | _WILD | {
 }  # fmt: skip
 _ENDINGS: Final = frozenset({c.RULE_RUN_FAILED, c.RULE_RUN_LOST, c.RULE_REPEATED_FAILURE})
 _NONFINITE: Final = frozenset({c.RULE_NONFINITE})
+# A distribution over NaNs raises, which ends a run that acts by one.
+_AFTER_NAN: Final = _WILD | _ENDINGS
 
 # fmt: off
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
     Kind(
         name="learning_rate_bomb", make=LearningRateBomb,
-        expected=_WILD | _NONFINITE, companions=_LEARNING,
+        expected=_WILD | _NONFINITE, companions=_LEARNING | _ENDINGS,
     ),
     Kind(
         name="bad_initialisation", make=BadInitialisation, from_start=True,
-        families=("mlp", "gpt", "lstm", "ddp"),
-        expected=_SLOW | _WILD | {c.RULE_VANISHING_GRADIENT}, companions=_LEARNING | _NONFINITE,
+        families=("mlp", "cnn", "gpt", "gan", "ddp"),
+        expected=_SLOW | _WILD, companions=_LEARNING | _NONFINITE,
     ),
     Kind(
         name="sigmoid_depth", make=SigmoidDepth, from_start=True, families=("mlp", "cnn", "ddp"),
         expected=frozenset({c.RULE_VANISHING_GRADIENT}), companions=_SLOW,
     ),
-    Kind(name="division_in_forward", make=DivisionInForward, expected=_NONFINITE, companions=_WILD),
-    Kind(name="division_in_loss", make=DivisionInLoss, expected=_NONFINITE, companions=_WILD),
-    Kind(name="division_in_backward", make=DivisionInBackward, expected=_NONFINITE, companions=_WILD),
+    Kind(name="division_in_forward", make=DivisionInForward, expected=_NONFINITE, companions=_AFTER_NAN),
+    Kind(name="division_in_loss", make=DivisionInLoss, expected=_NONFINITE, companions=_AFTER_NAN),
+    Kind(name="division_in_backward", make=DivisionInBackward, expected=_NONFINITE, companions=_AFTER_NAN),
     Kind(
         name="corrupt_batch", make=CorruptBatch, families=_FLOATING_INPUTS,
-        expected=_NONFINITE, companions=_WILD | {c.RULE_INPUT_SHIFT},
+        expected=_NONFINITE, companions=_AFTER_NAN | {c.RULE_INPUT_SHIFT},
     ),
     Kind(
         name="half_overflow", make=HalfOverflow, families=("mlp", "cnn", "ddp"),

@@ -88,11 +88,11 @@ class NoisyGradients(Fault):
 
 
 class BadInitialisation(Fault):
-    """Weights that start all at zero or far too large; where it is weak, too small or rather large."""
+    """Weights that start far too large, so that most of a run is spent on making them small."""
 
     def install(self, training: Training) -> None:
         """See `Fault`."""
-        scale = self.chance.choice((0.0, 40.0) if self.is_strong else (1e-3, 12.0))
+        scale = self.chance.uniform(30, 50) if self.is_strong else self.chance.uniform(10, 14)
         with torch.no_grad():
             for model in training.models.values():
                 for parameter in model.parameters():
@@ -106,5 +106,5 @@ class SigmoidDepth(Fault):
     def cook(self, recipe: Recipe) -> Recipe:
         """See `Fault`."""
         return replace(
-            recipe, sigmoids=self.chance.randint(9, 12) if self.is_strong else self.chance.randint(6, 7)
+            recipe, sigmoids=self.chance.randint(10, 12) if self.is_strong else self.chance.randint(7, 8)
         )

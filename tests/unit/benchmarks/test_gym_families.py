@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gym.families import FAMILIES
 
 from gradwatch import conventions as c
+from gym.families import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 # What must fall, or rise where it is a return; and in how many steps it has.

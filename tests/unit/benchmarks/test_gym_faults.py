@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from gym.faults import KINDS, machine
-from gym.train import NOTE
 
 from gradwatch import conventions as c
 from gradwatch.checkpoints.finding import verify
+from gym.faults import KINDS, machine
+from gym.train import NOTE
 
 Play = Callable[..., Any]
 NONFINITE = ("division_in_forward", "division_in_loss", "division_in_backward", "corrupt_batch")
@@ -98,7 +98,7 @@ def test_bad_weights_are_far_from_good_ones(strength: str, play: Play) -> None:
         play("bad_initialisation", strength), play(None)
     ))  # fmt: skip
 
-    assert sick < 0.2 * healthy or sick > 5 * healthy
+    assert sick > (25 if strength == "strong" else 8) * healthy
 
 
 @pytest.mark.parametrize("family", ["mlp", "cnn"])
@@ -154,7 +154,7 @@ def test_without_a_seed_the_run_does_not_choose_its_own(play: Play) -> None:
 def test_a_starved_loop_waits_for_batches_for_longer_than_it_trains(play: Play) -> None:
     played = play("starved_loader", steps=60)
     waited = played.exporter.values(c.DATA_WAIT)
-    slept = played.fault._step_seconds * 8
+    slept = played.fault._step_seconds * 5
 
     assert min(waited[played.fault.step :]) >= slept
     assert sorted(waited[: played.fault.step])[played.fault.step // 2] < slept

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from gradwatch.conventions import RULE_ALERTS
 from gym import data
 from gym.fault import EVERYWHERE
 from gym.faults import KINDS
 from gym.plan import HEALTHY, SETS, PlannedRun, plan, short_plan
-
-from gradwatch.conventions import RULE_ALERTS
 
 TUNING, REPORT = SETS
 
