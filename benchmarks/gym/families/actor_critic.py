@@ -95,11 +95,12 @@ def build(recipe: Recipe) -> Training:
     def loss(batch: Batch) -> Tensor:
         states, pushes, returns = batch
         logits, values = model(states)
-        policy = torch.distributions.Categorical(logits=logits)
+        likely = logits.log_softmax(dim=1)
         gain = returns - values.detach()
         gain = (gain - gain.mean()) / (gain.std() + 1e-6)
-        acted = -(policy.log_prob(pushes) * gain).mean() - 0.01 * policy.entropy().mean()
-        return acted + (values - returns).square().mean()
+        acted = -(likely.gather(1, pushes.unsqueeze(1)).squeeze(1) * gain).mean()
+        entropy = -(likely.exp() * likely).sum(dim=1).mean()
+        return acted - 0.01 * entropy + (values - returns).square().mean()
 
     def standing() -> dict[str, float]:
         return {"mean_return": 1 / max(falls[0], 1e-3)}

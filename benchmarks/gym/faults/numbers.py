@@ -23,16 +23,20 @@ class _OneBadStep(Fault):
 
     @property
     def is_bad(self) -> bool:
-        return self.now == self.step
+        """Whether it is the step, and it is training: a policy also acts, and would be stopped by a NaN."""
+        return self.now == self.step and torch.is_grad_enabled()
 
 
 class _Divide(nn.Module):
+    """Normalises by a scale; of features that are all zero it makes 0/0, which no tanh behind it can hide."""
+
     def __init__(self, fault: _OneBadStep) -> None:
         super().__init__()
         self._fault = [fault]  # in a list, so that it is no part of what is copied or saved
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / torch.tensor(0.0 if self._fault[0].is_bad else 1.0)
+        scale = torch.tensor(0.0 if self._fault[0].is_bad else 1.0)
+        return x * scale / scale
 
 
 class _DividedGradient(torch.autograd.Function):
@@ -44,7 +48,7 @@ class _DividedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return gradient / torch.full_like(gradient, 0.0 if ctx.fault.is_bad else 1.0), None
+        return gradient / torch.full_like(gradient, 0.0 if ctx.fault.now == ctx.fault.step else 1.0), None
 
 
 class _DivideInBackward(nn.Module):
@@ -98,7 +102,7 @@ def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 class DivisionInForward(_OneBadStep):
-    """A layer's output is divided by zero."""
+    """A layer's output, zero, is divided by zero."""
 
     def install(self, training: Training) -> None:
         """See `Fault`."""
