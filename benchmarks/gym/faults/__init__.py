@@ -69,12 +69,12 @@ KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
         expected=_SLOW | {c.RULE_DIVERGENCE, c.RULE_OVERFITTING}, companions=_LEARNING,
     ),
     Kind(
-        # Inputs are looked at every half a minute.
-        name="input_shift", make=InputShift, families=_FLOATING_INPUTS, pace=7.0,
+        # Of the fast families the tenth observed step, from which on inputs are looked at, is a late one.
+        name="input_shift", make=InputShift, families=_FLOATING_INPUTS, pace=4.0,
         expected=frozenset({c.RULE_INPUT_SHIFT}), companions=_LEARNING,
     ),
     Kind(
-        name="overfitting", make=Overfitting, from_start=True, families=_SUPERVISED,
+        name="overfitting", make=Overfitting, from_start=True, families=("mlp", "gpt", "lstm", "ddp"),
         expected=frozenset({c.RULE_OVERFITTING}),
     ),
     Kind(
