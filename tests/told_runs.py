@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import FlightRecorder, FlightStep, compress
-from gradwatch_collector.findings import DETECTORS, Scene, reconcile
+from gradwatch_collector.findings import Detection, reconcile
 from gradwatch_collector.records import Batch, EventRecord, Frame, Received, Source
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
@@ -110,9 +110,8 @@ def _shares(
 def look(database: Engine, seconds: float) -> None:
     """Make the findings of all runs, as the evaluator does."""
     with transaction(database) as connection:
-        scene = Scene(connection, at(seconds), load_runs(connection))
-        found = [observed for detect in DETECTORS for observed in detect(scene)]
-        reconcile(connection, found, at(seconds))
+        found = Detection().look(connection, load_runs(connection), at(seconds), lambda: True)
+        reconcile(connection, found.observations, at(seconds))
 
 
 def flight_record(losses: Sequence[float], layers: Sequence[str] = LAYERS) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,15 @@ from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.views import show_run
-from gradwatch_collector.findings import Observation, Scene
+from gradwatch_collector.findings import Detection
+from gradwatch_collector.findings.detection import Found
+from gradwatch_collector.findings.silences import About, silence
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Received
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.schemas import load_schema
-from gradwatch_collector.service import evaluator, snapshot
+from gradwatch_collector.service import snapshot
 from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.exposition import RunMetrics
 from gradwatch_collector.service.lease import Lease
@@ -162,16 +164,16 @@ def test_a_failed_run_is_shown_for_an_hour_and_its_finding_is_active(service: Se
     )
 
 
-@pytest.mark.parametrize("status", ["failed", "lost"])
-def test_an_ending_that_becomes_known_hours_late_is_found(service: Service, status: str) -> None:
-    """The collector was away for two hours; or the sender's clock is two hours behind."""
+@pytest.mark.parametrize(("status", "severity"), [("failed", "ticket"), ("lost", "page")])
+def test_an_ending_that_becomes_known_hours_late_is_found(service: Service, status: str, severity: str) -> None:
+    """The collector was away, or the sender's clock is behind; but old events page nobody."""
     service.tick(2 * HOUR)
     service.receive(start("a", tier="production"))
     if status == "failed":
         service.receive(end("a", 2, "failed", tier="production"))
     service.tick(2 * HOUR + 11)
     ((run, found),) = service.evaluator.snapshot.findings
-    assert (run.status, found.rule, found.severity) == (status, f"run_{status}", "page")
+    assert (run.status, found.rule, found.severity) == (status, f"run_{status}", severity)
     service.tick(3 * HOUR + 12)
     assert service.evaluator.snapshot.findings == []
 
@@ -187,10 +189,10 @@ def test_a_run_is_lost_however_long_a_tick_takes(database: Engine, lost_after: i
 
 
 def test_a_detector_that_fails_keeps_no_run_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Scene) -> Iterable[Observation]:
+    def broken(*_: object) -> Found:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(evaluator, "DETECTORS", (broken,))
+    monkeypatch.setattr(Detection, "look", broken)
     service.receive(start("a"))
     for seconds in range(5, 41, 5):
         with pytest.raises(ZeroDivisionError):
@@ -556,3 +558,15 @@ def test_the_success_rate_counts_endings_and_follows_their_corrections(service: 
     service.tick(390)
     service.tick(421)
     assert success_rate(service) == (2, 3)  # nobody retried
+
+
+def test_a_silenced_finding_raises_no_alert_until_the_silence_is_over(service: Service) -> None:
+    service.receive(start("a"), end("a", 2, "failed"))
+    with transaction(service.database) as connection:
+        silence(connection, About(single_run="a"), at(60), "a test", now=at(0))
+    service.tick(3)
+    assert service.samples(c.FINDING_ACTIVE) == {}
+    service.tick(61)
+    assert list(service.samples(c.FINDING_ACTIVE)) == [
+        ("a", "run_failed", "ticket", "", "experiment", "digits")
+    ]

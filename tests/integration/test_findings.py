@@ -13,8 +13,8 @@ from sqlalchemy import Engine, insert, select
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
-from gradwatch_collector.findings import DETECTORS, Observation, Scene, Severity, reconcile
-from gradwatch_collector.findings.nonfinite import is_repeated
+from gradwatch_collector.findings import Detection, Observation, Severity, reconcile
+from gradwatch_collector.findings.rules.nonfinite import Parameters, is_repeated
 from gradwatch_collector.records import Received
 from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.runs.registry import Registry
@@ -34,8 +34,7 @@ EXPERIMENT = replace(RUN, tier="experiment")
 
 def detect(database: Engine, runs: Sequence[RunRow]) -> list[Observation]:
     with database.connect() as connection:
-        scene = Scene(connection, at(100), runs)
-        return [found for detector in DETECTORS for found in detector(scene)]
+        return list(Detection().look(connection, runs, at(100), lambda: True).observations)
 
 
 def note_nonfinite(
@@ -174,7 +173,7 @@ def test_repeated_means_three_bad_steps_in_a_hundred(
     note_nonfinite(database, *reports)
     with database.connect() as connection:
         rows = connection.execute(select(schema.event.c.rank, schema.event.c.attributes)).mappings().all()
-    assert is_repeated(rows) is repeated
+    assert is_repeated(rows, Parameters()) is repeated
 
 
 def test_bad_steps_of_different_ranks_do_not_add_up(database: Engine) -> None:

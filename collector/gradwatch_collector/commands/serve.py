@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -15,6 +17,8 @@ from gradwatch_collector.commands.options import (
     open_database,
     prices_option,
 )
+from gradwatch_collector.findings import RULES
+from gradwatch_collector.findings.overrides import Override, OverridesError, read_overrides
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY
 from gradwatch_collector.service import logs
 from gradwatch_collector.service.server import Address, ListenError, ServerSettings, listen, listen_grpc, serve
@@ -84,6 +88,13 @@ def collector() -> None:
     help="How long their roll-ups are kept, and events [default: 365d in SQLite, 90d in PostgreSQL].",
 )
 @prices_option
+@click.option(
+    "--findings",
+    "overrides_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What to set anew of the rules, for jobs and tiers (YAML; docs/findings.md).",
+)
 @click.option("--require-token", is_flag=True, help="Ask for a token on loopback too (behind a proxy, say).")
 @click.option(
     "--allow-anonymous", is_flag=True, help="Ask for no token on other addresses: let in whoever can connect."
@@ -119,6 +130,7 @@ def serve_command(
     token_requests: float | None,
     token_bytes: float | None,
     prices: PriceTable | None,
+    overrides_file: Path | None,
     log_format: str,
     **keep: int | None,
 ) -> None:
@@ -134,6 +146,7 @@ def serve_command(
     http = _address(address, "--listen")
     grpc_at = None if grpc_address == "off" else _address(grpc_address, "--grpc")
     tls = _tls(tls_cert, tls_key, tls_client_ca)
+    overrides = _overrides(overrides_file)
     engine = open_database(database, upgrade_sqlite=True)
     policy = policy_for(engine.dialect.name, raw=keep["keep_raw"], rollups=keep["keep_rollups"])
     settings = ServerSettings(
@@ -148,6 +161,7 @@ def serve_command(
         tls=tls,
         policy=policy,
         prices=prices,
+        overrides=overrides,
     )
     try:
         bound = listen(settings, engine)
@@ -160,6 +174,13 @@ def serve_command(
         shown += f", gRPC on {grpc.address}"
     click.echo(f"gradwatch collector on {shown}, database {describe(engine)}")
     serve(engine, settings, bound, grpc)
+
+
+def _overrides(path: Path | None) -> Sequence[Override]:
+    try:
+        return () if path is None else read_overrides(path, RULES.values())
+    except OverridesError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:

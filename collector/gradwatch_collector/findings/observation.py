@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -28,7 +28,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One thing that is wrong with one attempt of one run now. Moments in Unix nanoseconds."""
+    """One thing that is wrong with one attempt of one run now. Moments in Unix nanoseconds.
+
+    ``concluded``: by the collector, and not told by an event, which may have waited on a disk for long.
+    """
 
     run_id: str
     attempt: int
@@ -41,6 +44,7 @@ class Observation:
     layer: str | None = None
     born_in: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    concluded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,3 @@ class Scene:
     connection: Connection
     now: int
     runs: Sequence[RunRow]
-
-
-Detector = Callable[[Scene], Iterable[Observation]]

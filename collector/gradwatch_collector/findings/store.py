@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
@@ -12,6 +14,8 @@ from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
 from gradwatch_collector.storage.upsert import insert
 
+_SECOND: Final = 1_000_000_000
+_PAGES_UNTIL: Final = 15 * 60 * _SECOND
 OPEN = "open"
 RESOLVED = "resolved"
 _finding = schema.finding.c
@@ -37,21 +41,30 @@ def load_findings(connection: Connection, known: int | None) -> list[Finding]:
 
 
 def _observation(row: RowMapping) -> Observation:
-    fields = Observation.__dataclass_fields__
+    fields = Observation.__dataclass_fields__.keys() & row.keys()
     return Observation(**{**{name: row[name] for name in fields}, "severity": Severity(row["severity"])})
 
 
-def reconcile(connection: Connection, observations: Iterable[Observation], now: int) -> None:
+def reconcile(
+    connection: Connection,
+    observations: Iterable[Observation],
+    now: int,
+    *,
+    clears_after: Mapping[str, float] = MappingProxyType({}),
+    unread: Collection[str] = (),
+) -> None:
     """Make the stored findings match what is wrong now.
 
-    Findings whose rule no longer observes them are resolved. ``now`` in Unix nanoseconds.
+    Findings whose rule has not observed them for ``clears_after`` (in seconds, by rule; else at all) are
+    resolved, but for those of ``unread`` runs. ``now`` in Unix nanoseconds.
     """
     finding = schema.finding
     observed = {(o.run_id, o.attempt, o.rule): o for o in observations}
     stored = _stored(connection, observed)
     for key, o in observed.items():
+        row = stored.get(key)
         values = {
-            "severity": o.severity,
+            "severity": _loudness(o, row, now),
             "state": OPEN,
             "rank": o.rank,
             "step": o.step,
@@ -61,7 +74,6 @@ def reconcile(connection: Connection, observations: Iterable[Observation], now: 
             "resolved_at": None,
             "evidence": dict(o.evidence),
         }
-        row = stored.get(key)
         if row is None:
             connection.execute(
                 insert(connection, finding).values(
@@ -72,11 +84,26 @@ def reconcile(connection: Connection, observations: Iterable[Observation], now: 
             connection.execute(
                 update(finding).where(finding.c.finding_id == row["finding_id"]).values(**values)
             )
-    cleared = [row["finding_id"] for key, row in stored.items() if row["state"] == OPEN and key not in observed]
+    cleared = [
+        row["finding_id"]
+        for key, row in stored.items()
+        if row["state"] == OPEN
+        and key not in observed
+        and row["run_id"] not in unread
+        and now - row["last_seen"] >= clears_after.get(row["rule"], 0.0) * _SECOND
+    ]
     for some in batched(cleared):
         connection.execute(
             update(finding).where(finding.c.finding_id.in_(some)).values(state=RESOLVED, resolved_at=now)
         )
+
+
+def _loudness(o: Observation, row: RowMapping | None, now: int) -> Severity:
+    """Return the severity to store: what was over when it became known, by a replay say, wakes nobody."""
+    pages = row is not None and row["severity"] == Severity.PAGE
+    if o.severity is Severity.PAGE and not (pages or o.concluded) and now - o.last_seen > _PAGES_UNTIL:
+        return Severity.TICKET
+    return o.severity
 
 
 def _stored(connection: Connection, observed: Collection[_Key]) -> dict[_Key, RowMapping]:

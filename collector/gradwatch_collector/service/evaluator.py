@@ -18,7 +18,8 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_collector.findings import DETECTORS, Scene, reconcile
+from gradwatch_collector.findings import RULES, Detection, reconcile
+from gradwatch_collector.findings.overrides import Override
 from gradwatch_collector.objectives.counters import keep_counted
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.live import LiveRuns
@@ -35,6 +36,9 @@ _NANOS: Final = 1_000_000_000
 _STOP_SECONDS: Final = 5.0
 # Of a tick, what goes into counting what is not counted yet: ingest waits for it on SQLite.
 _COUNT_SECONDS: Final = 0.05
+# And into reading what is new of runs: those that are not reached are first in the next.
+_DETECT_SECONDS: Final = 0.5
+_CLEARS_AFTER: Final = {name: rule.clears_after for name, rule in RULES.items()}
 
 
 class Evaluator:
@@ -48,6 +52,7 @@ class Evaluator:
         *,
         lease: Lease,
         lost_after: float,
+        overrides: Sequence[Override] = (),
         interval: float = 1.0,
         now: Callable[[], int] = time.time_ns,
         tracer: Tracer | None = None,
@@ -57,6 +62,7 @@ class Evaluator:
         self._live = live
         self._objectives = objectives
         self._indicators = frozenset(map(Indicator.of, objectives))
+        self._detection = Detection(overrides)
         self._lease = lease
         self._lost_after = int(lost_after * _NANOS)
         self._interval = interval
@@ -120,9 +126,13 @@ class Evaluator:
             mark_silent(connection, now, self._lost_after, up_since)
 
     def _find(self, now: int) -> None:
+        until = time.monotonic() + _DETECT_SECONDS
+        # Read first, and outside of the transaction that writes: ingest waits for that on SQLite.
+        with of_one_moment(self._engine).connect() as connection:
+            runs = recent_runs(connection, now)
+            found = self._detection.look(connection, runs, now, lambda: time.monotonic() < until)
         with self._lease.transaction() as connection:
-            scene = Scene(connection, now, recent_runs(connection, now))
-            reconcile(connection, [found for detect in DETECTORS for found in detect(scene)], now)
+            reconcile(connection, found.observations, now, clears_after=_CLEARS_AFTER, unread=found.unread)
             self._lease.tell_done(connection, now)
 
     def _count(self, now: int) -> None:

@@ -28,6 +28,7 @@ from gradwatch_collector import otlp
 from gradwatch_collector.api.refusals import exception_handlers
 from gradwatch_collector.api.routes import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
+from gradwatch_collector.findings.overrides import Override
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
@@ -109,6 +110,7 @@ class ServerSettings:
     tls: TlsFiles | None = None
     policy: Policy = EMBEDDED
     prices: PriceTable | None = None
+    overrides: Sequence[Override] = ()
 
     def guarded(self, address: Address) -> bool:
         """Whether every request to this address needs a token."""
@@ -222,6 +224,7 @@ def application(
         objectives,
         lease=lease,
         lost_after=settings.lost_after,
+        overrides=settings.overrides,
         now=clock.now,
         tracer=traces.tracer,
     )

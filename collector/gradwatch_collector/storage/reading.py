@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select, tuple_
 
 from gradwatch_collector.records import Attributes, MetricIdentity, Times, Vector
 from gradwatch_collector.storage import packed, schema, segments
+from gradwatch_collector.storage.database import batched
 from gradwatch_collector.storage.segments import Segment
 
 # One of several times may reach beyond where it begins.
@@ -27,6 +28,18 @@ _FRAMES_BACK: Final = (
 _BLOCKS_BACK: Final = (
     "SELECT time, count FROM block WHERE series_id = ? AND last_time <= ? ORDER BY time DESC LIMIT ?"
 )
+# All after a time, of many series at once. The last block that begins before that may reach beyond it.
+_AFTER: Final = """
+WITH wanted (series_id, since) AS (VALUES {wanted})
+SELECT wanted.series_id, since, time, {columns} FROM wanted
+JOIN frame ON frame.series_id = wanted.series_id AND time > since
+UNION ALL
+SELECT wanted.series_id, since, time, {columns} FROM wanted
+JOIN block ON block.series_id = wanted.series_id AND last_time > since AND time >= coalesce(
+(SELECT max(b.time) FROM block AS b WHERE b.series_id = wanted.series_id AND b.time <= since), since)
+"""
+_PAIR: Final = {"sqlite": "(?, ?)", "postgresql": "(CAST(? AS BIGINT), CAST(? AS BIGINT))"}
+_SERIES_AT_ONCE: Final = 64
 EVER: Final = (-(2**63), 2**63 - 1)
 
 
@@ -152,6 +165,27 @@ def read_series(
     return [each if newest is None else each.last(newest) for each in joined]
 
 
+def newest_since(connection: Connection, series_id: int, count: int) -> int:
+    """Return a time after which a series has about ``count`` values; one before the first if it has fewer."""
+    return max(_back(connection, series_id, EVER[1], count), EVER[0] + 1) - 1
+
+
+def read_after(connection: Connection, since: Mapping[int, int]) -> Iterator[tuple[int, list[Segment]]]:
+    """Yield what is stored of each series after a time (in Unix nanoseconds, by series id), if anything is.
+
+    The segments of a series are in order, and each time is there once.
+    """
+    columns = segments.columns(connection)
+    for some in batched(sorted(since.items()), 2, most=2 * _SERIES_AT_ONCE):
+        wanted = ", ".join([_PAIR[connection.dialect.name]] * len(some))
+        statement = _AFTER.format(wanted=wanted, columns=columns)
+        found: dict[int, list[Segment]] = {}
+        for series_id, after, time, *payload in segments.fetch(connection, statement, list(chain(*some))):
+            segment = between(segments.from_row(int(time), payload), int(after) + 1, EVER[1])
+            found.setdefault(int(series_id), []).append(segment)
+        yield from ((series_id, _in_order(parts)) for series_id, parts in found.items())
+
+
 def lowest_ranks(connection: Connection, run_id: str, metric: str, field: str = "value") -> dict[int, int]:
     """Return which is the lowest rank of each attempt, in order, that sent a metric."""
     series = schema.series.c
@@ -241,7 +275,10 @@ def _pieces(
     # Frames first: compaction only ever moves times from frames to blocks, so that none can slip past.
     frames = segments.fetch(connection, _FRAMES.format(columns), (series_id, high, low))
     blocks = segments.fetch(connection, _BLOCKS.format(columns), (series_id, high, low))
-    parts = [segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames)]
+    return _in_order([segments.from_row(row[0], row[1:], point) for row in (*blocks, *frames)])
+
+
+def _in_order(parts: Sequence[Segment]) -> list[Segment]:
     in_order = sorted(parts, key=lambda part: int(part.times[0]))
     apart = all(int(left.times[-1]) < int(right.times[0]) for left, right in pairwise(in_order))
     return in_order if apart else segments.merge(parts)

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, and_, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
+from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.runs.clocks import Clock
 from gradwatch_collector.runs.telling import integer, text
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
 
-# "Repeated": three or more bad steps in a hundred.
-REPEATED_STEPS = 3
-REPEATED_WINDOW = 100
+_Report = Mapping[str, Any]
 
 
-def detect(scene: Scene) -> Iterable[Observation]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Non-finite steps are "repeated", and page, if there are ``steps`` or more of them in ``window`` steps."""
+
+    steps: int = 3
+    window: int = 100
+
+
+def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
     """Yield one observation for each attempt with non-finite steps; repeated ones are loud."""
     tiers = {run.run_id: run.tier for run in scene.runs}
+    parameters = {run.run_id: known for run in scene.runs if (known := parameters_of(run)) is not None}
     for (run_id, attempt), group in groupby(
-        _reports(scene.connection, list(tiers)), key=lambda row: (row["run_id"], row["attempt"])
+        _reports(scene.connection, list(parameters)), key=lambda row: (row["run_id"], row["attempt"])
     ):
         events = list(group)
         first = min(events, key=lambda row: (_step(row), _standing(row), row["time"]))
         attributes = first["attributes"]
-        repeated = is_repeated(events)
+        repeated = is_repeated(events, parameters[run_id])
         yield Observation(
             run_id=run_id,
             attempt=attempt,
@@ -51,18 +62,32 @@ def detect(scene: Scene) -> Iterable[Observation]:
         )
 
 
-def _reports(connection: Connection, runs: Sequence[str]) -> Iterator[RowMapping]:
-    event = schema.event.c
+def _reports(connection: Connection, runs: Sequence[str]) -> Iterator[_Report]:
+    """Yield the events, their times by our clock: a sender's may be behind, and old events page nobody."""
+    event, process = schema.event.c, schema.process.c
+    key = ("run_id", "attempt", "rank", "instance")
     for some in batched(runs):
-        yield from connection.execute(
-            select(event.run_id, event.attempt, event.rank, event.time, event.attributes)
+        rows = connection.execute(
+            select(
+                event.run_id,
+                event.attempt,
+                event.rank,
+                event.time,
+                event.received_at,
+                event.attributes,
+                process.clock,
+            )
+            .outerjoin(schema.process, and_(*(event[name] == process[name] for name in key)))
             .where(event.name == c.NONFINITE_STEP.name, event.run_id.in_(some))
             .order_by(event.run_id, event.attempt, event.time)
         ).mappings()
+        for row in rows:
+            clock = Clock() if row["clock"] is None else Clock(**row["clock"])
+            yield {**row, "time": clock.ours(row["time"], row["received_at"])}
 
 
-def is_repeated(events: Sequence[RowMapping]) -> bool:
-    """Return whether three or more bad steps fell within a hundred.
+def is_repeated(events: Sequence[_Report], parameters: Parameters) -> bool:
+    """Return whether so many bad steps fell within so many.
 
     The agent reports each of a process's first ten bad steps, then the hundredth, the thousandth...: between
     two reports the share of bad steps decides.
@@ -75,14 +100,14 @@ def is_repeated(events: Sequence[RowMapping]) -> bool:
         for index, (step, count) in enumerate(reports):
             for later_step, later_count in reports[index + 1 :]:
                 bad, steps = later_count - count + 1, later_step - step + 1
-                if bad >= REPEATED_STEPS and bad * REPEATED_WINDOW >= REPEATED_STEPS * max(
-                    steps, REPEATED_WINDOW
+                if bad >= parameters.steps and bad * parameters.window >= parameters.steps * max(
+                    steps, parameters.window
                 ):
                     return True
     return False
 
 
-def _standing(row: RowMapping) -> int:
+def _standing(row: _Report) -> int:
     """Which of the events of one step to believe, the lowest first.
 
     First a rank that saw itself where it began: mean gradients make one rank's NaN every rank's. That
@@ -96,11 +121,23 @@ def _standing(row: RowMapping) -> int:
     return 2 if born_in == "parameters" else 3
 
 
-def _step(row: RowMapping) -> int:
+def _step(row: _Report) -> int:
     """Step of an event, the last one it may be where that is not known."""
     attributes = row["attributes"]
     return integer(attributes.get(c.STEP)) or integer(attributes.get(c.NONFINITE_LATEST)) or 0
 
 
-def _count(row: RowMapping) -> int:
+def _count(row: _Report) -> int:
     return integer(row["attributes"].get(c.NONFINITE_STEPS)) or 1
+
+
+RULE = SceneRule(
+    name=c.RULE_NONFINITE,
+    severity=Severity.PAGE,
+    detect=detect,
+    parameters=Parameters(),
+    has_birthplace=True,
+    cause="A loss or gradient became NaN or Inf: a division by zero or log of zero, an overflow, a learning "
+    "rate that is too high, or a corrupt batch.",
+    action="Start at the step and layer of the finding; stop the run if the steps after it are non-finite too.",
+)

@@ -7,12 +7,13 @@ from typing import Final
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
+from gradwatch_collector.findings.rule import ParametersOf, SceneRule
 from gradwatch_collector.runs.facts import RunRow
 
 _MOST_NAMED: Final = 100
 
 
-def detect(scene: Scene) -> Iterable[Observation]:
+def detect(scene: Scene, _: ParametersOf) -> Iterable[Observation]:
     """Yield one observation while any run of the outage is silent.
 
     It is told of one of the runs, of tier production if there is one, and always the same: who is back stays in
@@ -39,3 +40,13 @@ def detect(scene: Scene) -> Iterable[Observation]:
 
 def _order(run: RunRow) -> tuple[bool, int, str]:
     return run.tier != c.TIER_PRODUCTION, run.outage_at or 0, run.run_id
+
+
+RULE = SceneRule(
+    name=c.RULE_TELEMETRY_OUTAGE,
+    severity=Severity.PAGE,
+    detect=detect,
+    cause="Many runs fell silent within seconds: the network to the collector, a proxy, a shared host or its "
+    "power failed. The runs may well be training.",
+    action="Restore the way to the collector; leave the runs alone until it is clear that they are dead.",
+)
