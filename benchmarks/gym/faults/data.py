@@ -41,7 +41,7 @@ class Overfitting(Fault):
 
     def cook(self, recipe: Recipe) -> Recipe:
         """See `Fault`."""
-        return replace(recipe, samples=24 if self.is_strong else 80, decay=False)
+        return replace(recipe, samples=20 if self.is_strong else 40, decay=False, learning_rate=2.0)
 
 
 class MissingSeed(Fault):

@@ -141,8 +141,9 @@ def test_inputs_are_others_from_a_step_on(strength: str, play: Play) -> None:
     assert float(fault.batch((pictures,))[0].mean()) > 1.5 * float(pictures.mean())
 
 
-def test_overfitting_learns_a_few_samples_by_heart_and_no_others(play: Play) -> None:
-    played = play("overfitting", steps=120)
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_overfitting_learns_a_few_samples_by_heart_and_no_others(strength: str, play: Play) -> None:
+    played = play("overfitting", strength, steps=240)
     validated = [p.value for p in played.exporter.points(c.LOGGED, **{c.METRIC_NAME: "val_loss"})]
 
     assert losses(played)[-1] < 0.01
