@@ -33,7 +33,7 @@ AT_ONCE: Final = 2
 EXPORT_SECONDS: Final = 1.0
 _STALL_SECONDS: Final = 3
 _LOOK_SECONDS: Final = 0.2
-_DEADLINE_SECONDS: Final = 180.0
+_DEADLINE_SECONDS: Final = 300.0
 # What hangs is left to hang for so long.
 _HANG_SECONDS: Final = 12.0
 # After the last run has ended, until the collector has judged it.
