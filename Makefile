@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo bench-alerts soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo bench-findings bench-alerts soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilit
 	$(BIN)/mypy --strict alerts/build.py
 	$(BIN)/mypy --strict dashboards/build.py
 	PYTHONPATH=. $(BIN)/mypy --strict benchmarks/alert_latency.py
-	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py benchmarks/slo.py benchmarks/verdicts.py
+	$(BIN)/mypy --strict benchmarks/agent_overhead.py benchmarks/agent_memory.py benchmarks/collector.py benchmarks/fleet_size.py benchmarks/slo.py benchmarks/verdicts.py benchmarks/findings.py
 	$(BIN)/python alerts/build.py --check
 	$(BIN)/python dashboards/build.py --check
 	$(BIN)/python docs/build.py --check
@@ -60,6 +60,8 @@ bench-slo: $(VENV)/.dev ## Measure what reports and ticks cost over the registry
 
 bench-alerts: $(VENV)/.dev servers ## Measure how long it takes from a fault in training to the page, in five minutes
 	PYTHONPATH=. $(BIN)/python benchmarks/alert_latency.py $(BENCH_ARGS)
+bench-findings: $(VENV)/.dev ## Train healthy and sick models of seven families, and count what is found of them: an hour
+	$(BIN)/python benchmarks/findings.py $(BENCH_ARGS)
 
 soak-outage: $(VENV)/.dev ## Train through an hour's worth of exports without a collector, and replay them
 	$(BIN)/python -m tests.soak.outage $(BENCH_ARGS)
