@@ -60,6 +60,7 @@ bench-slo: $(VENV)/.dev ## Measure what reports and ticks cost over the registry
 
 bench-alerts: $(VENV)/.dev servers ## Measure how long it takes from a fault in training to the page, in five minutes
 	PYTHONPATH=. $(BIN)/python benchmarks/alert_latency.py $(BENCH_ARGS)
+
 bench-findings: $(VENV)/.dev ## Train healthy and sick models of seven families, and count what is found of them: an hour
 	$(BIN)/python benchmarks/findings.py $(BENCH_ARGS)
 
