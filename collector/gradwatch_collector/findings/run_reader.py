@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Integer, Text, bindparam, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.precedents import load_precedents
@@ -79,7 +79,30 @@ _LOOK_EVERY: Final = 2_000_000_000
 _MOST_SERIES: Final = 2_000
 _INTERVALS: Final = 32
 
-_Key = tuple[str, str, int, str]  # metric, field, rank, attributes as text
+# Built once, and each for every run that is looked at: composing one costs more than what it does.
+_OF: Final = bindparam("of_run", type_=Text), bindparam("of_attempt", type_=Integer)
+_series_of, _event, _checkpoint = schema.series.c, schema.event.c, schema.checkpoint.c
+_SERIES_OF: Final = (
+    select(_series_of.series_id)
+    .join(schema.metric, schema.metric.c.metric_id == _series_of.metric_id)
+    .where(_series_of.run_id == _OF[0], _series_of.attempt == _OF[1])
+    .where(schema.metric.c.name.in_(sorted(_METRICS)), _series_of.field.in_(_FIELDS))
+    .order_by(_series_of.series_id)
+    .limit(_MOST_SERIES)
+)
+_EVENTS_OF: Final = (
+    select(_event.name, _event.rank, _event.time, _event.attributes)
+    .where(_event.run_id == _OF[0], _event.attempt == _OF[1])
+    .where(_event.name.in_([each.name for each in _EVENTS]))
+    .order_by(_event.time.desc())
+    .limit(_MOST_EVENTS)
+)
+_CHECKPOINTS_OF: Final = (
+    select(*(_checkpoint[name] for name in CheckpointSeen.__slots__))
+    .where(_checkpoint.run_id == _OF[0], _checkpoint.attempt == _OF[1])
+    .order_by(_checkpoint.time.desc(), _checkpoint.sequence.desc())
+    .limit(_MOST_EVENTS)
+)
 
 
 @dataclass(slots=True)
@@ -193,18 +216,7 @@ class RunReader:
 
     def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> None:
         series, sets = schema.series.c, schema.attribute_set.c
-        ids = connection.scalars(
-            select(series.series_id)
-            .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
-            .where(
-                series.run_id == run.run_id,
-                series.attempt == run.attempt,
-                schema.metric.c.name.in_(_METRICS),
-                series.field.in_(_FIELDS),
-            )
-            .order_by(series.series_id)
-            .limit(_MOST_SERIES)
-        )
+        ids = connection.scalars(_SERIES_OF, _place(run))
         # Not those above the highest: a transaction that took a lower id may commit later.
         for new in batched([series_id for series_id in ids if series_id not in known.series]):
             rows = connection.execute(
@@ -285,18 +297,8 @@ def _name(series: _Series) -> str:
 
 
 def _events(connection: Connection, run: RunRow) -> Mapping[str, Sequence[EventSeen]]:
-    event, found = schema.event.c, dict[str, list[EventSeen]]()
-    rows = connection.execute(
-        select(event.name, event.rank, event.time, event.attributes)
-        .where(
-            event.run_id == run.run_id,
-            event.attempt == run.attempt,
-            event.name.in_([each.name for each in _EVENTS]),
-        )
-        .order_by(event.time.desc())
-        .limit(_MOST_EVENTS)
-    ).all()
-    for row in reversed(rows):
+    found: dict[str, list[EventSeen]] = {}
+    for row in reversed(connection.execute(_EVENTS_OF, _place(run)).all()):
         found.setdefault(row.name, []).append(EventSeen(row.rank, row.time, row.attributes))
     return found
 
@@ -308,12 +310,9 @@ def _errors(connection: Connection, run: RunRow) -> Sequence[str]:
 
 
 def _checkpoints(connection: Connection, run: RunRow) -> Sequence[CheckpointSeen]:
-    checkpoint = schema.checkpoint.c
-    columns = [checkpoint[name] for name in CheckpointSeen.__slots__]
-    rows = connection.execute(
-        select(*columns)
-        .where(checkpoint.run_id == run.run_id, checkpoint.attempt == run.attempt)
-        .order_by(checkpoint.time.desc(), checkpoint.sequence.desc())
-        .limit(_MOST_EVENTS)
-    ).all()
+    rows = connection.execute(_CHECKPOINTS_OF, _place(run)).all()
     return [CheckpointSeen(*row) for row in reversed(rows)]
+
+
+def _place(run: RunRow) -> dict[str, object]:
+    return {"of_run": run.run_id, "of_attempt": run.attempt}
