@@ -19,6 +19,10 @@ COMMANDS: Final = {
     "dashboards": ("gradwatch_collector.commands.export:dashboards", "Copy the Grafana dashboards."),
     "db": ("gradwatch_collector.commands.db:db", "Create and migrate the database."),
     "demo": ("gradwatch_collector.commands.demo:demo", "See the whole thing on this machine."),
+    "findings": (
+        "gradwatch_collector.commands.findings:findings",
+        "What is wrong with runs, who has it in hand.",
+    ),
     "metrics": ("gradwatch_collector.commands.metrics:metrics", "Metrics of runs and all other senders."),
     "replay": (
         "gradwatch.reproduction.command:replay",

@@ -18,6 +18,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.api.views import show_run
 from gradwatch_collector.findings import Detection
 from gradwatch_collector.findings.detection import Found
+from gradwatch_collector.findings.silences import About, silence
 from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Received
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.live import LiveRuns
@@ -557,3 +558,15 @@ def test_the_success_rate_counts_endings_and_follows_their_corrections(service: 
     service.tick(390)
     service.tick(421)
     assert success_rate(service) == (2, 3)  # nobody retried
+
+
+def test_a_silenced_finding_raises_no_alert_until_the_silence_is_over(service: Service) -> None:
+    service.receive(start("a"), end("a", 2, "failed"))
+    with transaction(service.database) as connection:
+        silence(connection, About(single_run="a"), at(60), "a test", now=at(0))
+    service.tick(3)
+    assert service.samples(c.FINDING_ACTIVE) == {}
+    service.tick(61)
+    assert list(service.samples(c.FINDING_ACTIVE)) == [
+        ("a", "run_failed", "ticket", "", "experiment", "digits")
+    ]

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Engine, inspect, select, text
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.auth import UNLIMITED, list_tokens
+from gradwatch_collector.findings.silences import About, silence
 from gradwatch_collector.objectives.counters import keep_counted
 from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.objectives.indicator import Indicator
@@ -220,12 +221,20 @@ def count_objectives(connection: Connection) -> None:
     connection.execute(schema.run.update().values(baseline=7))
     connection.execute(schema.run_summary.insert().values(run_id="run", steps=2, quality=0.5))
     exclude(connection, What(single_run="run"), "a test", now=at(0))
+    silence(connection, About(single_run="run"), at(60), "a test", now=at(0))
+    connection.execute(
+        schema.finding.update().values(acknowledged_at=at(1), acknowledged_by="me", note="on it")
+    )
 
 
 ALL: Final = frozenset({"*"})
 # What taking a migration back cannot keep: columns, or all of a table. (Nor some spans and tokens, which have
 # tests of their own.)
 LOST: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "0011_findings_in_hand": {
+        "silence": ALL,
+        "finding": frozenset({"acknowledged_at", "acknowledged_by", "note"}),
+    },
     "0009_objectives": {
         "slo_indicator": ALL,
         "slo_count": ALL,

@@ -6,14 +6,13 @@ The shape is ``schemas/metric-list.schema.json``.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
+from gradwatch_collector.api.shapes import MAX_LIMIT, Json, open_number
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.facts import team_of
@@ -49,7 +48,7 @@ def list_metrics(
     metric = schema.metric.c
     query = select(schema.metric).order_by(metric.metric_id.desc()).limit(limit + 1)
     if cursor is not None:
-        query = query.where(metric.metric_id < _open_cursor(cursor))
+        query = query.where(metric.metric_id < open_number(cursor))
     if name is not None:
         query = query.where(metric.name == name)
     series, process = schema.series.c, schema.process.c
@@ -148,9 +147,3 @@ def _is_long(value: Any) -> bool:
 
 def _size(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False))
-
-
-def _open_cursor(cursor: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", cursor):
-        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
-    return int(cursor)

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Text, case, cast,
 from gradwatch_collector.api.metric_catalog import metric_json
 from gradwatch_collector.api.moments import exactly
 from gradwatch_collector.api.point_shapes import FIELDS, NUMBERS, point_json, rollup_json
-from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
+from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json
 from gradwatch_collector.records import Attributes, MetricIdentity
 from gradwatch_collector.runs import telling
 from gradwatch_collector.storage import schema
@@ -240,7 +240,7 @@ def _open_cursor(cursor: str) -> _Order:
         order = ()
     known = tuple(each for each in order if each is not None)
     if len(known) != len(_ORDER) + 1:
-        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
+        raise BadCursorError(cursor)
     return known
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gradwatch import conventions as c
 from gradwatch_collector import schemas
-from gradwatch_collector.api.views import MAX_LIMIT
+from gradwatch_collector.api.shapes import MAX_LIMIT
 from gradwatch_slo import schemas as slo_schemas
 from gradwatch_slo.runs import Status
 
@@ -71,6 +71,15 @@ def document() -> _Json:
         _parameter("status", "How the runs stand.", {**text, "examples": [each.value for each in Status]}),
         _parameter("job", "Job of the runs.", text),
     )
+    findings = (
+        _parameter("state", "How the findings stand.", {**text, "examples": ["open", "resolved"]}),
+        _parameter("severity", "How loud they are.", {**text, "examples": ["page", "ticket", "info"]}),
+        _parameter("rule", "Rule that found them.", text),
+        _parameter("run", "Id of their run.", text),
+        _parameter("job", "Job of their run.", text),
+        limit,
+        cursor,
+    )
     metrics = (run, _parameter("name", "Name of the metric.", text), limit, cursor)
     return {
         "openapi": "3.1.0",
@@ -78,6 +87,7 @@ def document() -> _Json:
         "paths": {
             "/api/v1/runs": _get("List runs, newest first.", "run-list", runs),
             "/api/v1/runs/{run_id}": _get("Show one run.", "run-detail", (run_id,)),
+            "/api/v1/findings": _get("List findings, newest first.", "finding-list", findings),
             "/api/v1/metrics": _get("List metrics and who sent them, newest first.", "metric-list", metrics),
             "/api/v1/series": _get(
                 "Show points of a metric, and roll-ups of older ones.", "series-list", series

@@ -18,7 +18,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from gradwatch_collector.api.moments import exactly
-from gradwatch_collector.api.views import Json
+from gradwatch_collector.api.shapes import Json
 from gradwatch_collector.otlp.attributes import mapping, number_or_name
 from gradwatch_collector.storage.packed import EXEMPLARS
 from gradwatch_collector.storage.rolled_up import Bucket

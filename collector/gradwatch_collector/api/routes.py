@@ -27,9 +27,11 @@ from starlette.routing import Route
 
 from gradwatch import conventions as c
 from gradwatch_collector.api import openapi, views
+from gradwatch_collector.api.findings import FindingsQuery, list_findings
 from gradwatch_collector.api.metric_catalog import list_metrics
 from gradwatch_collector.api.metric_points import SeriesQuery, list_series, parse_labels
 from gradwatch_collector.api.moments import parse_moment
+from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError
 from gradwatch_collector.auth import grant_of
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.service.evaluator import Evaluator
@@ -86,6 +88,7 @@ class Api:
         return [
             Route("/api/v1/runs", self.runs),
             Route("/api/v1/runs/{run_id:text}", self.run),
+            Route("/api/v1/findings", self.findings),
             Route("/api/v1/metrics", self.metrics),
             Route("/api/v1/series", self.series),
             Route("/api/v1/slos", self.slos),
@@ -114,6 +117,21 @@ class Api:
         """Show one run."""
         run_id, team = request.path_params["run_id"], _team(request)
         return await self._read(lambda connection: views.show_run(connection, run_id, team))
+
+    async def findings(self, request: Request) -> Response:
+        """List findings, newest first."""
+        query = request.query_params
+        asked = FindingsQuery(
+            state=query.get("state"),
+            severity=query.get("severity"),
+            rule=query.get("rule"),
+            run_id=query.get("run"),
+            job=query.get("job"),
+            limit=_limit(query),
+            cursor=query.get("cursor"),
+        )
+        team = _team(request)
+        return await self._read(lambda connection: list_findings(connection, asked, team))
 
     async def metrics(self, request: Request) -> Response:
         """List metrics and who sent them, newest first."""
@@ -185,7 +203,7 @@ class Api:
         try:
             async with turns or self._turns:
                 answer = await run_in_threadpool(run)
-        except views.BadCursorError as error:
+        except BadCursorError as error:
             raise HTTPException(400, str(error)) from error
         except DataError:
             # Text that the database has no room for, such as a NUL, is in no run.
@@ -218,7 +236,7 @@ def _series_query(query: QueryParams) -> SeriesQuery:
             labels=parse_labels(query.getlist("label")),
             since=_moment(query, "since"),
             until=_moment(query, "until"),
-            points=_number(query, "points", 1, views.MAX_LIMIT, views.MAX_LIMIT),
+            points=_number(query, "points", 1, MAX_LIMIT, MAX_LIMIT),
             limit=_limit(query),
             cursor=query.get("cursor"),
         )
@@ -226,7 +244,7 @@ def _series_query(query: QueryParams) -> SeriesQuery:
 
 def _limit(query: Mapping[str, str]) -> int:
     with _parsing():
-        return _number(query, "limit", 1, views.MAX_LIMIT, views.MAX_LIMIT)
+        return _number(query, "limit", 1, MAX_LIMIT, MAX_LIMIT)
 
 
 _Default = TypeVar("_Default", int, None)

@@ -8,40 +8,20 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import datetime
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, exists, literal, select, tuple_
 
-from gradwatch import conventions as c
+from gradwatch_collector.api.findings import findings_of_run
 from gradwatch_collector.api.layers import layer_summaries
-from gradwatch_collector.findings import RULES
-from gradwatch_collector.findings.store import OPEN
+from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, timestamp
 from gradwatch_collector.records import NO_RANK
 from gradwatch_collector.runs import checkpoints, telling
 from gradwatch_collector.runs.effective_time import effective_time
 from gradwatch_collector.runs.environment import environment
-from gradwatch_collector.runs.facts import RunRow, load_runs, moment, team_of
+from gradwatch_collector.runs.facts import RunRow, load_runs, team_of
 from gradwatch_collector.storage import schema
 
-MAX_LIMIT = 1_000
 _LONGEST_BODY = 10_000
-
-Json = dict[str, Any]
-
-
-class BadCursorError(ValueError):
-    """A cursor that this version did not give out."""
-
-
-def timestamp(nanos: int | None) -> str | None:
-    """Return Unix nanoseconds as RFC 3339 UTC with microseconds."""
-    return None if nanos is None else moment(nanos).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def seconds_between(earlier: str, later: str) -> float:
-    """Return the seconds from one RFC 3339 moment to another, at least 0."""
-    return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
 
 
 def list_runs(
@@ -126,60 +106,13 @@ def show_run(connection: Connection, run_id: str, team: str | None = None) -> Js
         "attempts": _attempts(connection, run_id),
         "history": _history(connection, run_id),
         "events": _events(connection, run_id),
-        "findings": findings_json(connection, run_id, alone=team is not None),
+        "findings": findings_of_run(connection, run_id, alone=team is not None),
         "layers": [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
         "checkpoints": _checkpoints(connection, run_id),
         "checkpoint_record": _checkpoint_record(connection, row),
         "effective_time": _effective_time(connection, row),
         "environment": environment(connection, run_id, row.attempt),
     }
-
-
-def findings_json(connection: Connection, run_id: str, *, alone: bool = False) -> list[Json]:
-    """Return the contract's `finding` for each finding of a run, newest first.
-
-    An outage of many runs is one finding, told of one of them; while it is open it is shown with each. With
-    ``alone`` it tells of this run only, not even how many others there are: they may be another team's.
-    """
-    finding = schema.finding.c
-    shared = (finding.rule == c.RULE_TELEMETRY_OUTAGE) & (finding.state == OPEN)
-    rows = connection.execute(
-        select(schema.finding)
-        .where((finding.run_id == run_id) | shared)
-        .order_by(finding.first_seen.desc(), finding.finding_id.desc())
-    ).mappings()
-    found = [_finding(row) for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
-    if not alone:
-        return found
-    return [
-        {**each, "run_id": run_id, "evidence": {"runs": [run_id]}}
-        if each["rule"] == c.RULE_TELEMETRY_OUTAGE
-        else each
-        for each in found
-    ]
-
-
-def _finding(row: RowMapping) -> Json:
-    rule = RULES[row["rule"]]
-    shape = {
-        "rule": row["rule"],
-        "severity": row["severity"],
-        "state": row["state"],
-        "run_id": row["run_id"],
-        "attempt": row["attempt"],
-        "rank": row["rank"],
-        "step": row["step"],
-        "layer": row["layer"],
-        "first_seen": timestamp(row["first_seen"]),
-        "last_seen": timestamp(row["last_seen"]),
-        "evidence": row["evidence"],
-        "cause": rule.cause,
-        "action": rule.action,
-        "runbook_url": c.runbook_url(c.RULE_ALERTS[row["rule"]]),
-    }
-    if rule.has_birthplace:
-        shape["born_in"] = row["born_in"]
-    return shape
 
 
 _later = schema.process.alias().c
@@ -341,5 +274,5 @@ def _open_cursor(cursor: str) -> tuple[int, str]:
     except (ValueError, TypeError, AttributeError, RecursionError):
         known = None
     if known is None:
-        raise BadCursorError(f"cursor {cursor!r:.80} is not one this server gave out")
+        raise BadCursorError(cursor)
     return known, run_id

@@ -22,6 +22,7 @@ _READING: Final = ("GET", "HEAD")
 # `/metrics` above all.
 _FOR_TEAMS: Final = (
     "/api/v1/runs",
+    "/api/v1/findings",
     "/api/v1/metrics",
     "/api/v1/series",
     "/api/v1/slos",

@@ -7,7 +7,7 @@ import json
 import click
 from rich.console import Console
 
-from gradwatch_collector.api.views import MAX_LIMIT, timestamp
+from gradwatch_collector.api.shapes import MAX_LIMIT, timestamp
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.service.audit import entries
 from gradwatch_slo.tables import print_table

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from gradwatch_collector.api.metric_catalog import list_metrics
 from gradwatch_collector.api.metric_points import SeriesQuery, list_series, parse_labels
 from gradwatch_collector.api.moments import parse_moment
-from gradwatch_collector.api.views import MAX_LIMIT, BadCursorError, Json
+from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.storage.packed import EXEMPLARS
 from gradwatch_slo.tables import print_table

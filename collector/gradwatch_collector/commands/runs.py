@@ -16,6 +16,8 @@ from rich.text import Text
 from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import decode
 from gradwatch_collector.api import views
+from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, seconds_between
+from gradwatch_collector.commands.findings import heading, where
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.commands.runs_compare import compare_command
 from gradwatch_collector.commands.runs_report import report_command
@@ -49,7 +51,7 @@ runs.add_command(report_command)
 @format_option("table", "json")
 @click.option("--status", type=click.Choice(sorted(_COLOURS)), help="Only runs that stand so.")
 @click.option("--job", help="Only runs of this job.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, views.MAX_LIMIT))
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, MAX_LIMIT))
 @click.option("--cursor", help="Go on from `next_cursor` of an earlier call.")
 def list_command(
     database: str, output: str, status: str | None, job: str | None, limit: int, cursor: str | None
@@ -64,7 +66,7 @@ def list_command(
     try:
         with engine.connect() as connection:
             page = views.list_runs(connection, limit=limit, cursor=cursor, status=status, job=job)
-    except views.BadCursorError as error:
+    except BadCursorError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
         _print_json(page)
@@ -99,7 +101,7 @@ def show_command(run_id: str, database: str, output: str) -> None:
         _print_run(Console(), shown)
 
 
-def print_runs(console: Console, rows: Sequence[views.Json]) -> None:
+def print_runs(console: Console, rows: Sequence[Json]) -> None:
     """Print runs as a table, one a line."""
     print_table(
         console,
@@ -121,12 +123,10 @@ def print_runs(console: Console, rows: Sequence[views.Json]) -> None:
     )
 
 
-def _print_run(console: Console, shown: views.Json) -> None:
+def _print_run(console: Console, shown: Json) -> None:
     print_runs(console, [shown])
     for finding in shown["findings"]:
-        places = ("step", "layer", "rank", "born_in")
-        where = " ".join(f"{name} {finding[name]}" for name in places if finding.get(name) is not None)
-        _print(console, f"\n{finding['rule'].upper()} ({finding['severity']}, {finding['state']}) {where}")
+        _print(console, f"\n{heading(finding)} {where(finding)}")
         _print(console, f"  cause    {finding['cause']}")
         _print(console, f"  action   {finding['action']}")
         _print(console, f"  runbook  {finding['runbook_url']}")
@@ -144,7 +144,7 @@ def _print_run(console: Console, shown: views.Json) -> None:
         _print(console, f"  {event['time'][11:23]}  {event['name']}  {_facts(event['attributes'])}")
 
 
-def _print_layers(console: Console, layers: Sequence[views.Json]) -> None:
+def _print_layers(console: Console, layers: Sequence[Json]) -> None:
     numbers = ("mean", "min", "max")
     headings = ("LAYER", "STEPS OBSERVED", "MEAN NORM", "MIN", "MAX")
     rows = [
@@ -163,7 +163,7 @@ def _print(console: Console, line: str) -> None:
     console.print(Text("\n" * line.startswith("\n") + printable(line.lstrip("\n"))), soft_wrap=True)
 
 
-def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
+def _black_boxes(events: Sequence[Json]) -> Iterator[str]:
     """One line for each black box, oldest first: what it holds and how to get at it."""
     boxes = [event for event in reversed(events) if event["name"] == c.FLIGHT_RECORD.name]
     if boxes:
@@ -174,7 +174,7 @@ def _black_boxes(events: Sequence[views.Json]) -> Iterator[str]:
         yield f"  {trigger}: flight record of {steps} steps{_contents(attributes.get(c.FLIGHT_DATA))}"
 
 
-def _attempts(attempts: Sequence[views.Json]) -> Iterator[str]:
+def _attempts(attempts: Sequence[Json]) -> Iterator[str]:
     """One line for each attempt, oldest first, where there is more to tell than the run's own line does."""
     if len(attempts) == 1 and not attempts[0]["evidence"]:
         return
@@ -186,7 +186,7 @@ def _attempts(attempts: Sequence[views.Json]) -> Iterator[str]:
         yield f"  {attempt['attempt']}  {attempt['started_at'][11:19]}  {'  '.join(filter(None, facts))}"
 
 
-def _stalls(events: Sequence[views.Json]) -> Iterator[str]:
+def _stalls(events: Sequence[Json]) -> Iterator[str]:
     """The newest stalls, oldest first, with the stack of every thread as it was."""
     stalls = [event for event in events if event["name"] == c.STALLED.name][:_STALLS_SHOWN]
     for event in reversed(stalls):
@@ -196,7 +196,7 @@ def _stalls(events: Sequence[views.Json]) -> Iterator[str]:
             yield f"  {line}"
 
 
-def _time(spent: views.Json) -> Iterator[str]:
+def _time(spent: Json) -> Iterator[str]:
     if spent["ratio"] is not None:
         productive, waiting, lost = (spent[f"{name}_seconds"] for name in ("productive", "waiting", "lost"))
         yield (
@@ -205,7 +205,7 @@ def _time(spent: views.Json) -> Iterator[str]:
         )
 
 
-def _checkpoints(shown: views.Json) -> Iterator[str]:
+def _checkpoints(shown: Json) -> Iterator[str]:
     """The record in one line, then the newest, oldest first."""
     record = shown["checkpoint_record"]
     if not shown["checkpoints"]:
@@ -242,14 +242,14 @@ def _facts(attributes: dict[str, Any]) -> str:
     )
 
 
-def _loss(row: views.Json) -> str:
+def _loss(row: Json) -> str:
     if row["last_loss_nonfinite"]:
         return "NaN"
     return "" if row["last_loss"] is None else f"{row['last_loss']:.4g}"
 
 
-def _took(row: views.Json) -> str:
-    return duration(views.seconds_between(row["started_at"], row["ended_at"] or row["last_seen_at"]))
+def _took(row: Json) -> str:
+    return duration(seconds_between(row["started_at"], row["ended_at"] or row["last_seen_at"]))
 
 
 def _print_json(value: Any) -> None:

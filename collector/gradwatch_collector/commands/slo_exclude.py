@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from sqlalchemy import Connection, select
 
-from gradwatch_collector.api.views import timestamp
+from gradwatch_collector.api.shapes import timestamp
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.commands.slo_options import group_option, zone_option
 from gradwatch_collector.objectives.exclusions import (

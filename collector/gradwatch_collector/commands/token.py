@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.views import timestamp
+from gradwatch_collector.api.shapes import timestamp
 from gradwatch_collector.auth import (
     Rates,
     Role,

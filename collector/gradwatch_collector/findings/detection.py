@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection
 
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
@@ -95,7 +98,20 @@ def _observation(rule: RunRule, view: RunView, sighting: Sighting) -> Observatio
         first_seen=view.now if sighting.since is None else sighting.since,
         last_seen=view.now,
         rank=sighting.rank,
-        step=sighting.step,
+        step=None if sighting.step is None else int(sighting.step),
         layer=sighting.layer,
-        evidence=sighting.evidence,
+        evidence=_plain(sighting.evidence),
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: numpy's numbers as Python's, and those that are not finite as None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value

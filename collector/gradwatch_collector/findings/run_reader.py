@@ -71,6 +71,8 @@ _EVENTS: Final = (
 )
 _MOST_EVENTS: Final = 200
 _FIRST_VALUES: Final = 65_536
+# Every rank of a run is heard at a time of its own; what cannot wait for so long is found by `SceneRule`s.
+_LOOK_EVERY: Final = 2_000_000_000
 # Of one run: whoever makes names up in a loop gets no rule about the rest of them.
 _MOST_SERIES: Final = 2_000
 _INTERVALS: Final = 32
@@ -115,7 +117,9 @@ class _Series:
 @dataclass(slots=True)
 class _Known:
     attempt: int
-    heard: tuple[object, ...]
+    stands: tuple[object, ...]
+    heard: int | None
+    looked_at: int
     resource: Attributes
     predecessors: Sequence[Predecessor]
     precedents: Sequence[Levels]
@@ -139,26 +143,30 @@ class RunReader:
         listed = {run.run_id for run in runs}
         self._known = {run_id: known for run_id, known in self._known.items() if run_id in listed}
         heard = _heard(connection, [run.run_id for run in runs])
-        waiting = [run for run in runs if self._has_news(run, heard.get(run.run_id))]
+        waiting = [run for run in runs if self._has_news(run, heard.get(run.run_id), now)]
         looked = {run_id: place for place, run_id in enumerate(self._known)}  # the longest ago first
         for run in sorted(waiting, key=lambda run: looked.get(run.run_id, -1)):
             if not more():
                 return
             yield self._look(connection, run, heard.get(run.run_id), now)
 
-    def _has_news(self, run: RunRow, heard: int | None) -> bool:
+    def _has_news(self, run: RunRow, heard: int | None, now: int) -> bool:
         known = self._known.get(run.run_id)
-        return known is None or known.heard != _news(run, heard)
+        if known is None or known.stands != _stands(run):
+            return True
+        return known.heard != heard and now - known.looked_at >= _LOOK_EVERY
 
     def _look(self, connection: Connection, run: RunRow, heard: int | None, now: int) -> RunView:
         known = self._known.pop(run.run_id, None)
         if known is None or known.attempt != run.attempt:
             known = _Known(
                 run.attempt,
-                (),
-                _resource(connection, run),
-                load_predecessors(connection, run),
-                load_precedents(connection, run),
+                stands=(),
+                heard=None,
+                looked_at=now,
+                resource=_resource(connection, run),
+                predecessors=load_predecessors(connection, run),
+                precedents=load_precedents(connection, run),
             )
         self._known[run.run_id] = known
         self._find_series(connection, run, known)
@@ -167,7 +175,7 @@ class RunReader:
         ):
             for segment in segments:
                 known.series[series_id].add(segment)
-        known.heard = _news(run, heard)
+        known.stands, known.heard, known.looked_at = _stands(run), heard, now
         return RunView(
             run=run,
             now=now,
@@ -182,23 +190,30 @@ class RunReader:
 
     def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> None:
         series, sets = schema.series.c, schema.attribute_set.c
-        rows = connection.execute(
-            select(series.series_id, series.rank, series.field, schema.metric.c.name, sets.points)
+        ids = connection.scalars(
+            select(series.series_id)
             .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
-            .join(schema.attribute_set, sets.set_id == series.set_id)
             .where(
                 series.run_id == run.run_id,
                 series.attempt == run.attempt,
-                series.series_id > max(known.series, default=-1),
                 schema.metric.c.name.in_(_METRICS),
                 series.field.in_(_FIELDS),
             )
             .order_by(series.series_id)
-            .limit(_MOST_SERIES - len(known.series))
+            .limit(_MOST_SERIES)
         )
-        for row in rows.all():
-            since = newest_since(connection, row.series_id, _FIRST_VALUES)
-            known.series[row.series_id] = _series(row.name, row.field, row.rank, row.points, since)
+        # Not those above the highest: a transaction that took a lower id may commit later.
+        for new in batched([series_id for series_id in ids if series_id not in known.series]):
+            rows = connection.execute(
+                select(series.series_id, series.rank, series.field, schema.metric.c.name, sets.points)
+                .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
+                .join(schema.attribute_set, sets.set_id == series.set_id)
+                .where(series.series_id.in_(new))
+                .order_by(series.series_id)
+            )
+            for row in rows.all():
+                since = newest_since(connection, row.series_id, _FIRST_VALUES)
+                known.series[row.series_id] = _series(row.name, row.field, row.rank, row.points, since)
 
 
 def _series(metric: str, field: str, rank: int, points: Sequence[Attributes], since: int) -> _Series:
@@ -209,8 +224,8 @@ def _series(metric: str, field: str, rank: int, points: Sequence[Attributes], si
     return _Series(metric, field, rank, points, since, tracks=[Track() for _ in points])
 
 
-def _news(run: RunRow, heard: int | None) -> tuple[object, ...]:
-    return run.status, run.attempt, run.will_retry, heard
+def _stands(run: RunRow) -> tuple[object, ...]:
+    return run.status, run.attempt, run.will_retry
 
 
 def _heard(connection: Connection, runs: Sequence[str]) -> dict[str, int]:

@@ -9,7 +9,8 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.views import Json, findings_json
+from gradwatch_collector.api.findings import findings_of_run
+from gradwatch_collector.api.shapes import Json
 from gradwatch_collector.findings.store import RESOLVED
 from gradwatch_collector.reports import wording
 from gradwatch_collector.reports.last_steps import LastSteps, last_steps
@@ -68,7 +69,7 @@ class PostMortem:
 
 def post_mortem(connection: Connection, run: RunRow, prices: PriceTable | None) -> PostMortem:
     """Gather what is known of a run."""
-    findings = findings_json(connection, run.run_id)
+    findings = findings_of_run(connection, run.run_id)
     first_bad_step = _first_bad_step(run, findings)
     return PostMortem(
         run=run,

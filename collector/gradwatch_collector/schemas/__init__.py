@@ -6,7 +6,16 @@ import json
 from importlib.resources import files
 from typing import Any, Final
 
-SCHEMAS: Final = ("run", "run-list", "run-detail", "run-comparison", "finding", "metric-list", "series-list")
+SCHEMAS: Final = (
+    "run",
+    "run-list",
+    "run-detail",
+    "run-comparison",
+    "finding",
+    "finding-list",
+    "metric-list",
+    "series-list",
+)
 
 
 def load_schema(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from gradwatch_collector.findings import Finding, Observation, load_findings
+from gradwatch_collector.findings.silences import load_silences, silenced_until
 from gradwatch_collector.objectives.burn_rates import BurnRate, burn_rates
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.runs.facts import (
@@ -61,7 +62,8 @@ class Snapshot:
 
     ``evaluated_at``: when whichever collector judges last did, so that all tell if none does.
 
-    ``ended`` and ``opened`` count from when this collector started. ``headroom``: by run, as a share.
+    ``findings``: those that are open and not silenced. ``ended`` and ``opened`` count from when this collector
+    started. ``headroom``: by run, as a share.
     """
 
     evaluated_at: int
@@ -90,12 +92,17 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
     stored = load_findings(connection, None if known is None else known.finding_id)
     place = {run.run_id: index for index, run in enumerate(runs)}
     shown = [found.told for found in stored if found.is_open and found.told.run_id in place]
+    silences = load_silences(connection, now)
     snapshot = replace(
         before,
         evaluated_at=last_done(connection),
         runs=runs,
         headroom=load_headroom(connection, now),
-        findings=[(runs[place[o.run_id]], o) for o in sorted(shown, key=lambda o: place[o.run_id])],
+        findings=[
+            (run, o)
+            for o in sorted(shown, key=lambda o: place[o.run_id])
+            if silenced_until(silences, o.run_id, (run := runs[place[o.run_id]]).job, o.rule) is None
+        ],
         counted=_counted(known, history, stored, now) if known else _from_here(connection, history, stored),
     )
     if known is not None:

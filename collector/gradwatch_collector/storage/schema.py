@@ -245,8 +245,27 @@ finding = Table(
     Column("last_seen", BigInteger, nullable=False),
     Column("resolved_at", BigInteger),
     Column("evidence", Json, nullable=False),
+    # Who has it in hand.
+    Column("acknowledged_at", BigInteger),
+    Column("acknowledged_by", Text),
+    Column("note", Text),
     UniqueConstraint("run_id", "attempt", "rule"),
     Index(None, "state", "last_seen"),
+)
+
+# Findings that raise no alert until a moment: of one run, of jobs (a shell pattern), of a rule; NULL is any.
+silence = Table(
+    "silence",
+    metadata,
+    Column("silence_id", RowId, primary_key=True),
+    Column("single_run", Text),
+    Column("job", Text),
+    Column("rule", Text),
+    Column("until", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Index(None, "until"),
 )
 
 # --- Objectives: what their indicators counted, so that a report need not read every run there ever was ------
