@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.levels import median
 from gradwatch_collector.findings.run_view import Number, Recent, RunView
 
 SECOND: Final = 1_000_000_000
@@ -83,13 +83,3 @@ def step_ends(view: RunView) -> Mapping[int, int]:
         for rank, number in by_rank(view.every(c.STEP_INDEX)).items()
         if len(number.recent)
     }
-
-
-def rounded(value: float, digits: int = 3) -> float:
-    """Return a number for people, with so many significant digits."""
-    return float(f"{value:.{digits}g}")
-
-
-def median(values: Sequence[float] | npt.NDArray[Any]) -> float:
-    """Return the median of at least one number."""
-    return float(np.median(np.asarray(values, np.float64)))

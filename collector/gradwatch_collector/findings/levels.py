@@ -64,12 +64,12 @@ def sliding_medians(values: Doubles) -> Doubles:
 
 
 def noise(values: npt.ArrayLike) -> float:
-    """Return the standard deviation that values have by chance; 0.0 of fewer than two.
+    """Return the standard deviation that values have by chance; 0.0 of fewer than three.
 
-    By what changes from one to the next, so that a trend counts for nothing.
+    By how their changes change, so that a trend counts for nothing.
     """
-    changes = np.diff(finite(values))
-    return float(_MAD * np.median(np.abs(changes)) / np.sqrt(2)) if len(changes) else 0.0
+    bends = np.diff(finite(values), 2)
+    return float(_MAD * np.median(np.abs(bends)) / np.sqrt(6)) if len(bends) else 0.0
 
 
 def rounded(value: float) -> float | None:

@@ -8,7 +8,8 @@ from itertools import pairwise, takewhile
 from typing import Final
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import SECOND, rounded, step_ends
+from gradwatch_collector.findings.figures import SECOND, step_ends
+from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import CheckpointSeen, RunView

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import (
-    SECOND,
-    between,
-    by_rank,
-    export_seconds,
-    finite,
-    rounded,
-    total,
-)
+from gradwatch_collector.findings.figures import SECOND, between, by_rank, export_seconds, finite, total
+from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Number, RunView

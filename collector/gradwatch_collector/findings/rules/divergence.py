@@ -18,13 +18,16 @@ from gradwatch_collector.findings.run_view import Number, RunView
 class Parameters:
     """Divergence: the loss rose above its lowest level by ``gain`` of its fall and ``level`` of that level.
 
-    Two medians of 20 values one after the other did, within the newest 512, and by ``noise`` times what single
-    values deviate by chance; and it is still above that lowest by ``level``. Losses of several optimizers may
-    rise for good reasons: it takes ``rivalry`` times as much.
+    Or by ``lost`` of its fall, if that was ``fall`` of that level or more. Two medians of 20 values one after
+    the other did, within the newest 512, and by ``noise`` times what single values deviate by chance; and it is
+    still above the lowest, by half as much. Losses of several optimizers may rise for good reasons: it takes
+    ``rivalry`` times as much.
     """
 
     gain: float = 0.2
     level: float = 0.3
+    lost: float = 0.5
+    fall: float = 0.2
     noise: float = 3.0
     rivalry: float = 8.0
 
@@ -52,10 +55,13 @@ def _rise(
     if not len(lasting):
         return None
     start, lowest = loss.start, np.minimum.accumulate(loss.levels.values)[earlier - 1]
-    bound = times * (parameters.gain * (start - lowest) + parameters.level * np.abs(lowest))
-    above = lasting - lowest - np.maximum(bound, parameters.noise * loss.noise)
+    fall = start - lowest
+    bound = parameters.gain * fall + parameters.level * np.abs(lowest)
+    bound = np.where(fall >= parameters.fall * np.abs(lowest), np.minimum(bound, parameters.lost * fall), bound)
+    bound = np.maximum(times * bound, parameters.noise * loss.noise)
+    above = lasting - lowest - bound
     most = int(np.argmax(above))
-    if above[most] <= 0 or loss.now - lowest[most] <= parameters.level * abs(lowest[most]):
+    if above[most] <= 0 or loss.now - lowest[most] <= bound[most] / 2:
         return None
     # Half of these 20 are high.
     first = places[int(np.argmax(above > 0))] + LEAST // 2

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import SECOND, export_seconds, finite, newest, rounded
+from gradwatch_collector.findings.figures import SECOND, export_seconds, finite, newest
+from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView

@@ -30,7 +30,7 @@ class Parameters:
     loss_deviation: float = 0.8
     level: float = 0.05
     window: int = 50
-    factor: float = 1.5
+    factor: float = 2.0
     runs: int = 3
     steps: int = 160
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.levels import LEAST, median, rounded
+from gradwatch_collector.findings.levels import LEAST, median, noise, rounded
 from gradwatch_collector.findings.losses import only_loss, validation_loss
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
@@ -18,10 +18,12 @@ from gradwatch_collector.findings.run_view import RunView
 class Parameters:
     """Overfitting: the newest ``evaluations`` held-out losses are above the lowest by ``rise`` of it.
 
-    While the training loss is not above what it was then.
+    And by ``noise`` times what they deviate by from one to the next by chance, while the training loss is not
+    above what it was then.
     """
 
-    rise: float = 0.2
+    rise: float = 0.08
+    noise: float = 3.0
     evaluations: int = 3
 
 
@@ -38,7 +40,8 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     best = int(np.argmin(values))
     newest = held_out.recent.values[-parameters.evaluations :]
     lowest = float(values[best])
-    if not np.all(newest > lowest + parameters.rise * abs(lowest)):
+    rise = max(parameters.rise * abs(lowest), parameters.noise * noise(held_out.recent.values))
+    if not np.all(newest > lowest + rise):
         return None
     then = median(training.course.mean[np.abs(training.course.times - times[best]).argsort()[:5]])
     now = median(training.recent.values[-LEAST:])

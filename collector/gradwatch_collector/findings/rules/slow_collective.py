@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import median, rounded
+from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import SECOND, median, rounded
+from gradwatch_collector.findings.figures import SECOND
+from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.predecessors import Predecessor
 from gradwatch_collector.findings.rule import RunRule, Sighting

@@ -8,16 +8,8 @@ from itertools import pairwise
 from typing import Final
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import (
-    SECOND,
-    between,
-    by_rank,
-    export_seconds,
-    finite,
-    median,
-    rounded,
-    total,
-)
+from gradwatch_collector.findings.figures import SECOND, between, by_rank, export_seconds, finite, total
+from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Number, RunView

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.figures import median, rounded
+from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.rule import ParametersOf, SceneRule
 from gradwatch_collector.runs.facts import RunRow
