@@ -9,8 +9,9 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Severity
@@ -90,6 +91,10 @@ SEVERITIES = {
 }
 
 
+# Name and meaning, which may go on in further, deeper lines.
+_LISTED = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
 def findings_page() -> str:
     """Return the page of all rules, in the order in which `conventions` names them."""
     rules = {rule.name: rule for rule in (*SCENE_RULES, *RUN_RULES)}
@@ -107,13 +112,22 @@ def section(rule: RunRule | SceneRule) -> str:
     if rule.severity is not Severity.INFO:
         parts[-1] += f" Alert: `{c.RULE_ALERTS[rule.name]}`."
     parts[-1] += "\n"
-    if rule.parameters is not None:
-        known = dataclasses.asdict(rule.parameters)
-        parts += [
-            words(type(rule.parameters)) + "\n",
-            table(("parameter", "default"), ([code(name), code(str(value))] for name, value in known.items())),
-        ]
+    if dataclasses.fields(rule.parameters):
+        parts += parameters(rule.parameters)
     return "\n".join([*parts, f"**Likely cause.** {rule.cause}\n", f"**What to do.** {rule.action}\n"])
+
+
+def parameters(of: Any) -> Iterator[str]:
+    """Yield what a rule's parameters are, and their table: with the meaning of each where that is listed."""
+    text, _, listed = words(type(of)).partition("\n\nAttributes:\n")
+    meanings = {name: " ".join(told.split()) for name, told in _LISTED.findall(listed)}
+    yield text + "\n"
+    known = dataclasses.asdict(of).items()
+    if meanings:
+        rows = ([code(name), code(str(value)), meanings[name]] for name, value in known)
+        yield table(("parameter", "default", "meaning"), rows)
+    else:
+        yield table(("parameter", "default"), ([code(name), code(str(value))] for name, value in known))
 
 
 def about(rule: RunRule | SceneRule) -> str:

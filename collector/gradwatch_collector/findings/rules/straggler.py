@@ -168,7 +168,7 @@ def _mean(number: Number, window: _Window) -> float:
     return summed / count if count else 0.0
 
 
-def _data_wait(view: RunView, rank: int, window: _Window) -> dict[str, float]:
+def _data_wait(view: RunView, rank: int, window: _Window) -> dict[str, float | None]:
     """Return how long the rank waits for its data in a step, if that is known: it may be why."""
     told = by_rank(view.every(c.DATA_WAIT)).get(rank)
     return {} if told is None else {"data_wait_seconds": rounded(_mean(told, window))}
