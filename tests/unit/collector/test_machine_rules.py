@@ -284,7 +284,7 @@ LEVEL = np.full(300, 0.06)
         pytest.param({0: LEVEL, 1: LEVEL + noise(300, 0.01)}, id="noise"),
         pytest.param({0: LEVEL, 1: np.where(np.arange(300) // 10 % 2, 0.02, 0.1)}, id="now one, now the other"),
         pytest.param({0: LEVEL, 1: np.where(np.arange(300) < 285, 0.06, 0.01)}, id="a spike"),
-        pytest.param({0: LEVEL, 1: LEVEL - 0.01}, id="too little to matter"),
+        pytest.param({0: LEVEL, 1: LEVEL - 0.02}, id="too little to matter"),
         pytest.param({0: LEVEL}, id="alone"),
         pytest.param({0: LEVEL[:5], 1: LEVEL[:5] / 9}, id="the first steps"),
     ],

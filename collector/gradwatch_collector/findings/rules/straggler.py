@@ -32,8 +32,8 @@ class Parameters:
         values: In which there must be so many measured values of each rank; else they are as many more.
     """
 
-    share: float = 0.15
-    least: float = 0.003
+    share: float = 0.3
+    least: float = 0.005
     intervals: float = 3.0
     values: int = 12
 
