@@ -16,10 +16,10 @@ from typing import Final
 
 import yaml
 from alert import Alert
+from finding_alerts import FINDINGS
 from service import SERVICE
 from success_rate import SUCCESS_RATE
 
-from findings import FINDINGS
 from gradwatch import conventions as names
 
 RULES_FILE: Final = Path(__file__).parent / "rules" / "gradwatch.rules.yaml"

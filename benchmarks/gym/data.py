@@ -76,7 +76,7 @@ class _Draws(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         left = self._batches
         while left:
-            whole = torch.randperm(self._rows).split(self._size)
+            whole = torch.split(torch.randperm(self._rows), self._size)
             for rows in whole[: min(left, self._rows // self._size)]:
                 yield rows
                 left -= 1

@@ -86,7 +86,7 @@ class Loop:
         path.parent.mkdir(exist_ok=True)
         # A loop that can go on without this checkpoint does.
         with suppress(OSError), self._watch.checkpoint(path) as place:
-            self._fault.save(lambda where: _write(state, where), place)
+            self._fault.save(lambda where: _write(state, where), place or path)
         if path.exists():
             self._fault.saved(path)
             gradwatch.latest_checkpoint(path.parent)

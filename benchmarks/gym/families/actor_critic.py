@@ -77,7 +77,8 @@ def build(recipe: Recipe) -> Training:
         with torch.no_grad():
             for _ in range(_HORIZON):
                 states.append(carts.state)
-                pushes.append(torch.distributions.Categorical(logits=model(carts.state)[0]).sample())
+                logits = model(carts.state)[0]
+                pushes.append(torch.multinomial(logits.softmax(dim=1), 1).squeeze(1))
                 fallen.append(carts.push(pushes[-1] == 1))
             worth = model(carts.state)[1]
         returns = []
@@ -100,7 +101,8 @@ def build(recipe: Recipe) -> Training:
         gain = (gain - gain.mean()) / (gain.std() + 1e-6)
         acted = -(likely.gather(1, pushes.unsqueeze(1)).squeeze(1) * gain).mean()
         entropy = -(likely.exp() * likely).sum(dim=1).mean()
-        return acted - 0.01 * entropy + (values - returns).square().mean()
+        total: Tensor = acted - 0.01 * entropy + (values - returns).square().mean()
+        return total
 
     def standing() -> dict[str, float]:
         return {"mean_return": 1 / max(falls[0], 1e-3)}

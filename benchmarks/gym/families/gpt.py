@@ -28,10 +28,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.qkv(self.before_mixing(x)).unflatten(-1, (3, _HEADS, -1)).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        query, key, value = heads
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.drop(self.mixed(seen.transpose(1, 2).flatten(2)))
         thought: Tensor = self.narrow(functional.gelu(self.widen(self.before_thinking(x))))
-        return x + self.drop(thought)
+        thought = self.drop(thought)
+        return x + thought
 
 
 class Gpt(nn.Module):
