@@ -14,8 +14,8 @@ from gradwatch_collector.records import Times
 LEAST: Final = 20
 # Beyond it squares and sums overflow, and it is as bad as any number can be.
 _LARGEST: Final = 1e100
-# So that of a normal distribution it is the standard deviation.
-_MAD: Final = 1.4826
+# So that the median of second differences of a normal distribution tells its standard deviation.
+_PER_BEND: Final = 1.4826 / 6**0.5
 
 
 def levels(course: Course) -> Levels:
@@ -32,15 +32,35 @@ def levels_of(times: Times, means: Doubles, counts: Doubles) -> Levels:
     total = told[-1] if len(told) else 0.0
     size = max(LEAST, total / 256)
     groups = ((told - 1) // size).astype(np.int64)
-    places, values, noises = list[int](), list[float](), list[float]()
-    for group in range(int(total // size)):
-        part = slice(*map(int, np.searchsorted(groups, (group, group + 1))))
-        known = finite(means[part])
-        if len(known):
-            places.append(part.stop - 1)
-            values.append(float(np.median(known)))
-            noises.append(noise(known))
-    return Levels(told[places], times[places], np.array(values), np.array(noises))
+    edges = np.searchsorted(groups, np.arange(int(total // size) + 1))
+    rows = _rows(means, edges)
+    known = np.isfinite(rows[:, 0]) if rows.size else np.zeros(0, bool)
+    rows, ends = rows[known], edges[1:][known] - 1
+    bends = np.abs(np.diff(rows, 2, axis=1))
+    return Levels(told[ends], times[ends], _medians(rows), np.nan_to_num(_PER_BEND * _medians(bends), nan=0.0))
+
+
+def _rows(values: Doubles, edges: npt.NDArray[np.int64]) -> Doubles:
+    """Return the finite values between each two edges as a row, in their order, filled up with NaN."""
+    lengths = np.diff(edges)
+    inside = np.arange(np.max(lengths, initial=0)) < lengths[:, np.newaxis]
+    rows = np.full(inside.shape, np.nan)
+    rows[inside] = np.clip(values[edges[0] : edges[-1]], -_LARGEST, _LARGEST)
+    rows[inside] = np.where(np.isfinite(values[edges[0] : edges[-1]]), rows[inside], np.nan)
+    order = np.argsort(np.isnan(rows), axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)
+
+
+def _medians(rows: Doubles) -> Doubles:
+    """Return the median of what is not NaN in each row; NaN where there is nothing."""
+    if not rows.shape[1]:
+        return np.full(len(rows), np.nan)
+    ordered = np.sort(rows, axis=1)
+    count = np.sum(~np.isnan(rows), axis=1)
+    low, high = np.maximum((count - 1) // 2, 0), np.minimum(count // 2, rows.shape[1] - 1)
+    each = np.arange(len(rows))
+    middle: Doubles = (ordered[each, low] + ordered[each, high]) / 2
+    return middle
 
 
 def finite(values: npt.ArrayLike) -> Doubles:
@@ -69,7 +89,7 @@ def noise(values: npt.ArrayLike) -> float:
     By how their changes change, so that a trend counts for nothing.
     """
     bends = np.diff(finite(values), 2)
-    return float(_MAD * np.median(np.abs(bends)) / np.sqrt(6)) if len(bends) else 0.0
+    return float(_PER_BEND * np.median(np.abs(bends))) if len(bends) else 0.0
 
 
 def rounded(value: float) -> float | None:
