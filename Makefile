@@ -4,7 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests run on every core; PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
+# Many tests wait for servers and processes of theirs: one more at a time than there are cores.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+# PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
 PYTEST_ARGS ?=
 # Such as BENCH_ARGS="--short" or "--models mlp,gpt --threads 1 --rounds 20".
 BENCH_ARGS ?=
@@ -19,7 +21,7 @@ demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on 
 	$(BIN)/gradwatch demo
 
 test: $(VENV)/.dev lint servers ## Lint, then run all tests
-	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilities of dependencies
 	$(BIN)/ruff check .
