@@ -6,18 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings import RUN_RULES
 from gradwatch_collector.findings.predecessors import Predecessor
+from gradwatch_collector.findings.rule import RunRule
 from gradwatch_collector.findings.run_view import CheckpointSeen, EventSeen, Layers, Number, RunView
 from gradwatch_collector.findings.track import Track
 from gradwatch_collector.records import Times
 from gradwatch_slo.runs import Status
 from tests.batches import SECOND, at
-from tests.run_views import RUNNING
+from tests.run_views import RUNNING, number
 
 NAMES = [
     *(metric.name for metric in c.METRICS),
@@ -118,3 +120,10 @@ VIEWS = st.builds(
 def test_no_rule_raises_whatever_it_is_told(view: RunView) -> None:
     for rule in RUN_RULES:
         rule.detect(view, rule.parameters)
+
+
+@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
+def test_no_rule_raises_where_points_are_told_apart_by_what_is_no_text(rule: RunRule) -> None:
+    odd: dict[str, Any] = {name: [1, {"a": 2}] for name in c.ATTRIBUTES}
+    told = replace(number(np.linspace(2.0, 1.0, 600).tolist()), attributes=odd)
+    rule.detect(RunView(run=RUNNING, now=at(600), numbers={name: [told] for name in NAMES}), rule.parameters)

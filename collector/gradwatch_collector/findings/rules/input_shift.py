@@ -30,12 +30,17 @@ class Parameters:
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
     """See the first input that has shifted."""
-    spreads = {(each.rank, each.attributes.get(c.INPUT_NAME)): each for each in view.every(c.INPUT_STDDEV)}
+    spreads = {_place(each): each for each in view.every(c.INPUT_STDDEV)}
     for mean in view.every(c.INPUT_MEAN):
-        spread = spreads.get((mean.rank, mean.attributes.get(c.INPUT_NAME)))
+        spread = spreads.get(_place(mean))
         if spread is not None and (found := _shift(view, mean, spread, parameters)) is not None:
             return found
     return None
+
+
+def _place(number: Number) -> tuple[int, str]:
+    # As text: a sender may name an input by a list.
+    return number.rank, str(number.attributes.get(c.INPUT_NAME))
 
 
 def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) -> Sighting | None:
@@ -53,7 +58,7 @@ def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) 
         rank=mean.rank,
         since=since,
         evidence={
-            "input": str(mean.attributes.get(c.INPUT_NAME)),
+            "input": _place(mean)[1],
             "mean": rounded(median(means[1])),
             "mean_at_start": rounded(median(means[0])),
             "stddev": rounded(median(spreads[1])),
