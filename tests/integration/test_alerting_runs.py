@@ -331,7 +331,9 @@ def test_replicas_of_the_collector_double_nothing(
     ):
         two.train("r-two", "raises").wait(60)
         two.hears("ml-sre-page", "r-two", c.RULE_RUN_FAILED)
-        two.prometheus.server.wait_for_series(f'count({c.FINDING_ACTIVE.name}{{run_id="r-two"}}) == 2')
+        two.prometheus.server.wait_for_series(
+            f'count({c.FINDING_ACTIVE.name}{{run_id="r-two", rule="run_failed"}}) == 2'
+        )
         two.settle()
         assert two.told_of("r-two") == [("ml-sre-page", "firing", c.RULE_RUN_FAILED)]
         # The one that is left shows the same.

@@ -21,7 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
 def test_every_rule_is_there_with_its_parameters_cause_and_action(rule: Rule) -> None:
     section = PAGE.split(f"\n## {rule.name}\n")[1].split("\n## ")[0]
     known = {} if rule.parameters is None else dataclasses.asdict(rule.parameters)
-    assert dict(re.findall(r"^\| `(\w+)` \| `(.+)` \|$", section, re.MULTILINE)) == {
+    assert dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)) == {
         name: str(value) for name, value in known.items()
     }
     assert rule.cause in section

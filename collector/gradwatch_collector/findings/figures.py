@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings.levels import median
+from gradwatch_collector.findings.levels import LARGEST, median
 from gradwatch_collector.findings.run_view import Number, Recent, RunView
 
 SECOND: Final = 1_000_000_000
@@ -19,9 +19,9 @@ _LONGEST_EXPORT: Final = 120.0
 
 
 def finite(recent: Recent) -> Recent:
-    """Return those of the newest values that are numbers."""
+    """Return those of the newest values that are numbers, none larger than what can be reckoned with."""
     good = np.isfinite(recent.values)
-    return recent if good.all() else Recent(recent.times[good], recent.values[good])
+    return Recent(recent.times[good], np.clip(recent.values[good], -LARGEST, LARGEST))
 
 
 def newest(number: Number | None) -> float | None:
@@ -51,7 +51,7 @@ def total(number: Number, after: int, until: int) -> tuple[float, float]:
     course = number.course
     if not len(course):
         return 0.0, 0.0
-    sums = np.where(course.finite > 0, course.mean * course.finite, 0.0)
+    sums = np.where(course.finite > 0, np.clip(course.mean, -LARGEST, LARGEST) * course.finite, 0.0)
     sums[~np.isfinite(sums)] = 0.0
     edges = np.array([after, until], np.float64)
     times = course.times.astype(np.float64)

@@ -13,7 +13,7 @@ from gradwatch_collector.records import Times
 # Chance in a median of so many is a fifth of that in one value.
 LEAST: Final = 20
 # Beyond it squares and sums overflow, and it is as bad as any number can be.
-_LARGEST: Final = 1e100
+LARGEST: Final = 1e100
 # So that the median of second differences of a normal distribution tells its standard deviation.
 _PER_BEND: Final = 1.4826 / 6**0.5
 
@@ -45,7 +45,7 @@ def _rows(values: Doubles, edges: npt.NDArray[np.int64]) -> Doubles:
     lengths = np.diff(edges)
     inside = np.arange(np.max(lengths, initial=0)) < lengths[:, np.newaxis]
     rows = np.full(inside.shape, np.nan)
-    rows[inside] = np.clip(values[edges[0] : edges[-1]], -_LARGEST, _LARGEST)
+    rows[inside] = np.clip(values[edges[0] : edges[-1]], -LARGEST, LARGEST)
     rows[inside] = np.where(np.isfinite(values[edges[0] : edges[-1]]), rows[inside], np.nan)
     order = np.argsort(np.isnan(rows), axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)
@@ -66,7 +66,7 @@ def _medians(rows: Doubles) -> Doubles:
 def finite(values: npt.ArrayLike) -> Doubles:
     """Return the finite values, none larger than what can be reckoned with."""
     numbers = np.asarray(values, np.float64)
-    return np.clip(numbers[np.isfinite(numbers)], -_LARGEST, _LARGEST)
+    return np.clip(numbers[np.isfinite(numbers)], -LARGEST, LARGEST)
 
 
 def median(values: npt.ArrayLike) -> float:

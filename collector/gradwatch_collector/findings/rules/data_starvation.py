@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.rule import RunRule, Sighting
 from gradwatch_collector.findings.run_view import Number, RunView
 from gradwatch_slo.runs import Status
+
+# Seconds: durations are what senders say.
+_LONGEST: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
 def _window(durations: Number, seconds: float, steps: int) -> tuple[int, int]:
     lasted = finite(durations.recent).values[-steps:]
     until = int(durations.recent.times[-1])
-    return until - int(max(seconds, 1.01 * float(np.sum(lasted))) * SECOND), until
+    return until - int(min(max(seconds, 1.01 * float(np.sum(lasted))), _LONGEST) * SECOND), until
 
 
 def _starved(
