@@ -20,7 +20,7 @@ import requests
 T = TypeVar("T")
 
 GRADWATCH = (sys.executable, "-m", "gradwatch.cli")
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 # Black boxes of the training processes; gone with this process.
 _files = tempfile.TemporaryDirectory(prefix="gradwatch-")
 
