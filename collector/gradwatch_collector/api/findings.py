@@ -16,6 +16,7 @@ from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.storage import schema
 
 _finding, _run = schema.finding.c, schema.run.c
+_FINDINGS = select(schema.finding, _run.job).join(schema.run, _run.run_id == _finding.run_id)
 # Told of one run, and about many.
 _SHARED = (c.RULE_TELEMETRY_OUTAGE, c.RULE_COLLECTIVE_OUTAGE)
 
@@ -52,13 +53,7 @@ def list_findings(connection: Connection, query: FindingsQuery, team: str | None
         conditions.append(_finding.finding_id < open_number(query.cursor))
     limit = max(1, min(query.limit, MAX_LIMIT))
     rows = (
-        connection.execute(
-            select(schema.finding, _run.job)
-            .join(schema.run, _run.run_id == _finding.run_id)
-            .where(*conditions)
-            .order_by(_finding.finding_id.desc())
-            .limit(limit + 1)
-        )
+        connection.execute(_FINDINGS.where(*conditions).order_by(_finding.finding_id.desc()).limit(limit + 1))
         .mappings()
         .all()
     )
@@ -72,15 +67,7 @@ def list_findings(connection: Connection, query: FindingsQuery, team: str | None
 
 def load_finding(connection: Connection, finding_id: int) -> Json | None:
     """Return one finding; None if there is none of that number."""
-    row = (
-        connection.execute(
-            select(schema.finding, _run.job)
-            .join(schema.run, _run.run_id == _finding.run_id)
-            .where(_finding.finding_id == finding_id)
-        )
-        .mappings()
-        .one_or_none()
-    )
+    row = connection.execute(_FINDINGS.where(_finding.finding_id == finding_id)).mappings().one_or_none()
     return None if row is None else finding_json(row, load_silences(connection, time.time_ns()))
 
 
@@ -92,10 +79,9 @@ def findings_of_run(connection: Connection, run_id: str, *, alone: bool = False)
     """
     shared = _finding.rule.in_(_SHARED) & (_finding.state == OPEN)
     rows = connection.execute(
-        select(schema.finding, _run.job)
-        .join(schema.run, _run.run_id == _finding.run_id)
-        .where((_finding.run_id == run_id) | shared)
-        .order_by(_finding.first_seen.desc(), _finding.finding_id.desc())
+        _FINDINGS.where((_finding.run_id == run_id) | shared).order_by(
+            _finding.first_seen.desc(), _finding.finding_id.desc()
+        )
     ).mappings()
     mine = [row for row in rows if row["run_id"] == run_id or run_id in row["evidence"]["runs"]]
     silences = load_silences(connection, time.time_ns())

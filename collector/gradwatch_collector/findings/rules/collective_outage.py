@@ -9,16 +9,16 @@ from typing import Final
 from sqlalchemy import select
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
 from gradwatch_slo.runs import Status
 
-_OPEN: Final = "open"
 _MEMBERS: Final = (c.RULE_STALLED, c.RULE_SLOW_COLLECTIVE)
 _MOST_NAMED: Final = 100
-_SECOND: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def _open(scene: Scene, live: Mapping[str, RunRow]) -> tuple[dict[str, int], set
     finding = schema.finding.c
     rows = scene.connection.execute(
         select(finding.run_id, finding.attempt, finding.rule, finding.first_seen).where(
-            finding.state == _OPEN, finding.rule.in_((*_MEMBERS, c.RULE_COLLECTIVE_OUTAGE))
+            finding.state == OPEN, finding.rule.in_((*_MEMBERS, c.RULE_COLLECTIVE_OUTAGE))
         )
     )
     since, told = dict[str, int](), set[str]()
@@ -86,9 +86,9 @@ def _together(affected: Sequence[RunRow], since: Mapping[str, int], seconds: flo
     """Return the most of them that began within so many seconds of each other, in their order."""
     moments = sorted(since.values())
     best = max(
-        moments, key=lambda start: (sum(0 <= each - start <= seconds * _SECOND for each in moments), start)
+        moments, key=lambda start: (sum(0 <= each - start <= seconds * SECOND for each in moments), start)
     )
-    return [run for run in affected if 0 <= since[run.run_id] - best <= seconds * _SECOND]
+    return [run for run in affected if 0 <= since[run.run_id] - best <= seconds * SECOND]
 
 
 def _order(run: RunRow, since: Mapping[str, int]) -> tuple[bool, int, str]:

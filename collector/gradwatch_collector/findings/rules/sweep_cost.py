@@ -9,22 +9,22 @@ from typing import Any, Final
 from sqlalchemy import func, select
 
 from gradwatch import conventions as c
+from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
 
-_SECOND: Final = 1_000_000_000
-_HOUR: Final = 3600 * _SECOND
+_HOUR: Final = 3600 * SECOND
 _DAY: Final = 24 * _HOUR
 _DAYS_BEFORE: Final = 7
 _LEAST_DAYS: Final = 3
-_OPEN: Final = "open"
 # Adding up a job's runs of a week takes a while, and what it says moves slowly: done once a minute.
-_EVERY: Final = 60 * _SECOND
-_WITHIN: Final = 2 * _SECOND
+_EVERY: Final = 60 * SECOND
+_WITHIN: Final = 2 * SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ def _told_before(scene: Scene) -> Mapping[str, tuple[str, int]]:
     query = (
         select(run.job, finding.run_id, finding.attempt)
         .join(schema.run, run.run_id == finding.run_id)
-        .where(finding.state == _OPEN, finding.rule == c.RULE_SWEEP_COST)
+        .where(finding.state == OPEN, finding.rule == c.RULE_SWEEP_COST)
         .order_by(finding.finding_id.desc())
     )
     return {row.job: (row.run_id, row.attempt) for row in scene.connection.execute(query)}
