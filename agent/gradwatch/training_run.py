@@ -162,17 +162,18 @@ class Run:
     @shielded(None)
     def close(self, ending: Ending) -> None:
         """End the run and leave nothing behind."""
-        self.observer.remove()
-        self._allocator.silence()
-        if self._capture is not None:
-            self._capture.remove()
-        self._sigterm.settle()
-        self.end(ending)
-        self._endings.remove()
-        # What waits for a collector that does not answer is kept if SIGTERM ends the waiting.
-        self._thread.close(self.settings.exit_timeout)
-        self._sigterm.remove()
-        atexit.unregister(self._at_exit)
+        with contextlib.ExitStack() as undo:  # last in, first out, each even where another fails
+            undo.callback(atexit.unregister, self._at_exit)
+            undo.callback(self._sigterm.remove)
+            # What waits for a collector that does not answer is kept if SIGTERM ends the waiting.
+            undo.callback(self._thread.close, self.settings.exit_timeout)
+            undo.callback(self._endings.remove)
+            undo.callback(self.end, ending)
+            undo.callback(self._sigterm.settle)
+            if self._capture is not None:
+                undo.callback(self._capture.remove)
+            undo.callback(self._allocator.silence)
+            self.observer.remove()
 
     def abandon_in_child(self) -> None:
         """After a fork: the run is the parent's. Say nothing, and take our hooks off."""
