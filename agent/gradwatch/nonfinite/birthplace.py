@@ -93,10 +93,11 @@ def _behind_a_bad_loss(seen: Witnesses) -> Origin:
         return UNKNOWN
     if seen.site.phase == "loss":
         return Origin("loss")
-    # A bad tensor from outside the graph may be an input, or a constant that the module made itself.
-    if seen.site.phase == "forward" and not seen.site.from_leaf:
-        return Origin("forward", module=seen.site.module)
-    return UNKNOWN
+    if seen.site.phase != "forward" or seen.site.came_with == "leaf":
+        return UNKNOWN
+    if seen.site.came_with == "input":
+        return Origin("input")
+    return Origin("forward", module=seen.site.module)
 
 
 def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Sequence[int]) -> int | None:

@@ -131,7 +131,8 @@ class Suspects:
         forward, graph = verdict(self._forward.readings, graph, epoch)
         if forward in ("good", None) and self._forward.has_habits:
             graph = None
-        return Evidence(steps, parameters, forward, NOWHERE if graph is None else site(graph, self._maps()))
+        place = NOWHERE if graph is None else site(graph, self._maps(), chained=self._forward.chained)
+        return Evidence(steps, parameters, forward, place)
 
     def discard(self) -> None:
         """The batch was thrown away."""
