@@ -119,6 +119,7 @@ class ForwardWitness:
         # Whether models in training have run more than once before a backward: one may feed another.
         self.chained = False
         self._trained = -1
+        self._outputs = 1
         self._compiles = False
 
     def add(self, model: nn.Module) -> None:
@@ -178,6 +179,12 @@ class ForwardWitness:
                     self._habits.update((reading.model, kind, *item) for item in flaws.items() if item[1])
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a step, as far as any was seen, is one pass of one model to one output, meant to be good."""
+        alone = len(self._models) == 1 and self._trained >= 0 and not self.chained
+        return alone and self._outputs == 1 and not self.has_habits
+
+    @property
     def has_habits(self) -> bool:
         """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
         return any(kind == "output" for _, kind, *_ in self._habits)
@@ -227,6 +234,7 @@ class ForwardWitness:
             recorder = self._recorders.pop(index, None)
             if recorder is not None:
                 self.plans[index] = recorder.plan([t for _, t in inputs], [t for _, t in outputs])
+        self._outputs = max(self._outputs, len(outputs))
         # A forward in evaluation, or of another thread, is not the step's.
         if self.progress.pauses or not torch.is_grad_enabled() or self.progress.is_elsewhere:
             return

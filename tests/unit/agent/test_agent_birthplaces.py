@@ -181,6 +181,10 @@ def test_on_steps_that_are_not_observed_nothing_untrue_is_said(prepare: Callable
     told = [one for one in spoiled if one.fault.name == "nan in the input"]
     assert len(told) == 3
     assert all(one.is_exact for one in told), table(told)
+    if prepare is with_adam:  # which remembers what the gradients were
+        told = [one for one in spoiled if one.fault.name.startswith("bad function")]
+        assert {one.fault.task for one in told} == {conv, lstm}
+        assert all(one.is_exact for one in told), table(told)
 
 
 def test_by_default_nothing_untrue_is_said() -> None:
