@@ -41,7 +41,7 @@ Log records with an event name. An event is stored once for each (run, attempt, 
 
 FAMILIES_NOTE = """\
 Per-run series exist while a run is live, and for one hour after it failed or was lost; at most 1000 runs, the
-sickest first.
+sickest first. So do at most 1000 open findings, the loudest first.
 """
 
 

@@ -24,7 +24,7 @@ from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.schemas import load_schema
-from gradwatch_collector.service import snapshot
+from gradwatch_collector.service import exposition, snapshot
 from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.exposition import RunMetrics
 from gradwatch_collector.service.lease import Lease
@@ -570,3 +570,15 @@ def test_a_silenced_finding_raises_no_alert_until_the_silence_is_over(service: S
     assert list(service.samples(c.FINDING_ACTIVE)) == [
         ("a", "run_failed", "ticket", "", "experiment", "digits")
     ]
+
+
+def test_of_more_findings_than_are_shown_a_page_is_the_last_to_go(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "MAX_RUNS", 2)
+    service.receive(start("first", tier="production"), end("first", 2, "failed", tier="production"))
+    for number in range(3):
+        service.receive(start(f"later{number}", 1), end(f"later{number}", 2, "failed"))
+    service.tick(3)
+    shown = [dict(zip(c.FINDING_ACTIVE.labels, each, strict=True)) for each in service.samples(c.FINDING_ACTIVE)]
+    assert [each["severity"] for each in shown] == ["page", "ticket"]

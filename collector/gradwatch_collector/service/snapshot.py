@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
-from gradwatch_collector.findings import Finding, Observation, load_findings
+from gradwatch_collector.findings import Finding, Observation, Severity, load_findings
 from gradwatch_collector.findings.silences import load_silences, silenced_until
 from gradwatch_collector.objectives.burn_rates import BurnRate, burn_rates
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
@@ -36,6 +36,7 @@ _SETTLES_AFTER: Final = 60 * _NANOS
 _TIME_TO_TARGET_RUNS: Final = 20
 # Jobs that `/metrics` has counters for: those that ran last.
 _MAX_JOBS: Final = 1_000
+_LOUDNESS: Final = tuple(Severity)
 _HEALTH: Final = {
     Status.FAILED: 0,
     Status.LOST: 0,
@@ -63,7 +64,7 @@ class Snapshot:
 
     ``evaluated_at``: when whichever collector judges last did, so that all tell if none does.
 
-    ``findings``: those that are open and not silenced. ``ended`` and ``opened`` count from when this collector
+    ``findings``: those that are open and not silenced, the loudest first. ``ended`` and ``opened`` count from when this collector
     started. ``headroom``: by run, as a share.
     """
 
@@ -102,7 +103,10 @@ def look(connection: Connection, before: Snapshot, objectives: Sequence[Objectiv
         headroom=load_headroom(connection, now),
         findings=[
             (run, o)
-            for o in sorted((o for o in shown if o.run_id in place), key=lambda o: place[o.run_id])
+            for o in sorted(
+                (o for o in shown if o.run_id in place),
+                key=lambda o: (_LOUDNESS.index(o.severity), place[o.run_id]),
+            )
             if silenced_until(silences, o.run_id, (run := about[place[o.run_id]]).job, o.rule) is None
         ],
         counted=_counted(known, history, stored, now) if known else _from_here(connection, history, stored),
