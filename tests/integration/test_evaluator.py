@@ -164,18 +164,31 @@ def test_a_failed_run_is_shown_for_an_hour_and_its_finding_is_active(service: Se
     )
 
 
-@pytest.mark.parametrize(("status", "severity"), [("failed", "ticket"), ("lost", "page")])
-def test_an_ending_that_becomes_known_hours_late_is_found(service: Service, status: str, severity: str) -> None:
-    """The collector was away, or the sender's clock is behind; but old events page nobody."""
+@pytest.mark.parametrize("status", ["failed", "lost"])
+def test_an_ending_that_becomes_known_hours_late_is_found_and_pages_nobody(
+    service: Service, status: str
+) -> None:
+    """The collector was away, or it comes from the disk of one that was killed long ago."""
     service.tick(2 * HOUR)
     service.receive(start("a", tier="production"))
     if status == "failed":
         service.receive(end("a", 2, "failed", tier="production"))
     service.tick(2 * HOUR + 11)
     ((run, found),) = service.evaluator.snapshot.findings
-    assert (run.status, found.rule, found.severity) == (status, f"run_{status}", severity)
+    assert (run.status, found.rule, found.severity) == (status, f"run_{status}", "ticket")
     service.tick(3 * HOUR + 12)
     assert service.evaluator.snapshot.findings == []
+
+
+def test_a_run_that_was_heard_and_fell_silent_while_the_collector_was_away_pages_hours_later(
+    service: Service,
+) -> None:
+    service.receive(start("a", tier="production"))
+    service.tick(10)
+    for seconds in (3 * HOUR, 3 * HOUR + 29, 3 * HOUR + 31):
+        service.tick(seconds)
+    ((run, found),) = service.evaluator.snapshot.findings
+    assert (run.ended_at, found.rule, found.severity) == (at(0), "run_lost", "page")
 
 
 @pytest.mark.parametrize(("lost_after", "every"), [(1, 1.01), (2, 1.01), (30, 16)])

@@ -211,11 +211,11 @@ def test_a_team_is_shown_findings_of_its_runs_only_and_of_an_outage_its_own_part
 
 
 def test_old_events_page_nobody_and_a_page_stays_one(database: Engine) -> None:
-    def found(age: int, *, concluded: bool = False) -> str:
+    def found(age: int, as_of: int | None = None) -> str:
         now = time.time_ns()
         observed = Observation(
-            run_id=f"{age}{concluded}", attempt=1, rule=c.RULE_NONFINITE, severity=Severity.PAGE,
-            first_seen=now - age, last_seen=now - age, concluded=concluded,
+            run_id=f"{age}{as_of}", attempt=1, rule=c.RULE_NONFINITE, severity=Severity.PAGE,
+            first_seen=now - age, last_seen=now - age, as_of=None if as_of is None else now - as_of,
         )  # fmt: skip
         with transaction(database) as connection:
             reconcile(connection, [observed], now)
@@ -225,4 +225,5 @@ def test_old_events_page_nobody_and_a_page_stays_one(database: Engine) -> None:
 
     assert found(HOUR // 5) == "page"
     assert found(HOUR) == "ticket"
-    assert found(HOUR, concluded=True) == "page"
+    assert found(HOUR, as_of=HOUR // 5) == "page"
+    assert found(HOUR // 5, as_of=HOUR) == "ticket"

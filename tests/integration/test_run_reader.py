@@ -276,22 +276,19 @@ def test_a_rule_without_parameters_is_on_until_it_is_turned_off(
     assert [each.rule for each in observe(Detection(overrides), database, 3)[0]] == seen
 
 
-@pytest.mark.parametrize("status", ["failed", "lost"])
-def test_what_was_over_when_it_became_known_pages_only_if_the_collector_concluded_it(
-    database: Engine, status: str
+@pytest.mark.parametrize(("alive_at", "severity"), [(7200, "page"), (60, "ticket")])
+def test_a_hang_pages_if_the_run_was_heard_to_live_within_the_last_quarter_of_an_hour(
+    database: Engine, alive_at: float, severity: str
 ) -> None:
-    rule = f"run_{status}"
-    for minutes, severity in ((14, "page"), (16, "page" if status == "lost" else "ticket")):
-        seen = Observation(
-            run_id=f"run{minutes}", attempt=1, rule=rule, severity=Severity.PAGE,
-            first_seen=at(0), last_seen=at(0), concluded=status == "lost",
-        )  # fmt: skip
-        with transaction(database) as connection:
-            reconcile(connection, [seen], at(60 * minutes))
-            row = connection.execute(
-                select(schema.finding.c.severity).where(schema.finding.c.run_id == seen.run_id)
-            ).one()
-        assert row.severity == severity
+    """Else it is of long ago, as its run is: both waited on a disk."""
+    sender, hours_late = source(tier="production"), 7201
+    tell(database, batch(sender, STARTED, event(c.STALLED, 60, 1, STEP=10)), hours_late)
+    tell(database, batch(sender, event(c.RUN_HEARTBEAT, alive_at, 2)), hours_late)
+    observations, _ = observe(Detection(), database, hours_late + 1)
+    with transaction(database) as connection:
+        reconcile(connection, observations, at(hours_late + 1))
+        rows = connection.execute(select(schema.finding.c.rule, schema.finding.c.severity)).all()
+    assert ("stalled", severity) in [tuple(row) for row in rows]
 
 
 # --- Overrides ---------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def _observation(rule: RunRule, view: RunView, sighting: Sighting) -> Observatio
         severity=severity,
         first_seen=view.now if sighting.since is None else sighting.since,
         last_seen=view.now,
+        as_of=view.run.last_seen_at,
         rank=sighting.rank,
         step=None if sighting.step is None else int(sighting.step),
         layer=sighting.layer,

@@ -30,7 +30,8 @@ class Severity(StrEnum):
 class Observation:
     """One thing that is wrong with one attempt of one run now. Moments in Unix nanoseconds.
 
-    ``concluded``: by the collector, and not told by an event, which may have waited on a disk for long.
+    ``as_of``: of which moment it tells, where that is not ``last_seen``: what waited on a disk for long wakes
+    nobody, though it is seen only now.
     """
 
     run_id: str
@@ -44,7 +45,7 @@ class Observation:
     layer: str | None = None
     born_in: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    concluded: bool = False
+    as_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

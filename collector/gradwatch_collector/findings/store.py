@@ -100,8 +100,9 @@ def reconcile(
 
 def _loudness(o: Observation, row: RowMapping | None, now: int) -> Severity:
     """Return the severity to store: what was over when it became known, by a replay say, wakes nobody."""
-    pages = row is not None and row["severity"] == Severity.PAGE
-    if o.severity is Severity.PAGE and not (pages or o.concluded) and now - o.last_seen > _PAGES_UNTIL:
+    pages = row is not None and row["state"] == OPEN and row["severity"] == Severity.PAGE
+    as_of = o.last_seen if o.as_of is None else o.as_of
+    if o.severity is Severity.PAGE and not pages and now - as_of > _PAGES_UNTIL:
         return Severity.TICKET
     return o.severity
 
