@@ -14,6 +14,7 @@ from sqlalchemy import Engine, insert, select
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.findings import Detection, Observation, Severity, reconcile
+from gradwatch_collector.findings.acknowledging import acknowledge
 from gradwatch_collector.findings.rules.nonfinite import Parameters, is_repeated
 from gradwatch_collector.records import Received
 from gradwatch_collector.runs.facts import RunRow, load_runs
@@ -266,3 +267,22 @@ def test_a_finding_opens_once_changes_in_place_and_resolves(database: Engine) ->
     tell([louder], 7)
     (row,) = stored(database)
     assert (row["state"], row["resolved_at"], row["first_seen"]) == ("open", None, at(1))
+
+
+def test_a_finding_that_opens_again_is_in_nobodys_hands_and_as_loud_as_a_new_one(database: Engine) -> None:
+    def tell(observations: list[Observation], seconds: float) -> None:
+        with transaction(database) as connection:
+            reconcile(connection, observations, at(seconds))
+
+    page = replace(SEEN, severity=Severity.PAGE, first_seen=at(1), last_seen=at(1))
+    tell([page], 2)
+    (row,) = stored(database)
+    with transaction(database) as connection:
+        acknowledge(connection, row["finding_id"], "on it", now=at(3))
+    tell([page], 4)
+    assert stored(database)[0]["note"] == "on it"
+    tell([], 5)
+    tell([replace(page, first_seen=at(90), last_seen=at(90))], 90 + 16 * 60)
+    (row,) = stored(database)
+    assert [row[name] for name in ("acknowledged_at", "acknowledged_by", "note")] == [None] * 3
+    assert (row["first_seen"], row["severity"]) == (at(90), "ticket")

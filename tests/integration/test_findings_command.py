@@ -154,6 +154,14 @@ def test_a_silence_covers_what_it_names_until_it_ends(database: Engine) -> None:
     assert until(15, "b", "llm-7b", "plateau") is None
 
 
+@pytest.mark.parametrize("rule", [c.RULE_TELEMETRY_OUTAGE, c.RULE_COLLECTIVE_OUTAGE, c.RULE_SWEEP_COST])
+def test_what_is_about_many_runs_is_not_silenced_with_the_run_that_it_is_told_of(rule: str) -> None:
+    assert not About(single_run="a").fits("a", "llm-7b", rule)
+    assert About(job="llm-*").fits("a", "llm-7b", rule) == (rule == c.RULE_SWEEP_COST)
+    assert About(rule=rule).fits("a", "llm-7b", rule)
+    assert About(single_run="a", rule=rule).fits("a", "llm-7b", rule)
+
+
 def test_a_silenced_finding_is_shown_as_such_until_it_may_be_heard_again(
     database: Engine, command: Command
 ) -> None:

@@ -202,6 +202,8 @@ def silence_command(
 ) -> None:
     """Let findings raise no alert for a while. They are found, stored and shown all the same.
 
+    Outages of many runs are silenced by their --rule only, the cost of a job by that or by --job.
+
     \b
     Example:
       gradwatch findings silence --job "rl-*" --rule plateau --for 2d --reason "rewards are sparse by design"

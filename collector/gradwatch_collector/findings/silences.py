@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, insert, select, update
 
+from gradwatch import conventions as c
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import schema
 
+# Told of one run, and about others as well: who silences that run does not speak for them.
+_OF_ALL_RUNS: Final = (c.RULE_TELEMETRY_OUTAGE, c.RULE_COLLECTIVE_OUTAGE)
+_OF_A_JOB: Final = (c.RULE_SWEEP_COST,)
 _silence = schema.silence.c
 
 
@@ -21,7 +25,10 @@ class UnknownSilenceError(LookupError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """Which findings: of one run, of jobs (a shell pattern), of a rule; None is any."""
+    """Which findings: of one run, of jobs (a shell pattern), of a rule; None is any.
+
+    But outages of many runs only by their rule, and what is about a job only by that or by the job.
+    """
 
     single_run: str | None = None
     job: str | None = None
@@ -29,6 +36,8 @@ class About:
 
     def fits(self, run_id: str, job: str, rule: str) -> bool:
         """Return whether it is about a finding of this run, job and rule."""
+        if self.rule is None and (rule in _OF_ALL_RUNS or (rule in _OF_A_JOB and self.job is None)):
+            return False
         return (
             self.single_run in (None, run_id)
             and (self.job is None or fnmatchcase(job, self.job))

@@ -18,6 +18,7 @@ _SECOND: Final = 1_000_000_000
 _PAGES_UNTIL: Final = 15 * 60 * _SECOND
 OPEN = "open"
 RESOLVED = "resolved"
+_IN_HAND: Final = ("acknowledged_at", "acknowledged_by", "note")
 _finding = schema.finding.c
 _Key = tuple[str, int, str]
 
@@ -74,11 +75,12 @@ def reconcile(
             "resolved_at": None,
             "evidence": dict(o.evidence),
         }
+        if row is None or row["state"] != OPEN:
+            # Another occurrence: nobody has this one in hand.
+            values |= {"first_seen": o.first_seen} | dict.fromkeys(_IN_HAND)
         if row is None:
             connection.execute(
-                insert(connection, finding).values(
-                    run_id=o.run_id, attempt=o.attempt, rule=o.rule, first_seen=o.first_seen, **values
-                )
+                insert(connection, finding).values(run_id=o.run_id, attempt=o.attempt, rule=o.rule, **values)
             )
         elif any(row[name] != value for name, value in values.items()):
             connection.execute(
