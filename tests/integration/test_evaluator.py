@@ -593,5 +593,7 @@ def test_of_more_findings_than_are_shown_a_page_is_the_last_to_go(
     for number in range(3):
         service.receive(start(f"later{number}", 1), end(f"later{number}", 2, "failed"))
     service.tick(3)
-    shown = [dict(zip(c.FINDING_ACTIVE.labels, each, strict=True)) for each in service.samples(c.FINDING_ACTIVE)]
+    shown = [
+        dict(zip(c.FINDING_ACTIVE.labels, each, strict=True)) for each in service.samples(c.FINDING_ACTIVE)
+    ]
     assert [each["severity"] for each in shown] == ["page", "ticket"]

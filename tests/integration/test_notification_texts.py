@@ -117,7 +117,10 @@ def test_a_mail_and_a_chat_message_say_what_happened_and_what_to_do(delivery: De
     assert said["text"].strip() == TEXT.strip()
 
 
-def test_people_are_told_that_it_is_over(delivery: Delivery) -> None:
+def test_people_are_told_that_an_alert_of_a_run_ended_and_not_that_all_is_well(
+    delivery: Delivery,
+) -> None:
+    """A run that failed an hour ago is told of no more, and has failed all the same."""
     other = {**ALERT, "labels": {**ALERT["labels"], "run_id": "r2"}}
     delivery.send(other)
     wait_for(lambda: len(delivery.mails.mails) == 2, what="the mail")
@@ -127,7 +130,8 @@ def test_people_are_told_that_it_is_over(delivery: Delivery) -> None:
     body = mail.get_body(("plain",))
     assert body is not None
     text = body.get_content()
-    assert "It is over since " in text
+    assert "It is told no more since " in text
+    assert "nothing is to be done" not in text
     assert "Stop the run" not in text
 
 

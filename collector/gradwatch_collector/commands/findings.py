@@ -173,6 +173,8 @@ def _lines(found: Json) -> Iterator[str]:
 def ack_command(finding_ids: tuple[int, ...], database: str, note: str | None) -> None:
     """Say that you have findings in hand. Their alerts go on until what they tell of is over, or silenced.
 
+    Corrupt checkpoints of a run that is over are done with then: nothing else may come to tell so.
+
     \b
     Example:
       gradwatch findings ack 7 --note "restarting from step 4000 with half the learning rate"

@@ -14,7 +14,7 @@ from gradwatch_collector.runs.facts import RunRow
 
 
 class Severity(StrEnum):
-    """How loud a finding is, the loudest first. Only production pages; the worst of an experiment is a ticket."""
+    """How loud a finding is, the loudest first. Only production pages; an experiment's worst is a ticket."""
 
     PAGE = "page"
     TICKET = "ticket"

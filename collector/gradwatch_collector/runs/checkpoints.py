@@ -6,12 +6,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, and_, case, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FromClause,
+    RowMapping,
+    Subquery,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from gradwatch import conventions as c
-from gradwatch_collector.records import EventRecord, ProcessKey
+from gradwatch_collector.records import NO_RANK, EventRecord, ProcessKey
 from gradwatch_collector.runs import telling
-from gradwatch_collector.runs.clocks import Clock
 from gradwatch_collector.storage import schema
 
 SAVED: Final = "saved"
@@ -24,6 +37,7 @@ _STATES: Final = {
     c.CHECKPOINT_VERIFIED.name: VERIFIED,
     c.CHECKPOINT_CORRUPT.name: CORRUPT,
 }
+_SENDER: Final = ("run_id", "attempt", "rank", "instance")
 _NANOS: Final = 1_000_000_000
 
 
@@ -35,12 +49,18 @@ class Record:
     failed: int
     last_good_at: int | None
     last_good_step: int | None
+    last_good_name: str | None
 
     @property
     def success_rate(self) -> float | None:
         """Saved, of all that were attempted; None if none was."""
         attempted = self.saved + self.failed
         return self.saved / attempted if attempted else None
+
+    def has_good_after(self, moment: int, name: str | None, step: int | None) -> bool:
+        """Whether one was saved since, and is not the one of this name and step."""
+        last = self.last_good_name, self.last_good_step
+        return self.last_good_at is not None and self.last_good_at > moment and last != (name, step)
 
     def age_seconds(self, now: int) -> float | None:
         """How long ago the last good one was complete: what a crash would cost."""
@@ -95,13 +115,13 @@ def record_of(connection: Connection, run_id: str) -> Record:
         select(checkpoint.state, func.count()).where(checkpoint.run_id == run_id).group_by(checkpoint.state)
     )
     counts = {row.state: int(row[1]) for row in counted}
-    good = _last_good(connection, run_id)
-    at, last = good if good is not None else (None, None)
+    last = _last_good(connection, run_id)
     return Record(
         saved=counts.get(SAVED, 0),
         failed=counts.get(FAILED, 0),
-        last_good_at=at,
+        last_good_at=None if last is None else last["at"],
         last_good_step=None if last is None else last["step"],
+        last_good_name=None if last is None else last["name"],
     )
 
 
@@ -110,15 +130,19 @@ def attempted(connection: Connection, run_id: str) -> tuple[int, int]:
 
     Every rank tells of its part of one: it failed if any part did. Saving it again counts again.
     """
-    checkpoint = schema.checkpoint.c
-    what = (checkpoint.attempt, checkpoint.name, checkpoint.step)
+    checkpoint, bad = _told(), _found_corrupt(run_id)
+    what = (checkpoint.c.attempt, checkpoint.c.name, checkpoint.c.step)
     turn = func.row_number().over(
-        partition_by=(*what, checkpoint.rank), order_by=(checkpoint.time, checkpoint.sequence)
+        partition_by=(*what, checkpoint.c.rank), order_by=(checkpoint.c.time, checkpoint.c.sequence)
     )
-    bad = case(((checkpoint.state == FAILED) | found_corrupt(schema.checkpoint), 1), else_=0)
     parts = (
-        select(*what, bad.label("bad"), turn.label("turn"))
-        .where(checkpoint.run_id == run_id, checkpoint.state.in_((SAVED, FAILED)))
+        select(
+            *what,
+            case(((checkpoint.c.state == FAILED) | (bad.c.at >= checkpoint.c.at), 1), else_=0).label("bad"),
+            turn.label("turn"),
+        )
+        .join(bad, _same(bad, checkpoint), isouter=True)
+        .where(checkpoint.c.run_id == run_id, checkpoint.c.state.in_((SAVED, FAILED)))
         .subquery()
     )
     whole = (
@@ -130,48 +154,67 @@ def attempted(connection: Connection, run_id: str) -> tuple[int, int]:
     return int(number), int(failed)
 
 
-def found_corrupt(saved: FromClause) -> ColumnElement[bool]:
-    """Return the condition that a row of `checkpoint` is of one that was found corrupt later, in any attempt.
-
-    Not where it was found good again after that.
-    """
-    later = schema.checkpoint.alias()
-    newest = (
-        select(later.c.state)
-        .where(
-            later.c.run_id == saved.c.run_id,
-            later.c.name == saved.c.name,
-            later.c.step.is_not_distinct_from(saved.c.step),
-            later.c.state.in_((VERIFIED, CORRUPT)),
-            later.c.time >= saved.c.time,
-        )
-        .order_by(later.c.time.desc(), later.c.sequence.desc())
+def _last_good(connection: Connection, run_id: str) -> RowMapping | None:
+    """Return the last that was saved and not found corrupt, and when, by our clock."""
+    saved, bad = _told(), _found_corrupt(run_id)
+    query = (
+        select(saved.c.at, saved.c.name, saved.c.step)
+        .join(bad, _same(bad, saved), isouter=True)
+        .where(saved.c.run_id == run_id, saved.c.state == SAVED)
+        .where(bad.c.at.is_(None) | (bad.c.at < saved.c.at))
+        .order_by(saved.c.at.desc(), saved.c.rank)
         .limit(1)
-        .scalar_subquery()
     )
-    return func.coalesce(newest, VERIFIED) == CORRUPT
+    return connection.execute(query).mappings().one_or_none()
 
 
-def _last_good(connection: Connection, run_id: str) -> tuple[int, RowMapping] | None:
-    """The last that was saved and not found corrupt, and when, by our clock: one of a process may be behind."""
-    checkpoint, process = schema.checkpoint.c, schema.process.c
-    who = (checkpoint.run_id, checkpoint.attempt, checkpoint.rank, checkpoint.instance)
-    turn = func.row_number().over(
-        partition_by=who, order_by=(checkpoint.time.desc(), checkpoint.sequence.desc())
-    )
-    saved = (
-        select(*who, checkpoint.time, checkpoint.step, turn.label("turn"))
-        .where(checkpoint.run_id == run_id, checkpoint.state == SAVED, ~found_corrupt(schema.checkpoint))
+def _found_corrupt(run_id: str) -> Subquery:
+    """Select what any rank found corrupt of its part, in any attempt, and when last: ``name, step, at``.
+
+    Not where that part was found good again after that.
+    """
+    bad, good = _told(), _told()
+    what = good.c.name, good.c.step, good.c.rank, good.c.host
+    # Grouped first: databases make a table of it, and do not look through the run for every part that was bad.
+    found = (
+        select(*what, func.max(good.c.at).label("at"))
+        .where(good.c.run_id == run_id, good.c.state == VERIFIED)
+        .group_by(*what)
         .subquery()
     )
-    query = (
-        select(saved.c.time, saved.c.step, process.clock)
-        .join(schema.process, and_(*(process[column.name] == saved.c[column.name] for column in who)))
-        .where(saved.c.turn == 1)
+    again = exists().where(_same(found, bad), _same_place(found, bad), found.c.at > bad.c.at)
+    return (
+        select(bad.c.name, bad.c.step, func.max(bad.c.at).label("at"))
+        .where(bad.c.run_id == run_id, bad.c.state == CORRUPT, ~again)
+        .group_by(bad.c.name, bad.c.step)
+        .subquery()
     )
-    # One that is ahead was corrected when it was received.
-    dated = [
-        (row["time"] - min(Clock(**row["clock"]).offset, 0), row)
-        for row in connection.execute(query).mappings()
-    ]
-    return max(dated, key=lambda each: each[0], default=None)
+
+
+def _told() -> Subquery:
+    """Select rows of `checkpoint`, each with the ``host`` of its sender, and ``at``, its time by our clock."""
+    checkpoint, process = schema.checkpoint.alias(), schema.process.alias()
+    offset = cast(process.c.clock["offset"].as_string(), BigInteger)
+    # A clock that is ahead was corrected when it was received.
+    at = case((offset < 0, checkpoint.c.time - offset), else_=checkpoint.c.time)
+    return (
+        select(checkpoint, process.c.resource[c.HOST_NAME].as_string().label("host"), at.label("at"))
+        .join(process, and_(*(process.c[name] == checkpoint.c[name] for name in _SENDER)), isouter=True)
+        .subquery()
+    )
+
+
+def _same(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    return and_(one.c.name == other.c.name, one.c.step.is_not_distinct_from(other.c.step))
+
+
+def _same_place(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    """Return the condition that files of one name may be the same one.
+
+    Every rank and every host may have its own; who looks from outside (`gradwatch checkpoint verify`) is none
+    of the ranks.
+    """
+    return and_(
+        or_(one.c.rank == other.c.rank, one.c.rank == NO_RANK, other.c.rank == NO_RANK),
+        or_(one.c.host == other.c.host, one.c.host.is_(None), other.c.host.is_(None)),
+    )

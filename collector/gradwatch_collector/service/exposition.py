@@ -19,8 +19,8 @@ from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
 from gradwatch_slo.verdict import Verdict
 
-# 8 series a run render in 0.6 s for 10 000 runs (measured with prometheus-client): the sickest are enough, and of
-# findings the loudest.
+# 8 series a run render in 0.6 s for 10 000 runs (measured with prometheus-client): the sickest are enough, and
+# of findings the loudest.
 MAX_RUNS: Final = 1_000
 _NANOS: Final = 1_000_000_000
 _ENDINGS: Final = tuple(status for status in Status if status is not Status.RUNNING)

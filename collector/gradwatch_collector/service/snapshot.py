@@ -64,8 +64,8 @@ class Snapshot:
 
     ``evaluated_at``: when whichever collector judges last did, so that all tell if none does.
 
-    ``findings``: those that are open and not silenced, the loudest first. ``ended`` and ``opened`` count from when this collector
-    started. ``headroom``: by run, as a share.
+    ``findings``: those that are open and not silenced, the loudest first. ``ended`` and ``opened`` count from
+    when this collector started. ``headroom``: by run, as a share.
     """
 
     evaluated_at: int
