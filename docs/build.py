@@ -71,7 +71,8 @@ those of the same configuration (`config=`) and the quality that their target's 
 
 **Other thresholds.** `gradwatch collector serve --findings FILE` sets parameters anew, or turns rules off,
 for all runs or for those of some jobs and tiers. Of several entries that fit a run, later ones go before
-earlier ones. A name or value that does not exist ends the collector with one line that says so:
+earlier ones. What does not exist, or is no such number, ends the collector with one line that says where and
+what is expected. Counts are whole numbers from 1, shares at most 1, multiples of what is usual at least 1:
 
 ```yaml
 - rule: memory_headroom

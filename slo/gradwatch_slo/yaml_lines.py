@@ -49,11 +49,13 @@ class YamlDocument:
         return Problem(self.file, self.lines.get(known, self.line), path_text(path), message)
 
 
-def read_yaml(path: Path, *, expected: str = "OpenSLO documents") -> list[YamlDocument]:
+def read_yaml(
+    path: Path, *, expected: str = "OpenSLO documents", may_be_empty: bool = False
+) -> list[YamlDocument]:
     """Return the documents of a file, without empty ones. ``expected``: what they should be, for messages.
 
     Raises:
-        ObjectiveFileError: the file cannot be read, is not YAML, or has no document.
+        ObjectiveFileError: the file cannot be read, is not YAML, or has no document unless it ``may_be_empty``.
     """
     file = str(path)
     try:
@@ -61,10 +63,12 @@ def read_yaml(path: Path, *, expected: str = "OpenSLO documents") -> list[YamlDo
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ObjectiveFileError([Problem(file, 1, "", f"cannot be read: {reason}")]) from error
-    return parse_yaml(content, file, expected=expected)
+    return parse_yaml(content, file, expected=expected, may_be_empty=may_be_empty)
 
 
-def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents") -> list[YamlDocument]:
+def parse_yaml(
+    content: bytes, file: str, *, expected: str = "OpenSLO documents", may_be_empty: bool = False
+) -> list[YamlDocument]:
     """Return the documents of a file's content; see :func:`read_yaml`."""
     content = content.removeprefix(codecs.BOM_UTF8)
     try:
@@ -86,7 +90,7 @@ def parse_yaml(content: bytes, file: str, *, expected: str = "OpenSLO documents"
     except RecursionError as error:
         message = f"found lists or mappings nested too deeply, expected {expected}"
         raise ObjectiveFileError([Problem(file, 1, "", message)]) from error
-    if not documents:
+    if not documents and not may_be_empty:
         raise ObjectiveFileError([Problem(file, 1, "", f"found no document, expected {expected}")])
     return documents
 

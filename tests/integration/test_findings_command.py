@@ -185,7 +185,9 @@ def test_a_silenced_finding_is_shown_as_such_until_it_may_be_heard_again(
     ("arguments", "words"),
     [
         (["--for", "4h", "--reason", "why"], "expected --run, --job or --rule"),
-        (["--run", "a", "--for", "forever", "--reason", "why"], "a silence ends"),
+        (["--run", "a", "--for", "forever", "--reason", "why"], "a silence lasts, and ends"),
+        (["--run", "a", "--for", "0h", "--reason", "why"], "a silence lasts, and ends"),
+        (["--run", "a", "--for", "15000w", "--reason", "why"], "a silence lasts, and ends"),
         (["--run", "a", "--for", "soon", "--reason", "why"], "is not an age"),
         (["--run", "a", "--for", "4h", "--reason", " "], "expected a reason"),
         (["--rule", "plato", "--for", "4h", "--reason", "why"], "plato"),
@@ -194,6 +196,19 @@ def test_a_silenced_finding_is_shown_as_such_until_it_may_be_heard_again(
 def test_a_silence_that_says_too_little_is_refused(command: Command, arguments: list[str], words: str) -> None:
     refused = command("silence", *arguments)
     assert (refused.exit_code, words in refused.output) == (2, True)
+
+
+def test_a_run_that_is_not_known_is_not_silenced_and_a_job_is(command: Command) -> None:
+    refused = command("silence", "--run", "nosuch", "--for", "4h", "--reason", "why")
+    assert (refused.exit_code, "no run 'nosuch'" in refused.output) == (1, True)
+    assert command("silences").output == "nothing is silenced\n"
+    assert command("silence", "--job", "nosuch", "--for", "4h", "--reason", "why").exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["ack", "show", "unsilence"])
+def test_a_number_that_no_finding_can_have_is_refused(command: Command, verb: str) -> None:
+    refused = command(verb, str(2**63))
+    assert (refused.exit_code, f"{2**63} is not in the range" in refused.output) == (2, True)
 
 
 def test_a_team_is_shown_findings_of_its_runs_only_and_of_an_outage_its_own_part(database: Engine) -> None:

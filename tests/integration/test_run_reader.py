@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, select
@@ -19,7 +21,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings import RULES, Detection, Observation, Severity, reconcile
 from gradwatch_collector.findings.observation import Scene
 from gradwatch_collector.findings.overrides import Override, OverridesError, parameters_of, read_overrides
-from gradwatch_collector.findings.rule import ParametersOf, RunRule, SceneRule, Sighting
+from gradwatch_collector.findings.rule import ParametersOf, Rule, RunRule, SceneRule, Sighting
 from gradwatch_collector.findings.rules import data_starvation, missing_instrumentation
 from gradwatch_collector.findings.run_reader import RunReader
 from gradwatch_collector.findings.run_view import RunView
@@ -331,19 +333,32 @@ def test_later_entries_that_fit_a_run_go_before_earlier_ones(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rule: plateau", "a list of entries is expected"),
-        ("- plateau", "entry 1: a mapping with `rule` is expected"),
+        ("rule: plateau", "1: expected a list of entries, each with `rule`"),
+        ("- plateau", "1: [0]: found 'plateau', expected a mapping with `rule`"),
+        ("- {rule: stalled}\n---\n- {rule: stalled}", "found another document"),
+        ("- {rule: stalled, rule: plateau}", "1: [0].rule: found the field twice"),
         ("- {rule: data_starvatoin}", "there is no rule 'data_starvatoin': did you mean 'data_starvation'?"),
+        ("- {rule: [stalled]}", "there is no rule a list"),
         ("- {rule: data_starvation, jobs: x}", "there is no `jobs`: did you mean 'job'?"),
-        ("- {rule: data_starvation, job: 7}", "`job` is a pattern such as 'llm-*', not 7"),
-        ("- {rule: data_starvation, tier: prod}", "`tier` is production or experiment, not 'prod'"),
-        ("- {rule: data_starvation, enabled: maybe}", "`enabled` is true or false, not 'maybe'"),
-        ("- {rule: data_starvation, parameters: 3}", "`parameters` is a mapping of names to numbers"),
+        ("- {rule: data_starvation, job: 7}", "[0].job: found 7, expected a pattern such as 'llm-*'"),
+        ("- {rule: data_starvation, tier: prod}", "found 'prod', expected production or experiment"),
+        ("- {rule: data_starvation, enabled: maybe}", "found 'maybe', expected true or false"),
+        ("- {rule: data_starvation, parameters: 0}", "found 0, expected a mapping of names to numbers"),
         ("- {rule: data_starvation, parameters: {shar: 1}}", "no parameter 'shar': did you mean 'share'?"),
-        ("- {rule: data_starvation, parameters: {share: half}}", "share is a number, not 'half'"),
-        ("- {rule: data_starvation, parameters: {share: true}}", "share is a number, not True"),
+        ("- {rule: data_starvation, parameters: {share: half}}", "found 'half', expected a number from 0 to 1"),
+        ("- {rule: data_starvation, parameters: {share: true}}", "found true, expected a number from 0 to 1"),
+        ("- {rule: data_starvation, parameters: {share: 30}}", "found 30, expected a number from 0 to 1"),
+        ("- {rule: data_starvation, parameters: {share: .nan}}", "parameters.share: found .nan"),
+        ("- rule: nonfinite\n  parameters: {steps: .inf}", "2: [0].parameters.steps: found .inf"),
+        ("- {rule: nonfinite, parameters: {steps: 2.7}}", "found 2.7, expected a whole number from 1 to"),
+        ("- {rule: nonfinite, parameters: {window: -5}}", "found -5, expected a whole number from 1 to"),
+        ("- {rule: over_clipping, parameters: {window: 1000}}", "expected a whole number from 1 to 512"),
+        ("- {rule: gradient_explosion, parameters: {ratio: 0.5}}", "expected a number from 1 to 1,000,000,000"),
+        (f"- {{rule: checkpoint_failed, parameters: {{remembered: 1{'0' * 400}}}}}", "a very long number"),
+        ("- {rule: checkpoint_failed, parameters: {remembered: 100000000000}}", "from 0 to 1,000,000,000"),
         ("- {rule: stalled, parameters: {share: 1}}", "stalled has no parameter 'share'"),
-        ("- {rule: x\n  y", "while parsing"),
+        ("- {rule: x\n  y", "is not valid YAML"),
+        ("[" * 3000, "nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_where_and_why_in_one_line(
@@ -356,6 +371,17 @@ def test_a_file_that_cannot_be_used_says_where_and_why_in_one_line(
     assert message in str(raised.value)
     assert str(raised.value).startswith(str(path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if dataclasses.fields(rule.parameters)])
+def test_every_default_is_within_its_own_limits_and_keeps_its_kind(tmp_path: Path, rule: Rule) -> None:
+    path, known = tmp_path / "rules.yaml", dataclasses.asdict(rule.parameters)
+    path.write_text(yaml.safe_dump([{"rule": rule.name, "parameters": known}]))
+    (found,) = read_overrides(path, RULES.values())
+    assert found.parameters == known
+    assert {name: type(value) for name, value in found.parameters.items()} == {
+        name: type(value) for name, value in known.items()
+    }
 
 
 def test_a_file_that_is_not_there_says_so_and_an_empty_one_sets_nothing(tmp_path: Path) -> None:

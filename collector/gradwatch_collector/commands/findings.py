@@ -18,12 +18,16 @@ from gradwatch_collector.findings import RULES, Severity
 from gradwatch_collector.findings.acknowledging import UnknownFindingError, acknowledge
 from gradwatch_collector.findings.silences import About, UnknownSilenceError, load_silences, silence, unsilence
 from gradwatch_collector.findings.store import OPEN, RESOLVED
+from gradwatch_collector.runs.facts import load_runs
+from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import FOREVER
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table
 
 _ALL = "all"
+# What a database numbers rows with.
+_NUMBER = click.IntRange(1, 2**63 - 1)
 
 rule_option = click.option(
     "--rule", type=click.Choice(sorted(RULES)), metavar="RULE", help="Only of this rule (docs/findings.md)."
@@ -127,7 +131,7 @@ def _in_hand(finding: Json) -> Iterator[str]:
 
 
 @findings.command("show")
-@click.argument("finding_id", metavar="ID", type=click.IntRange(min=1))
+@click.argument("finding_id", metavar="ID", type=_NUMBER)
 @database_option
 @format_option("table", "json")
 def show_command(finding_id: int, database: str, output: str) -> None:
@@ -167,7 +171,7 @@ def _lines(found: Json) -> Iterator[str]:
 
 
 @findings.command("ack")
-@click.argument("finding_ids", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
+@click.argument("finding_ids", metavar="ID...", type=_NUMBER, nargs=-1, required=True)
 @database_option
 @click.option("--note", metavar="TEXT", help="What the others should know.")
 def ack_command(finding_ids: tuple[int, ...], database: str, note: str | None) -> None:
@@ -204,7 +208,8 @@ def silence_command(
 ) -> None:
     """Let findings raise no alert for a while. They are found, stored and shown all the same.
 
-    Outages of many runs are silenced by their --rule only, the cost of a job by that or by --job.
+    Outages of many runs are silenced by their --rule only, the cost of a job by that or by --job. A run has to
+    be known; --job is for those to come as well.
 
     \b
     Example:
@@ -214,19 +219,26 @@ def silence_command(
         raise click.BadParameter("expected a reason", param_hint="'--reason'")
     if run_id is None and job is None and rule is None:
         raise click.UsageError("expected --run, --job or --rule: which findings?")
-    if age == FOREVER:
-        raise click.BadParameter("a silence ends: expected an age such as 4h, 2d or 1w", param_hint="'--for'")
-    engine = open_database(database)
     now = time.time_ns()
+    if not 0 < age < FOREVER - now:
+        raise click.BadParameter(
+            "a silence lasts, and ends: expected an age such as 4h, 2d or 1w", param_hint="'--for'"
+        )
+    engine = open_database(database)
     about = About(single_run=run_id, job=job, rule=rule)
     with transaction(engine) as connection:
+        # Most likely misspelt: who silences what is to come silences a job.
+        if run_id is not None and not load_runs(connection, schema.run.c.run_id == run_id):
+            raise click.ClickException(
+                f"no run {printable(run_id)!r}; `gradwatch runs list` names them, --job is for those to come"
+            )
         number = silence(connection, about, now + age, reason, now=now)
     click.echo(f"silent until {timestamp(now + age)}: {_words(about)} (number {number})")
 
 
 @findings.command("unsilence")
 @database_option
-@click.argument("number", type=click.IntRange(min=1))
+@click.argument("number", type=_NUMBER)
 def unsilence_command(database: str, number: int) -> None:
     """Let findings raise alerts again.
 

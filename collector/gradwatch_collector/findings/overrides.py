@@ -15,20 +15,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from gradwatch import conventions as c
-from gradwatch_collector.findings.rule import ParametersOf, Rule
+from gradwatch_collector.findings.rule import ParametersOf, Rule, limits_of
 from gradwatch_collector.runs.facts import RunRow
+from gradwatch_slo.problems import ObjectiveFileError
+from gradwatch_slo.yaml_lines import FieldPath, YamlDocument, read_yaml
 
+_EXPECTED: Final = "a list of entries, each with `rule`"
 _KEYS: Final = ("rule", "job", "tier", "enabled", "parameters")
 _TIERS: Final = (c.TIER_PRODUCTION, c.TIER_EXPERIMENT)
+_VALUES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    "job": (lambda value: isinstance(value, str) and value != "", "a pattern such as 'llm-*'"),
+    "tier": (lambda value: value in _TIERS, " or ".join(_TIERS)),
+    "enabled": (lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 class OverridesError(ValueError):
@@ -70,58 +78,75 @@ def read_overrides(path: Path, rules: Iterable[Rule]) -> list[Override]:
     Raises:
         OverridesError: it cannot be read, or an entry names a rule, parameter or value that there is not.
     """
-    by_name = {rule.name: rule for rule in rules}
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OverridesError(f"{path}: {' '.join(str(error).split())}") from error
-    if entries is None:
+        documents = read_yaml(path, expected=_EXPECTED, may_be_empty=True)
+    except ObjectiveFileError as error:
+        raise OverridesError(str(error.problems[0])) from error
+    if not documents:
         return []
-    if not isinstance(entries, list):
-        raise OverridesError(f"{path}: a list of entries is expected, each with `rule`")
-    return [_entry(entry, by_name, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+    document, *others = documents
+    if others:
+        raise _wrong(others[0], (), f"found another document, expected one of {_EXPECTED}")
+    if document.problems:
+        raise OverridesError(str(min(document.problems.values(), key=lambda problem: problem.line)))
+    if not isinstance(document.value, list):
+        raise _wrong(document, (), f"expected {_EXPECTED}")
+    by_name = {rule.name: rule for rule in rules}
+    return [_entry(document, number, by_name) for number in range(len(document.value))]
 
 
-def _entry(entry: object, rules: Mapping[str, Rule], where: str) -> Override:
+def _entry(document: YamlDocument, number: int, rules: Mapping[str, Rule]) -> Override:
+    entry, at = document.value[number], (number,)
     if not isinstance(entry, dict):
-        raise OverridesError(f"{where}: a mapping with `rule` is expected")
+        raise _wrong(document, at, f"found {_shown(entry)}, expected a mapping with `rule`")
     for key in entry:
         if key not in _KEYS:
-            raise OverridesError(f"{where}: there is no `{key}`{_instead(key, _KEYS)}")
-    rule = rules.get(str(entry.get("rule")))
+            raise _wrong(document, (*at, key), f"there is no `{key}`{_instead(key, _KEYS)}")
+    name = entry.get("rule")
+    rule = rules.get(name) if isinstance(name, str) else None
     if rule is None:
-        raise OverridesError(
-            f"{where}: there is no rule {entry.get('rule')!r}{_instead(entry.get('rule'), rules)}"
-        )
-    job, tier, enabled = entry.get("job", "*"), entry.get("tier"), entry.get("enabled", True)
-    if not isinstance(job, str):
-        raise OverridesError(f"{where}: `job` is a pattern such as 'llm-*', not {job!r}")
-    if tier is not None and tier not in _TIERS:
-        raise OverridesError(f"{where}: `tier` is {' or '.join(_TIERS)}, not {tier!r}")
-    if not isinstance(enabled, bool):
-        raise OverridesError(f"{where}: `enabled` is true or false, not {enabled!r}")
-    return Override(
-        rule=rule.name,
-        job=job,
-        tier=tier,
-        enabled=enabled,
-        parameters=_parameters(entry.get("parameters") or {}, rule, where),
-    )
+        raise _wrong(document, (*at, "rule"), f"there is no rule {_shown(name)}{_instead(name, rules)}")
+    for key, (is_right, expected) in _VALUES.items():
+        if key in entry and not is_right(entry[key]):
+            raise _wrong(document, (*at, key), f"found {_shown(entry[key])}, expected {expected}")
+    told = entry.get("parameters", {})
+    return Override(**{**entry, "parameters": _parameters(document, (*at, "parameters"), told, rule)})
 
 
-def _parameters(told: object, rule: Rule, where: str) -> Mapping[str, Any]:
+def _parameters(document: YamlDocument, at: FieldPath, told: object, rule: Rule) -> Mapping[str, Any]:
     if not isinstance(told, dict):
-        raise OverridesError(f"{where}: `parameters` is a mapping of names to numbers")
-    known = dataclasses.asdict(rule.parameters)
+        raise _wrong(document, at, f"found {_shown(told)}, expected a mapping of names to numbers")
+    known = {field.name: field for field in dataclasses.fields(rule.parameters)}
+    values = {}
     for name, value in told.items():
         if name not in known:
-            raise OverridesError(f"{where}: {rule.name} has no parameter {name!r}{_instead(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise OverridesError(f"{where}: {name} is a number, not {value!r}")
-    return {name: type(known[name])(value) for name, value in told.items()}
+            raise _wrong(document, (*at, name), f"{rule.name} has no parameter {name!r}{_instead(name, known)}")
+        of, limits = type(getattr(rule.parameters, name)), limits_of(known[name])
+        is_number = isinstance(value, int if of is int else int | Decimal) and not isinstance(value, bool)
+        if not is_number or not limits.least <= value <= limits.most:
+            kind = "a whole number" if of is int else "a number"
+            expected = f"expected {kind} from {limits.least:,.12g} to {limits.most:,.12g}"
+            raise _wrong(document, (*at, name), f"found {_shown(value)}, {expected}")
+        values[name] = of(value)
+    return values
+
+
+def _wrong(document: YamlDocument, at: FieldPath, message: str) -> OverridesError:
+    return OverridesError(str(document.problem(at, message)))
+
+
+def _shown(value: object) -> str:
+    """Return it as it was written, as far as that is known, and not all of what is long."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    return textwrap.shorten(repr(value) if isinstance(value, str) else str(value), 60, placeholder="...")
 
 
 def _instead(name: object, known: Iterable[str]) -> str:
     listed: Sequence[str] = sorted(known)
     near = difflib.get_close_matches(str(name), listed, 1)
-    return f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(listed)}"
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f"; known are {', '.join(listed)}" if listed else ""

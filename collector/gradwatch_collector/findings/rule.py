@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import Field, dataclass, field
+from typing import Any, Final
 
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.run_view import RunView
 from gradwatch_collector.runs.facts import RunRow
 
 ParametersOf = Callable[[RunRow], Any]
+_LIMITS: Final = "limits"
+# What nobody means: of seconds these are thirty years.
+_MOST: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a parameter may be set to, both included."""
+
+    least: float
+    most: float
+
+
+def limited(default: float, *, least: float = 0.0, most: float = _MOST) -> Any:
+    """Return the field of a parameter that may not be everything: a share, or a multiple."""
+    return field(default=default, metadata={_LIMITS: Limits(least, most)})
+
+
+def limits_of(parameter: Field[Any]) -> Limits:
+    """Return what a parameter may be: without limits of its own a count is 1 or more, a measure 0 or more."""
+    of_its_own: Limits | None = parameter.metadata.get(_LIMITS)
+    return of_its_own or Limits(1.0 if isinstance(parameter.default, int) else 0.0, _MOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND, between, by_rank, export_seconds, finite, total
 from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Number, RunView
 from gradwatch_slo.runs import Status
 
@@ -30,7 +30,7 @@ class Parameters:
         steps: And so many steps; the longest wait is left out, for it may be of the start of an epoch.
     """
 
-    share: float = 0.3
+    share: float = limited(0.3, most=1.0)
     least: float = 0.001
     intervals: float = 2.0
     steps: int = 8

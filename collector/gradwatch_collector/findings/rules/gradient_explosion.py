@@ -11,8 +11,9 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
+from gradwatch_collector.findings.track import RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +24,9 @@ class Parameters:
     ``least`` norms first.
     """
 
-    ratio: float = 10.0
+    ratio: float = limited(10.0, least=1.0)
     times: int = 3
-    window: int = 20
+    window: int = limited(20, least=1, most=RECENT)
     least: int = 10
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 
 
@@ -24,7 +24,7 @@ class Parameters:
     reference: int = 4
     times: int = 2
     mean: float = 0.3
-    factor: float = 1.35
+    factor: float = limited(1.35, least=1.0)
     chance: float = 1.0
 
 

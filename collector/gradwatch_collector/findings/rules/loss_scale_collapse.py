@@ -9,8 +9,9 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Number, RunView
+from gradwatch_collector.findings.track import RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Parameters:
     """
 
     times: int = 12
-    window: int = 100
+    window: int = limited(100, least=1, most=RECENT)
     least: float = 1.0
 
 

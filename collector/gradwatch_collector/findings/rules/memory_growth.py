@@ -13,7 +13,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND, export_seconds, finite, newest
 from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 from gradwatch_slo.runs import Status
 
@@ -37,8 +37,8 @@ class Parameters:
     warm_up: float = 12.0
     horizon: float = 86_400.0
     lookahead: float = 10.0
-    rise: float = 0.05
-    even: float = 0.4
+    rise: float = limited(0.05, most=1.0)
+    even: float = limited(0.4, most=1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.findings.rule import ParametersOf, SceneRule, limited
 from gradwatch_collector.runs.facts import load_headroom
 from gradwatch_slo.runs import Status
 
@@ -16,7 +16,7 @@ from gradwatch_slo.runs import Status
 class Parameters:
     """``minimum``: what the peak should leave of the tightest device (or host), as a share of its limit."""
 
-    minimum: float = 0.10
+    minimum: float = limited(0.10, most=1.0)
 
 
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:

@@ -12,8 +12,9 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import LEAST, finite, levels_of, median, noise, rounded
 from gradwatch_collector.findings.losses import Descent, descent, only_loss
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Levels, RunView
+from gradwatch_collector.findings.track import RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +29,9 @@ class Parameters:
 
     deviation: float = 1.0
     loss_deviation: float = 0.8
-    level: float = 0.05
-    window: int = 50
-    factor: float = 2.0
+    level: float = limited(0.05, most=1.0)
+    window: int = limited(50, least=2, most=RECENT // 2)
+    factor: float = limited(2.0, least=1.0)
     runs: int = 3
     steps: int = 160
 

@@ -9,8 +9,9 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Number, RunView
+from gradwatch_collector.findings.track import RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +21,9 @@ class Parameters:
     ``window`` of them are needed.
     """
 
-    ratio: float = 0.1
-    share: float = 0.9
-    window: int = 50
+    ratio: float = limited(0.1, most=1.0)
+    share: float = limited(0.9, most=1.0)
+    window: int = limited(50, least=1, most=RECENT)
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:

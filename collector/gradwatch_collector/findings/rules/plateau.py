@@ -10,7 +10,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.losses import descent, first_step, of_quality, only_loss
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Number, RunView
 
 
@@ -25,7 +25,7 @@ class Parameters:
     """
 
     steps: int = 100
-    gain: float = 0.02
+    gain: float = limited(0.02, most=1.0)
     noise: float = 0.5
     progress: float = 0.1
 

@@ -11,7 +11,7 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 from gradwatch_collector.records import Times
 from gradwatch_collector.runs.telling import number
@@ -28,7 +28,7 @@ class Parameters:
     What it was is the run's own first ``start`` intervals, and the 95th percentile of its predecessors.
     """
 
-    ratio: float = 3.0
+    ratio: float = limited(3.0, least=1.0)
     seconds: float = 0.01
     intervals: int = 3
     start: int = 5

@@ -12,7 +12,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import LEAST, median, rounded
 from gradwatch_collector.findings.losses import descent, first_step, only_loss
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Levels, RunView
 
 
@@ -25,11 +25,11 @@ class Parameters:
     what predecessors' time to the target allows, is over, and the target was not reached.
     """
 
-    progress: float = 0.5
+    progress: float = limited(0.5, most=1.0)
     runs: int = 3
     steps: int = 100
     noise: float = 2.0
-    granted: float = 0.9
+    granted: float = limited(0.9, most=1.0)
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:

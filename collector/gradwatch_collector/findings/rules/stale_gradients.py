@@ -9,8 +9,9 @@ import numpy as np
 from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import finite, median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import RunView
+from gradwatch_collector.findings.track import RECENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class Parameters:
     """Stale: the median of the newest ``window`` values of a rank is ``staleness`` updates or more."""
 
     staleness: float = 5.0
-    window: int = 10
+    window: int = limited(10, least=1, most=RECENT)
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:

@@ -13,7 +13,7 @@ from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.predecessors import Predecessor
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 from gradwatch_collector.records import Attributes
 from gradwatch_collector.runs.telling import number, text
@@ -32,7 +32,7 @@ _CONDITIONS: Final = (c.DEVICE_NAME, c.WORLD_SIZE, c.CONFIG_HASH)
 class Parameters:
     """Slower is by ``ratio`` or more than the median of ``predecessors`` or more, after so many ``steps``."""
 
-    ratio: float = 1.25
+    ratio: float = limited(1.25, least=1.0)
     predecessors: int = 3
     steps: int = 200
 

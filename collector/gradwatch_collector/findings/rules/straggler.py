@@ -11,7 +11,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND, between, by_rank, export_seconds, finite, total
 from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Number, RunView
 from gradwatch_slo.runs import Status
 
@@ -32,7 +32,7 @@ class Parameters:
         values: In which there must be so many measured values of each rank; else they are as many more.
     """
 
-    share: float = 0.3
+    share: float = limited(0.3, most=1.0)
     least: float = 0.005
     intervals: float = 3.0
     values: int = 12

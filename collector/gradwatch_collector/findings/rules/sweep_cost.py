@@ -12,7 +12,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.levels import median, rounded
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.findings.rule import ParametersOf, SceneRule, limited
 from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
@@ -35,9 +35,9 @@ class Parameters:
         device_hours: With fewer than these it is told, and raises no alert.
     """
 
-    step_cost: float = 1.2
+    step_cost: float = limited(1.2, least=1.0)
     runs: int = 3
-    hours: float = 3.0
+    hours: float = limited(3.0, least=1.0)
     device_hours: float = 8.0
 
 

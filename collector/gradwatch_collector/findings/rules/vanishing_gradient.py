@@ -10,7 +10,7 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.levels import rounded
 from gradwatch_collector.findings.losses import descent, first_step, only_loss
 from gradwatch_collector.findings.observation import Severity
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import RunRule, Sighting, limited
 from gradwatch_collector.findings.run_view import Layers, RunView
 
 
@@ -23,11 +23,11 @@ class Parameters:
     first matrices do, and those that a normalisation makes independent of their biases, are no fault.
     """
 
-    ratio: float = 1e-3
-    share: float = 0.2
+    ratio: float = limited(1e-3, most=1.0)
+    share: float = limited(0.2, most=1.0)
     intervals: int = 2
     steps: int = 60
-    gain: float = 0.1
+    gain: float = limited(0.1, most=1.0)
 
 
 def detect(view: RunView, parameters: Parameters) -> Sighting | None:
