@@ -20,6 +20,7 @@ from gradwatch_collector.findings.rules import RUN_RULES, SCENE_RULES
 from gradwatch_collector.findings.run_reader import RunReader
 from gradwatch_collector.findings.run_view import RunView
 from gradwatch_collector.runs.facts import RunRow
+from gradwatch_collector.runs.telling import integer
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _observation(rule: RunRule, view: RunView, sighting: Sighting) -> Observatio
         first_seen=view.now if sighting.since is None else sighting.since,
         last_seen=view.now,
         rank=sighting.rank,
-        step=None if sighting.step is None else int(sighting.step),
+        step=integer(_plain(sighting.step)),
         layer=sighting.layer,
         evidence=_plain(sighting.evidence),
     )
