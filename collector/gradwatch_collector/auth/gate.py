@@ -22,10 +22,16 @@ _READING: Final = ("GET", "HEAD")
 # `/metrics` above all.
 _FOR_TEAMS: Final = (
     "/api/v1/runs",
+    "/api/v1/run-counts",
+    "/api/v1/curves",
+    "/api/v1/layer-map",
+    "/api/v1/last-steps",
+    "/api/v1/comparison",
     "/api/v1/findings",
     "/api/v1/metrics",
     "/api/v1/series",
     "/api/v1/slos",
+    "/api/v1/slo-courses",
     "/api/v1/openapi.json",
 )
 

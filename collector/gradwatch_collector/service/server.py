@@ -263,7 +263,10 @@ def application(
         on_refused=instruments.reject,
     )
     app = Starlette(
-        routes=[*otlp.routes(intake), *Api(engine, evaluator, settings.objectives, metrics).routes()],
+        routes=[
+            *otlp.routes(intake),
+            *Api(engine, evaluator, settings.objectives, metrics, settings.prices).routes(),
+        ],
         middleware=[gate],
         exception_handlers=exception_handlers(instruments.reject),
         lifespan=lifespan,
