@@ -26,16 +26,20 @@ export function colour(name) {
  * `step` names what is along the x axis.
  */
 export class Chart {
-  constructor(title, { isTall = false, isWide = false, level = "h2", id = null } = {}) {
+  constructor(title, { isTall = false, isWide = false, isTitled = true, id = null } = {}) {
     this.plot = h("div", { class: isTall ? "plot tall" : "plot", tabindex: "0", role: "img", "aria-label": title });
     this.plot.addEventListener("keydown", (event) => this.move(event));
     this.told = h("p", { class: "told" });
     this.cursor = h("span", { class: "hidden-label", "aria-live": "polite" });
     this.aside = h("span", { class: "soft small" });
     this.title = title;
+    // Charts over steps share their x axis: `span` is its first and last step, `range` what it is zoomed to.
+    this.sharesSteps = false;
+    this.span = null;
+    this.range = null;
     this.element = h(
       "figure", { class: isWide ? "card wide" : "card", id },
-      h("figcaption", {}, h(level, {}, title), this.aside), this.plot, this.told, this.cursor,
+      h("figcaption", {}, h("h3", { class: isTitled ? null : "hidden-label" }, title), this.aside), this.plot, this.told, this.cursor,
     );
     this.place = null;
   }
@@ -53,7 +57,7 @@ export class Chart {
     this.spell = spell;
     fill(this.told, words);
     this.plot.setAttribute("aria-label", `${this.title}. ${words} ${spell ? "Arrow keys read it out step by step." : ""}`);
-    await Plotly.react(this.plot, data, themed(layout, this.range), {
+    await Plotly.react(this.plot, data, themed(layout, this.range ?? (this.sharesSteps ? this.span : null)), {
       displayModeBar: false, responsive: true, doubleClick: "reset", scrollZoom: false, showTips: false,
     });
     this.listen();
@@ -64,19 +68,20 @@ export class Chart {
     if (this.isListening) return;
     this.isListening = true;
     this.plot.on("plotly_relayout", (told) => {
-      if (!this.make || this.isFollowing || !this.sharesSteps) return;
-      const range = "xaxis.range[0]" in told ? [told["xaxis.range[0]"], told["xaxis.range[1]"]] : told["xaxis.range"];
-      if (!range && !told["xaxis.autorange"]) return;
-      for (const other of drawn) if (other !== this && other.sharesSteps) other.zoom(range ?? null);
-      this.range = range ?? null;
+      if (this.isFollowing || !this.sharesSteps || !("xaxis.range[0]" in told || told["xaxis.autorange"])) return;
+      const range = [told["xaxis.range[0]"], told["xaxis.range[1]"]];
+      const isWhole = told["xaxis.autorange"] || (this.span && range.every((end, place) => end === this.span[place]));
+      for (const chart of drawn) if (chart.sharesSteps) chart.zoom(isWhole ? null : range, chart === this);
     });
   }
 
-  async zoom(range) {
+  async zoom(range, isDone) {
     this.range = range;
+    if (isDone) return;
     this.isFollowing = true;
     const Plotly = await plotly();
-    await Plotly.relayout(this.plot, range ? { "xaxis.range": range } : { "xaxis.autorange": true });
+    const shown = range ?? this.span;
+    await Plotly.relayout(this.plot, shown ? { "xaxis.range": [...shown] } : { "xaxis.autorange": true });
     this.isFollowing = false;
   }
 
@@ -99,7 +104,7 @@ export class Chart {
 function themed(layout, range) {
   const axis = {
     gridcolor: colour("rule"), zerolinecolor: colour("rule"), linecolor: colour("rule"), tickcolor: colour("rule"),
-    automargin: true, exponentformat: "power", hoverformat: ".4~g",
+    automargin: true, exponentformat: "none", hoverformat: ".4~g",
   };
   const axes = Object.entries(layout).filter(([name]) => /^[xy]axis/.test(name));
   const isTouched = matchMedia("(pointer: coarse)").matches;
@@ -110,13 +115,14 @@ function themed(layout, range) {
     margin: { l: 52, r: 14, t: 10, b: 38 },
     hovermode: "x unified",
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("rule"), font: { color: colour("ink") } },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("ink") } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("ink"), size: 11.5 }, itemwidth: 30 },
     // On a touch screen dragging scrolls the page.
     dragmode: isTouched ? false : "zoom",
     uirevision: "kept",
     ...layout,
     ...Object.fromEntries(axes.map(([name, told]) => [name, {
-      ...axis, ...told, ...(name === "xaxis" && range ? { range, autorange: false } : {}),
+      ...axis, ...(told.type === "log" ? { tickformat: "~g", nticks: 5 } : {}), ...told,
+      ...(name === "xaxis" && range ? { range: [...range], autorange: false } : {}),
       title: told.title ? { text: told.title, standoff: 8 } : undefined,
     }])),
   };

@@ -2,12 +2,12 @@
 
 import { read, runPath } from "./api.js";
 import { Chart } from "./charts.js";
-import { isWide, nonfiniteMarks, spelled, traces, words } from "./curves.js";
+import { isWide, lineStyle, nonfiniteMarks, spelled, traces, words } from "./curves.js";
 import { fill, h, table } from "./dom.js";
 import { bytes, counted, duration, number, percent } from "./format.js";
 import { status } from "./standing.js";
 
-const PICTURES = [["training.loss", "Loss"], ["training.gradient.norm", "Global gradient norm"], ["training.step.duration", "Step time"]];
+const PICTURES = [["training.loss", "Loss"], ["training.gradient.norm", "Global gradient norm"], ["training.step.duration", "Step time, seconds"]];
 
 export async function show(main) {
   const told = new URLSearchParams(location.search);
@@ -51,7 +51,10 @@ async function drawOver(charts, title, curves) {
   chart.sharesSteps = true;
   charts.append(chart.element);
   await chart.draw(() => ({
-    data: [...traces(curves, { name: (curve) => curve.run }), ...nonfiniteMarks(curves)],
+    data: [
+      ...traces(curves, { name: (curve) => curve.run }),
+      ...curves.flatMap((curve, place) => nonfiniteMarks([curve], { name: `${curve.run}: NaN or Inf`, tone: lineStyle(place).color })),
+    ],
     words: curves.map((curve) => `${curve.run}: ${words([curve])}`).join(" "),
     spell: spelled(curves, curves.map((curve) => curve.run)),
     layout: { xaxis: { title: "step" }, yaxis: { type: isWide(curves) ? "log" : "linear" } },

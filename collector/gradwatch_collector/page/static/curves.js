@@ -6,6 +6,8 @@ import { number } from "./format.js";
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const COLOURS = ["line", "line-2", "line-3", "line-4"];
 const MOST_LABELLED = 6;
+// More are a thick line.
+const MOST_CROSSES = 60;
 
 /** Whether positive values need a logarithmic scale to be told apart. */
 export function isWide(curves) {
@@ -38,14 +40,14 @@ export function traces(curves, { name = () => null, style = lineStyle, axis = "y
 }
 
 /** Crosses at the bottom where values were not finite. */
-export function nonfiniteMarks(curves, axis = "y", steps = []) {
+export function nonfiniteMarks(curves, { axis = "y", steps = [], name = "NaN or Inf", tone = colour("bad") } = {}) {
   const bad = [...new Set([...steps, ...nonfiniteSteps(curves)])].sort((a, b) => a - b);
   const known = curves.flatMap((curve) => curve.values).filter((value) => value !== null);
   if (!bad.length) return [];
-  const some = thinned(bad, 300);
+  const some = thinned(bad, MOST_CROSSES);
   return [{
     x: some, y: some.map(() => (known.length ? Math.min(...known) : 0)), yaxis: axis, type: "scatter", mode: "markers",
-    name: "NaN or Inf", marker: { symbol: "x", size: 8, color: colour("bad"), line: { width: 1, color: colour("card") } },
+    name, marker: { symbol: "x", size: 8, color: tone, line: { width: 1, color: colour("card") } },
     hovertemplate: "step %{x}<extra>NaN or Inf</extra>",
   }];
 }
@@ -67,6 +69,15 @@ export function findingMarks(findings) {
       text: escaped(` ${those.map((finding) => finding.rule.replaceAll("_", " ")).join(", ")}`), font: { color: colour("bad"), size: 11 },
     })),
   };
+}
+
+/** The first and the last step of some curves, with a little room; null without any. */
+export function spanOf(curves) {
+  const steps = curves.flatMap((curve) => [curve.steps[0], curve.steps.at(-1)]);
+  if (!steps.length) return null;
+  const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  const room = Math.max(0.5, (last - first) * 0.015);
+  return [first - room, last + room];
 }
 
 /** What a look at curves tells: where they begin and end, how far they go, and since when they are not finite. */

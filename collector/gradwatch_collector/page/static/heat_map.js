@@ -16,11 +16,10 @@ export class HeatMap {
   constructor(runId) {
     this.runId = runId;
     this.chart = new Chart("Gradient norms by layer", { isWide: true, isTall: true, id: "layers" });
-    this.chart.sharesSteps = true;
     this.filter = h("input", { type: "search", placeholder: "Layers whose name has…", "aria-label": "Filter layers" });
     this.filter.addEventListener("input", () => {
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.load(this.attempt), 300);
+      this.timer = setTimeout(() => this.load(this.attempt, this.chart.span), 300);
     });
     this.crosses = h("div");
     this.chart.element.append(this.crosses);
@@ -31,10 +30,12 @@ export class HeatMap {
     return this.chart.element;
   }
 
-  async load(attempt) {
+  async load(attempt, span) {
     this.attempt = attempt;
+    this.chart.span = span;
     const map = await read("/api/v1/layer-map", { run: this.runId, attempt, text: this.filter.value });
     this.element.hidden = map.layer_count === 0;
+    this.chart.sharesSteps = !map.is_timed;
     this.tell(map);
     if (!map.layer_count) return;
     this.chart.plot.style.height = `${Math.min(640, Math.max(170, 90 + 18 * map.rows.length))}px`;
@@ -49,7 +50,7 @@ export class HeatMap {
       first.length
         ? h("details", { open: true },
           h("summary", {}, `✕ ${counted(map.nonfinite_count, "gradient")} not finite`),
-          h("ul", { class: "small", "aria-label": "Where gradients were not finite" },
+          h("ul", { class: "small columns", "aria-label": "Where gradients were not finite" },
             first.map((mark) => h("li", {}, `step ${mark.step}: `, h("code", {}, mark.layer))),
             map.nonfinite_count > first.length ? h("li", { class: "soft" }, `and ${map.nonfinite_count - first.length} more`) : null))
         : null,
@@ -79,7 +80,7 @@ function picture(map) {
     data.push({
       type: "scatter", mode: "markers", name: "NaN or Inf", x: marks.map((mark) => mark.step), y: marks.map((mark) => mark.row),
       text: marks.map((mark) => escaped(mark.layer)), showlegend: false,
-      marker: { symbol: "x", size: Math.max(5, Math.min(11, 340 / names.length)), color: colour("bad"), line: { width: 1, color: colour("card") } },
+      marker: { symbol: "x", size: Math.max(8, Math.min(11, 340 / names.length)), color: colour("bad"), line: { width: 1, color: colour("card") } },
       hovertemplate: "<b>NaN or Inf</b><br>%{text}<br>step %{x}<extra></extra>",
     });
   }
@@ -90,7 +91,7 @@ function picture(map) {
     layout: {
       hovermode: "closest", shapes: lines,
       xaxis: { title: map.is_timed ? "up to second" : "up to step", showgrid: false, zeroline: false },
-      yaxis: { autorange: "reversed", tickvals: ticks, ticktext: ticks.map((row) => escaped(short(names[row]))), showgrid: false, zeroline: false, fixedrange: names.length < 20 },
+      yaxis: { autorange: "reversed", tickvals: ticks, ticktext: ticks.map((row) => escaped(tick(map.rows[row]))), showgrid: false, zeroline: false, fixedrange: names.length < 20 },
       margin: { l: 60, r: 10, t: 8, b: 40 },
     },
   };
@@ -106,6 +107,10 @@ function wordsOf(map, low, high, isKnown) {
 
 function rowName(row) {
   return row.layer_count === 1 ? row.layer : `${row.layer} … ${row.last_layer} (${row.layer_count})`;
+}
+
+function tick(row) {
+  return row.layer_count === 1 ? short(row.layer) : `${short(row.layer)} +${row.layer_count - 1}`;
 }
 
 function short(name) {

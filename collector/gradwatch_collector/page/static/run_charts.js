@@ -7,6 +7,7 @@ import { timeSplit } from "./time_split.js";
 
 const HEADROOM_WANTED = 0.1;
 const MOST_LINES = 8;
+const FAR = 4;
 const DEVICE = "training.device";
 const LOGGED_NAME = "training.metric.name";
 const MEMORY = {
@@ -48,8 +49,9 @@ class StepChart {
     return this.chart.element;
   }
 
-  /** `curves`: by metric. `findings`: of the run. */
-  async load(curves, findings) {
+  /** `curves`: by metric. `findings`: of the run. `span`: the run's first and last step. */
+  async load(curves, findings, span) {
+    this.chart.span = span;
     const isThere = this.picture(curves, findings) !== null;
     this.element.hidden = !isThere;
     if (isThere) await this.chart.draw(() => this.picture(curves, findings));
@@ -95,7 +97,7 @@ function normPicture(curves, findings) {
   const bad = nonfiniteSteps(curves.get("training.loss") ?? []);
   const name = named("norm", norms);
   return {
-    data: [...traces(norms, { name }), ...nonfiniteMarks(norms, "y", bad)],
+    data: [...traces(norms, { name }), ...nonfiniteMarks(norms, { steps: bad })],
     words: words(norms), spell: spelled(norms, norms.map(name)),
     layout: { ...findingMarks(findings), xaxis: { title: "step" }, yaxis: { title: "L2 norm", type: isWide(norms) ? "log" : "linear" } },
   };
@@ -103,7 +105,12 @@ function normPicture(curves, findings) {
 
 function memoryPicture(curves) {
   const headroom = curves.get("training.device.memory.headroom") ?? [];
-  const used = Object.keys(MEMORY).flatMap((metric) => curves.get(metric) ?? []).slice(0, MOST_LINES);
+  const all = Object.keys(MEMORY).flatMap((metric) => curves.get(metric) ?? []).slice(0, MOST_LINES);
+  const isLimit = (curve) => curve.metric.endsWith(".limit");
+  const highest = Math.max(0, ...all.filter((curve) => !isLimit(curve)).flatMap((curve) => curve.most));
+  // A limit that is far away would make flat lines of all others: words tell it.
+  const used = all.filter((curve) => !isLimit(curve) || curve.values.at(-1) < FAR * highest);
+  const far = all.filter((curve) => !used.includes(curve));
   if (!headroom.length && !used.length) return null;
   const tightest = headroom.toSorted((a, b) => least(a) - least(b)).slice(0, MOST_LINES);
   const usedName = (curve) => [MEMORY[curve.metric], curve.labels[DEVICE]].filter(Boolean).join(" ");
@@ -121,7 +128,8 @@ function memoryPicture(curves) {
     ],
     words: [
       tightest.length ? `Tightest: ${leftName(tightest[0])}, at least ${percent(least(tightest[0]))} never used; dotted: ${percent(HEADROOM_WANTED)}.` : null,
-      ...used.filter((curve) => !/limit/.test(curve.metric)).slice(0, 2).map((curve) => `${usedName(curve)}: at most ${bytes(Math.max(...curve.most))}.`),
+      ...used.filter((curve) => !isLimit(curve)).slice(0, 2).map((curve) => `${usedName(curve)}: at most ${bytes(Math.max(...curve.most))}.`),
+      ...far.slice(0, 1).map((curve) => `${usedName(curve)}: ${bytes(curve.values.at(-1))}.`),
     ].filter(Boolean).join(" "),
     spell: used.length ? spelled(used, used.map(usedName), bytes) : spelled(tightest, tightest.map(leftName), percent),
     layout: {

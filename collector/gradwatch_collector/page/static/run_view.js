@@ -1,6 +1,7 @@
 /** One run: how it stands, what was found, its charts, and all that is known of it. */
 
 import { read } from "./api.js";
+import { spanOf } from "./curves.js";
 import { facts, fill, h, table } from "./dom.js";
 import { ago, bytes, count, counted, duration, moment, number, percent, secondsBetween } from "./format.js";
 import { HeatMap } from "./heat_map.js";
@@ -58,8 +59,9 @@ class RunView {
       this.drawDetails(last);
       const curves = Map.groupBy([...lowest.curves, ...all.curves], (curve) => curve.metric);
       this.noCharts.hidden = curves.size > 0;
+      const span = spanOf(lowest.curves);
       await Promise.all([
-        ...this.charts.map((chart) => chart.load(curves, run.findings)), this.layers.load(run.attempt), this.timeline.load(run),
+        ...this.charts.map((chart) => chart.load(curves, run.findings, span)), this.layers.load(run.attempt, span), this.timeline.load(run),
       ]);
       this.plots.dataset.step = String(run.last_step ?? "");
     } catch (error) {

@@ -2,7 +2,7 @@
 
 import { read } from "./api.js";
 import { Chart, colour } from "./charts.js";
-import { facts, fill, h } from "./dom.js";
+import { facts, fill, h, table } from "./dom.js";
 import { localTime, moment, percent } from "./format.js";
 import { calmly, follow } from "./live.js";
 import { verdict } from "./standing.js";
@@ -31,8 +31,9 @@ class ObjectivesView {
     this.problem = h("div", { role: "alert" });
     this.headline = h("p", { class: "soft", role: "status" });
     this.list = h("ul", { class: "plain-list" });
+    this.uncounted = h("div");
     this.cards = new Map();
-    fill(main, h("h1", {}, "Objectives"), this.headline, this.problem, this.list);
+    fill(main, h("h1", {}, "Objectives"), this.headline, this.problem, this.list, this.uncounted);
   }
 
   async refresh() {
@@ -56,7 +57,7 @@ class ObjectivesView {
     }
     const before = this.cards;
     this.cards = new Map();
-    objectives.forEach((objective, place) => {
+    objectives.filter((objective) => objective.total > 0).forEach((objective, place) => {
       const key = keyOf(objective);
       const card = before.get(key) ?? this.card(objective, place);
       card.objective = objective;
@@ -64,18 +65,20 @@ class ObjectivesView {
       this.cards.set(key, card);
     });
     fill(this.list, [...this.cards.values()].map((card) => card.element));
+    const rest = objectives.filter((objective) => objective.total === 0);
+    fill(this.uncounted, rest.length ? uncounted(rest) : null);
   }
 
   card(objective, place) {
     const words = h("div", { class: "objective" });
-    const chart = new Chart("Error budget left", { level: "h3" });
+    const chart = new Chart("Error budget left", { isTitled: false });
     chart.element.classList.remove("card");
-    const course = h("details", { open: objective.total > 0 && place < DRAWN_AT_ONCE }, h("summary", {}, "How the budget was spent"), chart.element);
+    const course = h("details", { open: place < DRAWN_AT_ONCE }, h("summary", {}, "How the budget was spent"), chart.element);
     const card = { objective, words, chart, course };
     course.addEventListener("toggle", () => {
       if (course.open) this.drawCourses(card.objective.name);
     });
-    card.element = h("li", { class: "card" }, words, course);
+    card.element = h("li", { class: "card objective-card" }, words, course);
     return card;
   }
 
@@ -95,8 +98,24 @@ function keyOf({ name, group }) {
   return JSON.stringify([name, Object.entries(group).sort()]);
 }
 
+/** Those of which nothing was counted, in few lines: their budgets are whole. */
+function uncounted(objectives) {
+  return h(
+    "section", {},
+    h("h2", {}, `Nothing counted yet (${objectives.length})`),
+    h("p", { class: "soft small" }, "No run of their tier, or none that tells of this, has ended in the window: the budget is unspent."),
+    table("Objectives of which nothing was counted", ["Objective", "Of", "Target", "Window"], objectives.map((each) => [
+      each.name.replaceAll("-", " "), groupOf(each), percent(each.target), each.window.duration,
+    ])),
+  );
+}
+
+function groupOf(objective) {
+  return Object.entries(objective.group).map(([name, value]) => `${name} ${value ?? "unknown"}`).join(", ");
+}
+
 function wordsOf(objective) {
-  const group = Object.entries(objective.group).map(([name, value]) => `${name} ${value ?? "unknown"}`).join(", ");
+  const group = groupOf(objective);
   const left = objective.budget_remaining;
   const [low, high] = objective.interval;
   return [
@@ -105,7 +124,7 @@ function wordsOf(objective) {
     h("div", { class: "meter", role: "meter", "aria-label": "Error budget left", "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * Math.max(0, Math.min(1, left)))), "aria-valuetext": percent(left) },
       h("span", { style: `width:${Math.max(0, Math.min(1, left)) * 100}%` })),
     facts([
-      ["Budget left", left < 0 ? `${percent(left)}, overspent` : percent(left)],
+      ["Budget left", left < 0 ? [percent(left), h("small", {}, "overspent")] : percent(left)],
       ["Good", `${objective.good} of ${objective.total}`],
       ["SLI", objective.total ? [percent(objective.sli), h("small", {}, `the true rate may be ${percent(low)} to ${percent(high)}`)] : null],
       ["Target", percent(objective.target)],
@@ -126,7 +145,9 @@ function picture(course) {
     words: `${percent(left[0])} at the start of the window, ${percent(left.at(-1))} now${over > 0 ? `; overspent by ${moment(course.times[over])}` : ""}.`,
     spell: (place) => `${moment(course.times[place])}: ${percent(left[place])} left, ${course.bad[place]} bad events`,
     layout: {
-      xaxis: { type: "date" }, yaxis: { tickformat: ".0%", title: "budget left" },
+      xaxis: { type: "date" },
+      // How far it is overspent beyond twice the budget is told in words.
+      yaxis: { tickformat: ".0%", title: "budget left", range: [Math.max(-1, Math.min(0, ...left)) - 0.06, 1.06] },
       shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: colour("bad"), width: 1 } }],
     },
   };

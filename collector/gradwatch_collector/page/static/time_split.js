@@ -29,14 +29,14 @@ export function timeSplit(curves) {
   const names = [...ORDER.filter((name) => parts.has(name)), ...[...parts.keys()].filter((name) => !ORDER.includes(name))];
   const columns = names.map((name) => binned(parts.get(name), first, width, bins));
   const rest = total.map((value, bin) => Math.max(0, (value ?? 0) - columns.reduce((sum, column) => sum + (column[bin] ?? 0), 0)));
-  const shown = [...names, "the rest"];
+  const shown = [...names, names.length ? "the rest" : "not split"];
   const all = [...columns, rest];
   const sums = all.map((column) => column.reduce((sum, value) => sum + (value ?? 0), 0));
   const sum = sums.reduce((one, other) => one + other, 0);
   return {
     data: all.map((column, place) => ({
       type: "scatter", mode: "lines", stackgroup: "time", x: centres, y: column.map((value) => value ?? 0), name: shown[place],
-      line: { width: 1, color: tone(shown[place]) }, fillpattern: { shape: PATTERNS[shown[place]] ?? "", fgopacity: 0.5, size: 6 },
+      line: { width: 0.6, color: tone(shown[place]) }, fillcolor: `${tone(shown[place])}88`, fillpattern: { shape: PATTERNS[shown[place]] ?? "", fillmode: "overlay", fgopacity: 0.6, size: 6 },
       hovertemplate: "%{y:.3~s}s",
     })),
     words: `A step takes ${duration(mean(total))} on average: ${shown.map((name, place) => `${name} ${percent(sum ? sums[place] / sum : 0)}`).join(", ")}.`,
