@@ -14,7 +14,7 @@ from gradwatch_collector.storage.database import batched, transaction
 from gradwatch_slo.runs import Status
 from tests.batches import event
 from tests.stored_runs import run, store_runs
-from tests.told_runs import flight_record, tell_run
+from tests.told_runs import tell_run
 
 NEWEST: Final = datetime(2026, 3, 1, tzinfo=UTC)
 # One in four was not a success.
@@ -44,13 +44,13 @@ def store_fleet(database: Engine, count: int) -> None:
             connection.execute(insert(schema.attempt), some)
 
 
-def tell_wide_run(database: Engine, run_id: str, layers: int, steps: int, bad_step: int, bad_layer: int) -> None:
-    """A run of layers ``block.0.weight`` on, one of which is NaN in one step, as an event and a black box say."""
+def tell_wide_run(
+    database: Engine, run_id: str, layers: int, steps: int, bad_step: int, bad_layer: int
+) -> None:
+    """A run of layers ``block.0.weight`` on, one of which is NaN in one step, as an event says."""
     names = [f"block.{number}.weight" for number in range(layers)]
     told = event(
         c.NONFINITE_STEP, 1 + bad_step, 1, STEP=bad_step, LAYER_NAME=names[bad_layer], BORN_IN="backward"
     )
-    losses = np.linspace(2.0, 0.5, steps)
-    record = flight_record(losses[:5].tolist())
-    box = event(c.FLIGHT_RECORD, 2 + bad_step, 2, FLIGHT_TRIGGER="exception", FLIGHT_DATA=record)
-    tell_run(database, run_id, 0, told, box, seconds=steps, losses=tuple(losses), layers=names)
+    losses = tuple(np.linspace(2.0, 0.5, steps))
+    tell_run(database, run_id, 0, told, seconds=steps, losses=losses, layers=names)

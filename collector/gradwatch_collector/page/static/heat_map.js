@@ -4,7 +4,7 @@ import { read } from "./api.js";
 import { Chart, colour } from "./charts.js";
 import { escaped } from "./curves.js";
 import { fill, h } from "./dom.js";
-import { counted, number } from "./format.js";
+import { count, counted, number } from "./format.js";
 
 // More crosses than this are not told apart, and slow to draw.
 const MOST_CROSSES = 400;
@@ -102,7 +102,9 @@ function wordsOf(map, low, high, isKnown) {
   const range = isKnown ? ` Norms from ${number(10 ** low)} to ${number(10 ** high)}; blank: nothing finite was told.` : "";
   const first = map.nonfinite[0];
   const bad = first ? ` NaN or Inf first at step ${first.step} in ${first.layer}.` : " All finite.";
-  return `${counted(map.layer_count, "layer")}${shared}.${range}${bad}`;
+  const shown = map.rows.reduce((sum, row) => sum + row.layer_count, 0);
+  const some = shown < map.layer_count ? `${count(shown)} of ` : "";
+  return `${some}${counted(map.layer_count, "layer")}${shared}.${range}${bad}`;
 }
 
 function rowName(row) {
