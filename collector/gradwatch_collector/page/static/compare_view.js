@@ -26,7 +26,7 @@ export async function show(main) {
   const charts = h("section", { class: "charts", "aria-label": "Charts" });
   main.append(
     h("p", { class: "soft" }, "Changes are relative to the first run, ", h("a", { href: runPath(runIds[0]) }, runIds[0]), "."),
-    charts,
+    h("h2", {}, "Charts"), charts,
     h("h2", {}, everything ? "All that is known" : "What differs"),
     factsTable(found),
     h("p", {}, h("a", { class: "button", href: `?${toggled(runIds, everything)}` }, everything ? "Only what differs" : "Also what is the same")),
@@ -63,7 +63,7 @@ async function drawOver(charts, title, curves) {
 
 function factsTable(found) {
   if (!found.facts.length) return h("p", { class: "notice" }, "Nothing that is known differs.");
-  const headings = ["", ...found.runs.map((run) => h("span", {}, h("a", { href: runPath(run.run_id) }, run.run_id), " ", status(run.status)))];
+  const headings = ["What", ...found.runs.map((run) => h("span", {}, h("a", { href: runPath(run.run_id) }, run.run_id), " ", status(run.status)))];
   const rows = found.facts.map((fact) => [
     h("span", { class: fact.differs ? "differs" : "soft" }, fact.name, h("small", { class: "soft" }, ` ${fact.section}`)),
     ...fact.values.map((value) => h("span", {}, spell(value, fact.unit), value.change === null ? null : h("small", { class: "soft" }, ` (${change(value.change)})`))),

@@ -126,7 +126,7 @@ class RunView {
   finding(finding) {
     const evidence = Object.entries(finding.evidence).filter(([, value]) => value !== null && typeof value !== "object");
     const where = [
-      finding.step === null ? null : `step ${finding.step}`, finding.layer ? ["layer ", h("code", {}, finding.layer)] : null,
+      stepOf(finding), finding.layer ? ["layer ", h("code", {}, finding.layer)] : null,
       finding.born_in ? `born in ${finding.born_in}` : null, finding.rank ? `rank ${finding.rank}` : null,
       this.run.attempt > 1 ? `attempt ${finding.attempt}` : null,
     ].filter(Boolean);
@@ -154,6 +154,13 @@ class RunView {
     for (const each of sections) if (each.id && open.has(each.id)) each.open = true;
     fill(this.details, sections);
   }
+}
+
+/** The step, or between which ones where that is all that is known. */
+function stepOf({ step, evidence }) {
+  if (step !== null) return `step ${step}`;
+  const { earliest_step: earliest, latest_step: latest } = evidence;
+  return typeof earliest === "number" && typeof latest === "number" ? `between steps ${earliest} and ${latest}` : null;
 }
 
 function lastSteps(last) {
