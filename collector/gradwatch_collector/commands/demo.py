@@ -53,7 +53,7 @@ def demo(serve: bool, directory: Path | None) -> None:
             _play(console, server, directory)
             _report(console, database)
             if serve:
-                console.print(f"\nserving on {server.url}/api/v1/runs until Ctrl-C", soft_wrap=True)
+                console.print(f"\nlook at {server.url}/ in a browser; serving until Ctrl-C", soft_wrap=True)
                 with suppress(KeyboardInterrupt):
                     server.process.wait()
     except DemoError as error:
