@@ -106,7 +106,7 @@ def test_runs_and_their_open_findings_are_counted(database: Engine) -> None:
         assert all_runs["statuses"] == {"running": 0, "succeeded": 10, "failed": 1, "cancelled": 1, "lost": 1}
         of_teams = [count_runs(connection, RunsQuery(), team) for team in ("vision", "speech")]
         assert [each["total"] for each in of_teams] == [12, 1]
-        assert of_teams[1]["open_findings"]["page"] > 0
+        assert sum(of_teams[1]["open_findings"].values()) > 0
         for severity, count in all_runs["open_findings"].items():
             assert sum(each["open_findings"][severity] for each in of_teams) == count
         assert count_runs(connection, RunsQuery(text="sick"))["total"] == 1
