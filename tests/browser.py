@@ -26,8 +26,6 @@ DARK: Final[dict[str, Any]] = {"viewport": {"width": 1366, "height": 900}, "colo
 LIGHT: Final[dict[str, Any]] = {"viewport": {"width": 1366, "height": 900}, "color_scheme": "light"}
 # Milliseconds: a loaded machine is waited for.
 PATIENCE: Final = 60_000
-# What is refused on purpose is told by the browser, too.
-_EXPECTED: Final = ("401 (Unauthorized)",)
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="not installed: chromium (Debian package chromium)"
@@ -41,6 +39,8 @@ class Visit:
     page: Page
     url: str
     problems: list[str] = field(default_factory=list)
+    # What the browser itself tells of answers that a test is about.
+    expected: tuple[str, ...] = ()
 
     def open(self, path: str) -> Page:
         """Go to a path, and wait until its view is there."""
@@ -79,7 +79,7 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
     visit = Visit(page, url)
 
     def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not any(each in message.text for each in _EXPECTED):
+        if message.type in ("error", "warning") and not any(each in message.text for each in visit.expected):
             visit.problems.append(f"{message.type}: {message.text}")
 
     def ask(request: Any) -> None:

@@ -5,6 +5,14 @@ import { fill, h } from "./dom.js";
 // The browser's own reconnecting gives up where it is refused.
 const AGAIN_MS = 5_000;
 
+let waiting = null;
+
+/** Try again after a while what failed; null for no longer. A page has one such thing. */
+export function again(action) {
+  clearTimeout(waiting);
+  waiting = action === null ? null : setTimeout(action, AGAIN_MS);
+}
+
 /**
  * Call `onChange` with what changed, and with `{missed: true}` when something may have been missed. Of one run if
  * `runId` is given. Browsers allow few connections to one host: a hidden page has none.
@@ -59,7 +67,8 @@ export function calmly(action, leastMs = 1_000) {
     while (isWanted) {
       isWanted = false;
       const began = performance.now();
-      await action();
+      // What fails, fails here as it would where it was called from, and is asked for again.
+      await action().catch(reportError);
       const took = performance.now() - began;
       await new Promise((resolve) => setTimeout(resolve, Math.max(leastMs, 4 * took)));
     }

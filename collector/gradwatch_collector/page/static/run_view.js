@@ -1,11 +1,11 @@
 /** One run: how it stands, what was found, its charts, and all that is known of it. */
 
-import { read } from "./api.js";
+import { ApiError, read } from "./api.js";
 import { spanOf } from "./curves.js";
 import { facts, fill, h, table } from "./dom.js";
 import { ago, bytes, count, counted, duration, moment, number, percent, secondsBetween } from "./format.js";
 import { HeatMap } from "./heat_map.js";
-import { calmly, follow } from "./live.js";
+import { again, calmly, follow } from "./live.js";
 import { METRICS, runCharts } from "./run_charts.js";
 import { severity, status } from "./standing.js";
 import { Timeline } from "./timeline.js";
@@ -13,14 +13,14 @@ import { Timeline } from "./timeline.js";
 // Without layers and events, which are many and are shown as a map.
 const SECTIONS = ["attempts", "history", "findings", "checkpoints", "checkpoint_record", "effective_time", "environment"];
 const CHECKPOINTS_SHOWN = 30;
-const CHECKPOINTS_READ_AGAIN_MS = 2_000;
+const CALM_MS = 2_000;
 
 export async function show(main) {
   const runId = decodeURIComponent(location.pathname.slice("/runs/".length));
   document.title = `${runId} · gradwatch`;
   const view = new RunView(main, runId);
   await view.refresh();
-  const reload = calmly(() => view.refresh(), CHECKPOINTS_READ_AGAIN_MS);
+  const reload = calmly(() => view.refresh(), CALM_MS);
   follow(() => reload(), runId);
   setInterval(() => view.tick(), 5_000);
 }
@@ -45,6 +45,7 @@ class RunView {
   }
 
   async refresh() {
+    again(null);
     try {
       const [run, lowest, all, last] = await Promise.all([
         read(`/api/v1/runs/${encodeURIComponent(this.runId)}`, { section: SECTIONS }),
@@ -67,7 +68,8 @@ class RunView {
     } catch (error) {
       const words = error.status === 404 ? `There is no run ${this.runId} here, or it is another team's.` : error.message;
       fill(this.problem, h("p", { class: "notice bad" }, words, " ", h("a", { href: "/" }, "All runs")));
-      if (!error.status && error.name !== "Error" && !("status" in error)) throw error;
+      if (!(error instanceof ApiError)) throw error;
+      if (error.status !== 404) again(() => this.refresh());
     }
   }
 

@@ -1,9 +1,9 @@
 /** All runs: counted, filtered, sorted and paged by the collector; the page holds one page of them. */
 
-import { read, runPath } from "./api.js";
+import { ApiError, read, runPath } from "./api.js";
 import { fill, h } from "./dom.js";
 import { ago, count, counted, duration, moment, number, secondsBetween } from "./format.js";
-import { calmly, follow } from "./live.js";
+import { again, calmly, follow } from "./live.js";
 import { GLYPHS, STATUSES, findingChip, status } from "./standing.js";
 
 const PAGE = 50;
@@ -104,6 +104,7 @@ class RunsView {
   }
 
   async refresh() {
+    again(null);
     this.asking?.abort();
     this.asking = new AbortController();
     const { signal } = this.asking;
@@ -117,6 +118,8 @@ class RunsView {
     } catch (error) {
       if (error.name === "AbortError") return;
       fill(this.problem, h("p", { class: "notice bad" }, error.message));
+      if (!(error instanceof ApiError)) throw error;
+      again(() => this.refresh());
     }
   }
 
@@ -153,7 +156,9 @@ class RunsView {
     const isEmpty = page.runs.length === 0;
     this.table.hidden = isEmpty;
     fill(this.empty, isEmpty ? this.emptyState() : null);
-    fill(this.told, isEmpty ? null : `${count(page.runs.length)} of ${counted(this.matching(), "run")} shown.`);
+    const told = isEmpty ? "" : `${count(page.runs.length)} of ${counted(this.matching(), "run")} shown.`;
+    // Said again by screen readers whenever it is set.
+    if (this.told.textContent !== told) fill(this.told, told);
     fill(
       this.pages,
       this.query.cursor
@@ -233,7 +238,7 @@ class RunsView {
     for (const run of runs) {
       const entry = this.rows.get(run.run_id);
       if (!entry) {
-        areKnown = false;
+        areKnown &&= !this.mayBelong(run);
         continue;
       }
       // What it stands by may no longer be what was asked for.
@@ -243,6 +248,12 @@ class RunsView {
       else this.drawRow(entry);
     }
     return areKnown || Boolean(this.query.cursor);
+  }
+
+  /** Of very many that train, nearly all are on other pages. */
+  mayBelong(run) {
+    const isFull = this.rows.size >= PAGE;
+    return !isFull || this.query.sort !== NEWEST_FIRST || run.started_at > [...this.rows.values()].at(-1).run.started_at;
   }
 
   keepingFocus(draw, row) {

@@ -1,10 +1,10 @@
 /** Objectives: the verdict in words, and how each error budget was spent. */
 
-import { read } from "./api.js";
+import { ApiError, read } from "./api.js";
 import { Chart, colour } from "./charts.js";
 import { facts, fill, h, table } from "./dom.js";
 import { localTime, moment, percent } from "./format.js";
-import { calmly, follow } from "./live.js";
+import { again, calmly, follow } from "./live.js";
 import { verdict } from "./standing.js";
 
 const SICKEST_FIRST = ["breached", "uncertain", "met", "insufficient data"];
@@ -37,6 +37,7 @@ class ObjectivesView {
   }
 
   async refresh() {
+    again(null);
     try {
       const { objectives, warnings } = await read("/api/v1/slos");
       fill(this.problem, warnings.map((warning) => h("p", { class: "notice" }, warning)));
@@ -45,6 +46,8 @@ class ObjectivesView {
       for (const name of new Set(shown.map((card) => card.objective.name))) await this.drawCourses(name);
     } catch (error) {
       fill(this.problem, h("p", { class: "notice bad" }, error.message));
+      if (!(error instanceof ApiError)) throw error;
+      again(() => this.refresh());
     }
   }
 
