@@ -512,5 +512,8 @@ def test_what_the_page_is_made_of_is_kept_by_browsers_and_is_compressed(served: 
         assert plain.content == answer.content
         other = re.sub("/static/[^/]+", "/static/older", path)
         assert served.get(other).headers["Cache-Control"] == "no-cache"
+    assert served.get("/api/v1/runs?limit=50").headers["Content-Encoding"] == "gzip"
+    events = requests.head(f"{served.url}/events", timeout=10)
+    assert events.headers["Content-Type"].startswith("text/event-stream")
     assert served.get("/static/x/nothing.js").status_code == 404
     assert served.get("/static/x/..%2Froutes.py").status_code == 404

@@ -27,6 +27,7 @@ from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.snapshot import Snapshot
 
 PATH: Final = "/events"
+_TYPE: Final = "text/event-stream"
 # Each is a connection.
 _MOST_LISTENERS: Final = 256
 # A page shows 50.
@@ -98,10 +99,12 @@ class Events:
         """Answer with events until the browser goes away."""
         if self._listeners >= _MOST_LISTENERS:
             raise HTTPException(503, "too many pages are open", {"Retry-After": "30"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type=_TYPE)
         grant = grant_of(request.scope)
         stream = self._stream(None if grant is None else grant.team, request.query_params.get("run"))
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream, headers=headers, media_type=_TYPE)
 
     async def _stream(self, team: str | None, run_id: str | None) -> AsyncIterator[str]:
         self._listeners += 1

@@ -18,7 +18,7 @@ export function isWide(curves) {
 
 /** What lines are told apart by, colour and dashes together. */
 export function lineStyle(place) {
-  return { color: colour(COLOURS[place % COLOURS.length]), dash: DASHES[Math.floor(place / COLOURS.length) % DASHES.length], width: 1.8 };
+  return { color: colour(COLOURS[place % COLOURS.length]), dash: DASHES[place % DASHES.length], width: 1.8 };
 }
 
 /** Lines, and where a point stands for many steps a band from the least to the greatest. */
