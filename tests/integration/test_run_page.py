@@ -22,6 +22,7 @@ from tests.browser import DARK, LIGHT, PHONE, Visit, chromium, needs_chromium, v
 from tests.collector_process import Collector, collector, eventually, train
 from tests.fleet import store_fleet, tell_wide_run
 from tests.odd_ids import ODD_IDS
+from tests.told_runs import tell_run
 
 pytestmark = needs_chromium
 
@@ -77,6 +78,8 @@ def served(folder: Path) -> Iterator[Collector]:
     db.upgrade(engine)
     store_fleet(engine, FLEET)
     tell_wide_run(engine, "wide", layers=LAYERS, steps=400, bad_step=321, bad_layer=543)
+    tell_run(engine, "twice", 0, layers=("old",), ending={"STATUS": "failed", "WILL_RETRY": True})
+    tell_run(engine, "twice", 30, layers=("new",), attempt=2, first_step=10)
     engine.dispose()
     # Whatever year the tests' time is of.
     with collector(database, "--keep-raw", "forever", "--keep-rollups", "forever") as running:
@@ -216,6 +219,18 @@ def test_a_run_shows_its_curves_its_checkpoints_and_its_configuration(
         expect(page.locator("#configuration")).to_contain_text("training.torch.version")
         expect(page.locator(".facts")).to_contain_text("Last good checkpoint")
         expect(page).to_have_title("healthy · gradwatch")
+
+
+def test_of_a_run_that_was_tried_again_every_attempt_can_be_looked_at(visit: Visit) -> None:
+    page = visit.open("/runs/twice")
+    charts_of(page)
+    loss = plotted(page, "figure:has-text('Loss and learning rate')")
+    assert {"loss, attempt 1", "loss, attempt 2"} <= {trace["name"] for trace in loss}
+    names = "plot => plot.layout.yaxis.ticktext[0]"
+    assert page.locator("#layers .js-plotly-plot").evaluate(names) == "new"
+    page.get_by_role("combobox", name="Attempt").select_option("attempt 1")
+    eventually(lambda: page.locator("#layers .js-plotly-plot").evaluate(names) == "old", "the old layers")
+    expect(page.get_by_role("region", name="Attempts and ranks").locator("tbody tr")).to_have_count(2)
 
 
 def test_a_run_of_any_id_has_a_page(visit: Visit) -> None:

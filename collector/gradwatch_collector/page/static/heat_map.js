@@ -19,27 +19,45 @@ export class HeatMap {
     this.filter = h("input", { type: "search", placeholder: "Layers whose name has…", "aria-label": "Filter layers" });
     this.filter.addEventListener("input", () => {
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.load(this.attempt, this.chart.span), 300);
+      this.timer = setTimeout(() => this.redraw(), 300);
     });
+    this.attempts = h("select", { "aria-label": "Attempt", hidden: true, change: () => this.redraw() });
     this.crosses = h("div");
     this.chart.element.append(this.crosses);
-    fill(this.chart.aside, this.filter);
+    fill(this.chart.aside, this.attempts, " ", this.filter);
   }
 
   get element() {
     return this.chart.element;
   }
 
-  async load(attempt, span) {
-    this.attempt = attempt;
+  /** `newest`: the run's newest attempt, which is shown unless another is chosen. */
+  async load(newest, span) {
     this.chart.span = span;
-    const map = await read("/api/v1/layer-map", { run: this.runId, attempt, text: this.filter.value });
-    this.element.hidden = map.layer_count === 0;
+    if (this.attempts.options.length !== newest) {
+      fill(this.attempts, Array.from({ length: newest }, (_, place) => h("option", { value: newest - place }, `attempt ${newest - place}`)));
+      this.attempts.hidden = newest === 1;
+    }
+    await this.draw();
+  }
+
+  async draw() {
+    const map = await read("/api/v1/layer-map", { run: this.runId, attempt: this.attempts.value, text: this.filter.value });
+    // Of another attempt there may be some.
+    this.element.hidden = map.layer_count === 0 && this.attempts.options.length === 1;
+    this.chart.plot.hidden = map.layer_count === 0;
     this.chart.sharesSteps = !map.is_timed;
     this.tell(map);
-    if (!map.layer_count) return;
+    if (!map.layer_count) {
+      fill(this.chart.told, "No norms were told of in this attempt.");
+      return;
+    }
     this.chart.plot.style.height = `${Math.min(640, Math.max(170, 90 + 18 * map.rows.length))}px`;
     await this.chart.draw(() => picture(map));
+  }
+
+  redraw() {
+    return this.draw().catch((error) => fill(this.chart.told, error.message));
   }
 
   /** Which layer was not finite, where: in words, for those who cannot hover. */

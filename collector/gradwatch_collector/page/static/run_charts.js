@@ -104,8 +104,11 @@ function normPicture(curves, findings) {
 }
 
 function memoryPicture(curves) {
-  const headroom = curves.get("training.device.memory.headroom") ?? [];
-  const all = Object.keys(MEMORY).flatMap((metric) => curves.get(metric) ?? []).slice(0, MOST_LINES);
+  const told = ["training.device.memory.headroom", ...Object.keys(MEMORY)].flatMap((metric) => curves.get(metric) ?? []);
+  // An attempt begins with empty memory: the newest tells.
+  const newest = told.filter((curve) => curve.attempt === Math.max(...told.map((each) => each.attempt)));
+  const headroom = newest.filter((curve) => !(curve.metric in MEMORY));
+  const all = newest.filter((curve) => curve.metric in MEMORY).slice(0, MOST_LINES);
   const isLimit = (curve) => curve.metric.endsWith(".limit");
   const highest = Math.max(0, ...all.filter((curve) => !isLimit(curve)).flatMap((curve) => curve.most));
   // A limit that is far away would make flat lines of all others: words tell it.

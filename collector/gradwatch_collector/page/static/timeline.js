@@ -36,7 +36,9 @@ function picture(run) {
   }));
   for (const finding of findings) {
     const name = rowOf(finding);
-    const end = finding.resolved_at ?? (finding.state === "open" ? until : finding.last_seen);
+    // What is found of a run that has ended stays found: the axis is about the run.
+    const stood = finding.resolved_at ?? (finding.state === "open" ? until : finding.last_seen);
+    const end = stood < until ? stood : until;
     data.push({
       ...bar(finding.first_seen, end > finding.first_seen ? end : finding.first_seen, name, colour(finding.severity === "page" ? "failed" : finding.severity === "ticket" ? "lost" : "cancelled"), 4),
       mode: "lines+markers", marker: { symbol: [SYMBOLS[finding.severity], "line-ns-open"], size: 11 },
