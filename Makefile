@@ -84,7 +84,7 @@ soak-fuzz: $(VENV)/.dev ## Send the collector a million spoiled requests, and lo
 simulate-verdicts: $(VENV)/.dev ## Simulate how often an alert on few runs is false, and write it into docs/slo.md
 	$(BIN)/python benchmarks/verdicts.py
 
-servers: ## Install Debian's Prometheus, Alertmanager, HAProxy and PgBouncer for the tests, where that is allowed
+servers: ## Install Debian's Prometheus, Alertmanager, HAProxy, PgBouncer and Chromium for the tests, where that is allowed
 	@scripts/install-servers
 
 clean: ## Remove the virtual environment and caches

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -66,6 +67,7 @@ _BLACK_BOX_SECONDS: Final = 0.03
 # How long a black box waits for what else is said of its step, and how often it is asked whether that is over.
 _SETTLED_SECONDS: Final = 0.05
 _ASK_SECONDS: Final = 0.02
+_BAD_STEPS: Final = 16
 # Steps in a black box after the one that it is about.
 _STEPS_AFTER: Final = 3
 
@@ -85,6 +87,8 @@ class Run:
         self._lock = threading.Lock()
         self._sequence = itertools.count()
         self._nonfinite = 0
+        # The newest of them: several optimizers may each tell of one step.
+        self._bad_steps: deque[int] = deque(maxlen=_BAD_STEPS)
         self._missing: set[str] = set()
         self._target_reached = False
         self._ended = False
@@ -221,12 +225,14 @@ class Run:
 
     def wants_nonfinite_detail(self) -> bool:
         """See ``StepSink``."""
-        return is_reported(self._nonfinite + 1)
+        return is_reported(self._nonfinite) or is_reported(self._nonfinite + 1)
 
     def nonfinite(self, step: NonfiniteStep) -> None:
         """See ``StepSink``."""
-        self._nonfinite += 1
-        self._interval.nonfinite += 1
+        if step.step not in self._bad_steps:
+            self._bad_steps.append(step.step)
+            self._nonfinite += 1
+            self._interval.nonfinite += 1
         self._ask_black_box("nonfinite", step.step)
         if self._capture is not None:
             self._capture.nonfinite(step)

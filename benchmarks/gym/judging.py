@@ -33,10 +33,13 @@ class Recall:
 
 
 def finding_of(outcome: Outcome) -> Found | None:
-    """Return the finding that names the fault of a run, the earliest of several; None if it was missed."""
+    """Return the finding that names the fault of a run, the earliest of several; None if it was missed.
+
+    What was there before the fault came does not name it.
+    """
     assert outcome.planned.fault is not None
     expected = KINDS[outcome.planned.fault].expected
-    right = [found for found in outcome.findings if found.rule in expected]
+    right = [found for found in outcome.findings if found.rule in expected and not _is_early(outcome, found)]
     return min(right, key=lambda found: float("inf") if found.seen is None else found.seen, default=None)
 
 
@@ -44,7 +47,15 @@ def unexpected(outcome: Outcome) -> list[Found]:
     """Return what was found of a run and is not true of it; info, which raises no alert, included."""
     kind = KINDS[outcome.planned.fault] if outcome.planned.fault is not None else None
     right = kind.expected | kind.companions if kind else frozenset()
-    return [found for found in outcome.findings if found.rule not in right]
+    return [each for each in outcome.findings if each.rule not in right or _is_early(outcome, each)]
+
+
+def _is_early(outcome: Outcome, found: Found) -> bool:
+    """Return whether it was found before there was a fault to be found."""
+    fault, truth = outcome.planned.fault, outcome.injection
+    if fault is None or truth is None or KINDS[fault].from_start:
+        return False
+    return found.seen is not None and found.seen < truth.time
 
 
 def recall(outcomes: Iterable[Outcome], strength: str) -> Recall:

@@ -21,29 +21,10 @@ from gradwatch_collector.api.openapi import PATH, document
 from gradwatch_collector.api.routes import Api
 from tests.collector_process import Collector, collector, gradwatch
 from tests.fuzzing.samples import events_request, resource_of, samples
+from tests.odd_ids import ODD_IDS
 from tests.otlp_clients import ProtobufClient, gauge, metrics_request
 
 START = 1_750_000_000_000_000_000
-# Whatever a resource can hold is a run id.
-ODD_IDS = (
-    *(
-        "a/b",
-        "../x",
-        "a?b=c&d",
-        "a b+c",
-        "100%",
-        "%2e%2e",
-        "ü🔥",
-        "line\nbreak\n",
-        "\x1b[31m",
-        "#",
-        ";",
-        " ",
-        ".",
-        "..",
-    ),
-    *("openapi.json", "\u202e\ufeff", "'; DROP TABLE run; --", "\\", '"', "x" * 256),
-)
 CHECKS = (
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,

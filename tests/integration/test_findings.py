@@ -174,6 +174,7 @@ def test_repeated_nans_page_and_keep_the_first_step(database: Engine) -> None:
         ([(10, 1), (1000, 2), (2000, 3)], False),
         ([(0, 10), (1000, 100)], True),
         ([(0, 10), (100_000, 100)], False),
+        ([(20, 1), (20, 2), (20, 3)], False),  # three optimizers of one step
     ],
 )
 def test_repeated_means_three_bad_steps_in_a_hundred(
@@ -183,6 +184,32 @@ def test_repeated_means_three_bad_steps_in_a_hundred(
     with database.connect() as connection:
         rows = connection.execute(select(schema.event.c.rank, schema.event.c.attributes)).mappings().all()
     assert is_repeated(rows, Parameters()) is repeated
+
+
+@pytest.mark.parametrize(
+    ("reports", "last_step", "is_open"),
+    [
+        ([(40, 1)], 1039, True),
+        ([(40, 1)], 1040, False),
+        ([(0, 1), (9, 10)], 1009, False),
+        # After the tenth the next that is told is the hundredth, which may be far.
+        ([(0, 1), (900, 10)], 9_909, True),
+        ([(0, 1), (900, 10)], 9_910, False),
+    ],
+)
+def test_after_so_many_good_steps_of_a_live_run_it_is_over(
+    database: Engine, reports: list[tuple[int, int]], last_step: int, is_open: bool
+) -> None:
+    note_nonfinite(database, *reports)
+    later = replace(RUN, last_step=last_step)
+    assert bool(detect(database, [later])) is is_open
+    assert detect(database, [replace(later, last_loss_nonfinite=True)])
+    assert detect(database, [replace(later, status=Status.SUCCEEDED, ended_at=at(9))])
+
+
+def test_what_an_earlier_attempt_did_is_over(database: Engine) -> None:
+    note_nonfinite(database, (40, 1), (41, 2), (42, 3))
+    assert detect(database, [replace(RUN, attempt=2)]) == []
 
 
 def test_bad_steps_of_different_ranks_do_not_add_up(database: Engine) -> None:

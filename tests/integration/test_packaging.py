@@ -60,7 +60,7 @@ def test_the_wheel_holds_what_packages_read_at_run_time(wheel: Path, package: st
     read = {
         path.relative_to(parent).as_posix()
         for path in (ROOT / package).rglob("*")
-        if path.suffix in {".html", ".json", ".yaml", ".typed"}
+        if path.suffix in {".css", ".html", ".js", ".json", ".svg", ".yaml", ".typed"}
     }
     assert read
     assert read <= shipped

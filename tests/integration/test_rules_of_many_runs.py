@@ -75,6 +75,19 @@ def test_it_stays_one_finding_when_the_run_that_it_is_told_of_comes_back(databas
     assert (second.run_id, second.evidence["count"]) == (first.run_id, 6)
 
 
+def test_it_pages_as_soon_as_a_production_run_is_among_them(database: Engine) -> None:
+    experiments, runs = many(6, tier="experiment"), many(2)
+    note(database, experiments)
+    (first,) = outages(database, experiments)
+    assert (first.run_id, first.severity) == ("experiment8-000", Severity.TICKET)
+    with transaction(database) as connection:
+        reconcile(connection, [first], at(1), clears_after={c.RULE_STALLED: 1e9})
+    note(database, runs, seconds=60)
+    (second,) = outages(database, [*experiments, *runs])
+    assert (second.run_id, second.severity) == ("production8-000", Severity.PAGE)
+    assert second.evidence["count"] == 8
+
+
 @pytest.mark.parametrize(
     ("live", "hanging", "apart"),
     [

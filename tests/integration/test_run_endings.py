@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.views import list_runs, show_run
+from gradwatch_collector.api.run_list import list_runs
+from gradwatch_collector.api.views import show_run
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Source
 from gradwatch_collector.storage import schema
 from tests.batches import at, batch, event, scalar, source

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.findings import RULES, Detection, Observation, Severity, reconcile
+from gradwatch_collector.findings import RULES, Detection, Observation, Severity, reconcile, run_reader
 from gradwatch_collector.findings.observation import Scene
 from gradwatch_collector.findings.overrides import Override, OverridesError, parameters_of, read_overrides
 from gradwatch_collector.findings.rule import ParametersOf, Rule, RunRule, SceneRule, Sighting
@@ -136,6 +136,50 @@ def test_what_is_read_after_a_time_is_the_rest_of_the_series(
     )
     np.testing.assert_array_equal(times, [] if whole is None else whole.times)
     np.testing.assert_array_equal(values, [] if whole is None or whole.values is None else whole.values)
+
+
+@pytest.mark.parametrize("number", [9.3e18, -9.3e18, 1e300, 0.5])
+def test_a_step_that_no_database_can_hold_is_not_known(database: Engine, number: float) -> None:
+    tell(database, batch(source(), STARTED, frames=[scalar(c.STEP_INDEX, [1, 2], [number] * 2)]), 2)
+    assert look(RunReader(), database, "run", 3).step_at(at(2)) is None
+
+
+def test_of_many_ranks_the_steps_of_all_are_read_and_all_that_the_lowest_tell(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = 6
+    for rank in range(ranks):
+        sent = [scalar(c.STEP_DURATION, [1], [0.1]), scalar(c.LOSS, [1], [2.0]), scalar(c.STEP_INDEX, [1], [0])]
+        logged = [scalar(c.LOGGED, [1], [1.0], **{c.METRIC_NAME: f"name{each}"}) for each in range(4)]
+        told_by = source(rank=rank, instance=str(rank))
+        tell(database, batch(told_by, *([] if rank else [STARTED]), frames=[*logged, *sent]), 1)
+    monkeypatch.setattr(run_reader, "_SERIES_OF", run_reader._SERIES_OF.limit(ranks + 2 * 4))
+    seen = look(RunReader(), database, "run", 2).numbers
+    assert [each.rank for each in seen[c.STEP_INDEX.name]] == list(range(ranks))
+    assert [each.rank for each in seen[c.LOSS.name]] == list(range(4))
+    assert [each.rank for each in seen[c.STEP_DURATION.name]] == list(range(4))
+    assert c.LOGGED.name not in seen
+
+
+def test_what_became_of_runs_that_went_on_beside_it_is_known_of_a_run(database: Engine) -> None:
+    """They began before it, and end after it was first looked at."""
+    reader = RunReader()
+    for run_id in ("first", "second", "third"):
+        begun = ("first", "second", "third").index(run_id)
+        tell(database, batch(source(run_id, instance=run_id), event(c.RUN_STARTED, begun)), begun)
+    assert predecessors_of("third", reader, database, 5) == []
+    for run_id in ("first", "second"):
+        ended = event(c.RUN_ENDED, 6, 1, STATUS="failed", EXCEPTION_TYPE="OSError")
+        tell(database, batch(source(run_id, instance=run_id), ended), 6)
+    tell(database, batch(source("third", instance="third"), frames=frames(6, 8)), 8)
+    assert predecessors_of("third", reader, database, 9) == ["second", "first"]
+
+
+def predecessors_of(run_id: str, reader: RunReader, database: Engine, seconds: float) -> list[str]:
+    with database.connect() as connection:
+        views = list(reader.read(connection, load_runs(connection), at(seconds), lambda: True))
+    (view,) = [each for each in views if each.run.run_id == run_id]
+    return [each.run.run_id for each in view.predecessors]
 
 
 # --- Detection ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import trustme
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 
-from gradwatch_collector.api import views
+from gradwatch_collector.api.run_list import list_runs
 from gradwatch_collector.storage import database as db
 from tests.collector_process import Collector, collector, gradwatch, train
 
@@ -88,7 +88,7 @@ def trained(collector: Collector, folder: Path, **settings: str) -> list[str]:
     assert process.returncode == 0, errors
     engine = db.connect(collector.database)
     with engine.connect() as connection:
-        found = [run["status"] for run in views.list_runs(connection)["runs"]]
+        found = [run["status"] for run in list_runs(connection)["runs"]]
     engine.dispose()
     return found
 

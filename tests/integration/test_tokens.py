@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, select, text
 from gradwatch import conventions as c
 from gradwatch_collector.api import views
 from gradwatch_collector.api.metric_catalog import list_metrics
+from gradwatch_collector.api.run_list import list_runs
 from gradwatch_collector.auth import (
     Grant,
     Guard,
@@ -268,7 +269,7 @@ def start(run_id: str, instance: str = "one", **attributes: str) -> Batch:
 
 def teams(database: Engine) -> dict[str, str | None]:
     with database.connect() as connection:
-        return {run["run_id"]: run["team"] for run in views.list_runs(connection)["runs"]}
+        return {run["run_id"]: run["team"] for run in list_runs(connection)["runs"]}
 
 
 def test_a_tokens_team_wins_over_what_telemetry_claims(database: Engine) -> None:
@@ -349,7 +350,7 @@ def test_a_run_without_a_team_goes_on_with_a_teams_token(database: Engine) -> No
         send(ingest, ANYBODY, start("a"))
         send(ingest, VISION, batch(source("a"), event(c.RUN_ENDED, 1, 1, STATUS="succeeded")))
     with database.connect() as connection:
-        assert views.list_runs(connection)["runs"][0]["status"] == "succeeded"
+        assert list_runs(connection)["runs"][0]["status"] == "succeeded"
 
 
 def test_a_refused_request_does_not_cost_those_that_share_its_commit(database: Engine) -> None:
@@ -430,7 +431,7 @@ def test_a_team_is_shown_its_own_runs_and_nothing_of_others(database: Engine) ->
                 evidence={"count": 2, "silent": 2, "runs": ["a", "b"]},
             )
         )
-        assert [run["run_id"] for run in views.list_runs(connection, team="vision")["runs"]] == ["a"]
+        assert [run["run_id"] for run in list_runs(connection, team="vision")["runs"]] == ["a"]
         assert views.show_run(connection, "b", "vision") is None
         mine = views.show_run(connection, "a", "vision")
         everybodys = views.show_run(connection, "a")

@@ -30,6 +30,7 @@ class Witnesses:
         site: Where the graph behind the loss has the first bad value.
         averaged: Whether the gradients may be means over several ranks: a bad one says nothing about this rank.
         matrices: Parameters that multiply all of their layer's input, where the model is ``is_plain``.
+        layers: Names of the parameters.
     """
 
     loss: float | None
@@ -43,6 +44,7 @@ class Witnesses:
     site: Site = NOWHERE
     averaged: bool = False
     matrices: Collection[int] = ()
+    layers: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def origin(seen: Witnesses) -> Origin:
     sure = seen.forward == "good" or (
         seen.forward is None
         and seen.bad_parameters is not None
-        and is_of_backward(seen.bad_gradients, seen.gradients, seen.backward_order, seen.matrices)
+        and is_of_backward(seen.bad_gradients, seen.gradients, seen.backward_order, seen.matrices, seen.layers)
     )
     return Origin("backward" if sure and not seen.averaged else None, layer)
 
@@ -117,19 +119,28 @@ def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Seq
 
 
 def is_of_backward(
-    bad: Collection[int], of: Collection[int], backward_order: Sequence[int], matrices: Collection[int]
+    bad: Collection[int],
+    of: Collection[int],
+    backward_order: Sequence[int],
+    matrices: Collection[int],
+    layers: Sequence[str],
 ) -> bool:
     """Whether gradients alone, behind a finite loss, say that the first bad value came up in backward.
 
     A matrix that was reached before has a good gradient, which is its whole input times what came down to it:
-    so the input was good, and its output. From the first bad one on all are: an infinite input from below,
-    hidden by an activation that it saturates, spoils no bias.
+    so that input was good. The first bad ones are all of a module's, with its bias, whose gradient is what came
+    down to the module and nothing else; a bad input from below spoils the weights it meets, and no bias.
     """
     reached = [index for index in backward_order if index in of]
     first = next((place for place, index in enumerate(reached) if index in bad), 0)
-    poisoned = reached[first:]
-    has_witness = any(index in matrices for index in reached[:first])
-    return has_witness and len(poisoned) > 1 and all(index in bad for index in poisoned)
+    if not any(index in matrices for index in reached[:first]):
+        return False
+    module = layers[reached[first]].rpartition(".")[0]
+    own = {
+        layers[index].rpartition(".")[2]: index for index in reached if layers[index].startswith(f"{module}.")
+    }
+    has_bias = any(name.startswith("bias") for name in own)
+    return has_bias and all(index in bad for index in (*own.values(), *reached[first:]))
 
 
 def is_reported(count: int) -> bool:

@@ -40,6 +40,22 @@ class ForwardPlan:
     uses: Mapping[int, Sequence[int]]
     reads: Mapping[int, frozenset[str]]
 
+    @property
+    def hides(self) -> bool:
+        """Whether it has operations that leave values out, so that a bad one need not reach the output."""
+        return any(name.rstrip("0123456789") in _HIDING for name, _ in self.operations.values())
+
+
+# What autograd calls what masks, replaces or selects values.
+_HIDING: Final = frozenset(
+    f"{name}Backward" for name in (
+        "AdaptiveMaxPool2D", "AsStrided", "CopySlices", "Gather", "Index", "IndexSelect", "MaskedFill",
+        "MaskedScatter", "MaskedSelect", "Max", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "Maximum",
+        "Min", "Minimum", "NanToNum", "Scatter", "Select", "Slice", "Sort", "Split", "Take", "TakeAlongDim",
+        "Topk", "Unbind", "Where",
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

@@ -180,9 +180,11 @@ class ForwardWitness:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step, as far as any was seen, is one pass of one model to one output, meant to be good."""
+        """Whether a step, as far as any was seen, is one pass of one model to one output that hides nothing."""
         alone = len(self._models) == 1 and self._trained >= 0 and not self.chained
-        return alone and self._outputs == 1 and not self.has_habits
+        plan = self.plans.get(0)
+        hides = plan is None or plan.hides or self.has_habits
+        return alone and self._outputs == 1 and not hides
 
     @property
     def has_habits(self) -> bool:

@@ -213,7 +213,7 @@ class Suspects:
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
             seen = Witnesses(
                 loss, read, bad, mine, order, elsewhere, parameters.by, evidence.forward, evidence.site,
-                _has_peers(), self._matrices(watched),
+                _has_peers(), self._matrices(watched), watched.layers,
             )  # fmt: skip
             found = origin(seen)
             if mine or elsewhere:
@@ -405,7 +405,7 @@ class Suspects:
             sure = (
                 is_finite(watched.last_loss)
                 and not _has_peers()
-                and is_of_backward(bad, order, order, self._matrices(watched))
+                and is_of_backward(bad, order, order, self._matrices(watched), watched.layers)
             )
             self._report_update(watched.last_step, watched, bad, "backward" if sure else None)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from gradwatch_collector.api.run_list import run_json
 from gradwatch_collector.api.shapes import Json
-from gradwatch_collector.api.views import run_json
 from gradwatch_collector.runs.comparison import Compared, Comparison
 
 

@@ -23,12 +23,12 @@ _SHARED = (c.RULE_TELEMETRY_OUTAGE, c.RULE_COLLECTIVE_OUTAGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingsQuery:
-    """Which findings; None is any."""
+    """Which findings; None is any, and so are no runs."""
 
     state: str | None = None
     severity: str | None = None
     rule: str | None = None
-    run_id: str | None = None
+    run_ids: Sequence[str] = ()
     job: str | None = None
     limit: int = MAX_LIMIT
     cursor: str | None = None
@@ -44,11 +44,12 @@ def list_findings(connection: Connection, query: FindingsQuery, team: str | None
         _finding.state: query.state,
         _finding.severity: query.severity,
         _finding.rule: query.rule,
-        _finding.run_id: query.run_id,
         _run.job: query.job,
         _run.team: team,
     }
     conditions = [column == value for column, value in asked.items() if value is not None]
+    if query.run_ids:
+        conditions.append(_finding.run_id.in_(query.run_ids))
     if query.cursor is not None:
         conditions.append(_finding.finding_id < open_number(query.cursor))
     limit = max(1, min(query.limit, MAX_LIMIT))

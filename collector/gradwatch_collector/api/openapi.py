@@ -9,7 +9,12 @@ from typing import Any, Final
 
 from gradwatch import conventions as c
 from gradwatch_collector import schemas
+from gradwatch_collector.api.curves import MAX_POINTS, METRICS
+from gradwatch_collector.api.layer_maps import MAX_ROWS, MAX_STRETCHES
+from gradwatch_collector.api.parameters import MOST_COMPARED, MOST_RUNS
+from gradwatch_collector.api.run_list import SORTS
 from gradwatch_collector.api.shapes import MAX_LIMIT
+from gradwatch_collector.api.views import SECTIONS
 from gradwatch_slo import schemas as slo_schemas
 from gradwatch_slo.runs import Status
 
@@ -65,17 +70,69 @@ def document() -> _Json:
         cursor,
     )
     run_id = {"name": "run_id", "in": "path", "required": True, "description": "Id of the run.", "schema": text}
+    one_run = {**_parameter("run", "Id of the run.", {**text, "minLength": 1}), "required": True}
+    several = {"type": "array", "items": text}
+    matching = (
+        _parameter(
+            "status",
+            "How the runs stand; repeatable.",
+            {**several, "items": {**text, "examples": [each.value for each in Status]}},
+        ),
+        _parameter("job", "Job of the runs.", text),
+        _parameter("tier", "Tier of the runs.", {**text, "examples": [c.TIER_PRODUCTION, c.TIER_EXPERIMENT]}),
+        _parameter("text", "What id, job, model, data set, team or reason contains, in either case.", text),
+    )
     runs = (
         limit,
         cursor,
-        _parameter("status", "How the runs stand.", {**text, "examples": [each.value for each in Status]}),
-        _parameter("job", "Job of the runs.", text),
+        *matching,
+        _parameter("sort", "Order of the runs; a minus is descending.", {"enum": list(SORTS)}),
     )
+    shown = _parameter(
+        "section",
+        "What to show beside the run itself; repeatable.",
+        {**several, "items": {"enum": list(SECTIONS)}},
+    )
+    curves = (
+        one_run,
+        {
+            **_parameter(
+                "metric",
+                "Name of a per-step metric; repeatable.",
+                {"type": "array", "minItems": 1, "items": {"enum": list(METRICS)}},
+            ),
+            "required": True,
+        },
+        _number("points", "Points of each curve, at most.", 1, MAX_POINTS),
+        _parameter("ranks", "Of which ranks that told it.", {"enum": ["lowest", "all"]}),
+    )
+    layer_map = (
+        one_run,
+        _number("attempt", "Of the run; the newest unless told.", 1, c.MAX_INT32),
+        _parameter("text", "What the layers' names contain, in either case.", text),
+        _number("rows", "Rows, at most: where there are more layers, several share one.", 1, MAX_ROWS),
+        _number("stretches", "Stretches of steps, at most.", 1, MAX_STRETCHES),
+    )
+    comparison = (
+        {
+            **_parameter(
+                "run",
+                "Id of a run; repeatable. The others are compared with the first.",
+                {"type": "array", "minItems": 1, "maxItems": MOST_COMPARED, "items": text, "uniqueItems": True},
+            ),
+            "required": True,
+        },
+        _parameter("facts", "Which are shown.", {"enum": ["different", "all"]}),
+    )
+    objective = {
+        **_parameter("objective", "Name of the objective.", {**text, "minLength": 1}),
+        "required": True,
+    }
     findings = (
         _parameter("state", "How the findings stand.", {**text, "examples": ["open", "resolved"]}),
         _parameter("severity", "How loud they are.", {**text, "examples": ["page", "ticket", "info"]}),
         _parameter("rule", "Rule that found them.", text),
-        _parameter("run", "Id of their run.", text),
+        _parameter("run", "Id of their run; repeatable.", {**several, "maxItems": MOST_RUNS}),
         _parameter("job", "Job of their run.", text),
         limit,
         cursor,
@@ -85,14 +142,20 @@ def document() -> _Json:
         "openapi": "3.1.0",
         "info": {"title": "gradwatch", "version": version("gradwatch"), "license": {"name": "Apache-2.0"}},
         "paths": {
-            "/api/v1/runs": _get("List runs, newest first.", "run-list", runs),
-            "/api/v1/runs/{run_id}": _get("Show one run.", "run-detail", (run_id,)),
+            "/api/v1/runs": _get("List runs, newest first unless told otherwise.", "run-list", runs),
+            "/api/v1/runs/{run_id}": _get("Show one run.", "run-detail", (run_id, shown)),
+            "/api/v1/run-counts": _get("Count runs by status.", "run-counts", matching),
+            "/api/v1/curves": _get("Show per-step numbers of a run over its steps.", "curve-list", curves),
+            "/api/v1/layer-map": _get("Show gradient norms by layer over steps.", "layer-map", layer_map),
+            "/api/v1/last-steps": _get("Show the last steps in a run's black box.", "last-steps", (one_run,)),
+            "/api/v1/comparison": _get("Show what differs between runs.", "run-comparison", comparison),
             "/api/v1/findings": _get("List findings, newest first.", "finding-list", findings),
             "/api/v1/metrics": _get("List metrics and who sent them, newest first.", "metric-list", metrics),
             "/api/v1/series": _get(
                 "Show points of a metric, and roll-ups of older ones.", "series-list", series
             ),
             "/api/v1/slos": _get("Report the objectives as last evaluated.", "slo-report", ()),
+            "/api/v1/slo-courses": _get("Show how budgets were spent.", "slo-course-list", (objective,)),
         },
         "components": {
             "schemas": {**_shapes(), "error": _ERROR},

@@ -8,34 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gradwatch import conventions as c
-from gradwatch_collector.api import openapi, views
-from gradwatch_collector.api.findings import FindingsQuery, list_findings
+from gradwatch_collector.api import openapi, parameters, views
+from gradwatch_collector.api.comparisons import comparison_json
+from gradwatch_collector.api.curves import list_curves
+from gradwatch_collector.api.findings import list_findings
+from gradwatch_collector.api.last_steps import last_steps_json
+from gradwatch_collector.api.layer_maps import layer_map_json
 from gradwatch_collector.api.metric_catalog import list_metrics
-from gradwatch_collector.api.metric_points import SeriesQuery, list_series, parse_labels
-from gradwatch_collector.api.moments import parse_moment
-from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError
+from gradwatch_collector.api.metric_points import list_series
+from gradwatch_collector.api.run_list import count_runs, is_run, list_runs, of_team
+from gradwatch_collector.api.shapes import BadCursorError
+from gradwatch_collector.api.slo_courses import list_courses
 from gradwatch_collector.auth import grant_of
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
+from gradwatch_collector.runs.comparison import compare
+from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.service.evaluator import Evaluator
+from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import of_one_moment
+from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.render import report_json
 
@@ -75,12 +81,14 @@ class Api:
         evaluator: Evaluator,
         objectives: Sequence[Objective],
         metrics: CollectorRegistry,
+        prices: PriceTable | None = None,
     ) -> None:
         # An answer takes several statements.
         self._reading = of_one_moment(engine)
         self._evaluator = evaluator
         self._objectives = objectives
         self._metrics = metrics
+        self._prices = prices
         self._turns = asyncio.Semaphore(_READS_AT_ONCE)
 
     def routes(self) -> list[Route]:
@@ -88,10 +96,16 @@ class Api:
         return [
             Route("/api/v1/runs", self.runs),
             Route("/api/v1/runs/{run_id:text}", self.run),
+            Route("/api/v1/run-counts", self.run_counts),
+            Route("/api/v1/curves", self.curves),
+            Route("/api/v1/layer-map", self.layer_map),
+            Route("/api/v1/last-steps", self.last_steps),
+            Route("/api/v1/comparison", self.comparison),
             Route("/api/v1/findings", self.findings),
             Route("/api/v1/metrics", self.metrics),
             Route("/api/v1/series", self.series),
             Route("/api/v1/slos", self.slos),
+            Route("/api/v1/slo-courses", self.slo_courses),
             Route(openapi.PATH, self.description),
             Route("/metrics", self.prometheus),
             Route("/healthz", self.healthz),
@@ -99,44 +113,62 @@ class Api:
         ]
 
     async def runs(self, request: Request) -> Response:
-        """List runs, newest first."""
-        query = request.query_params
-        limit = _limit(query)
-        return await self._read(
-            lambda connection: views.list_runs(
-                connection,
-                limit=limit,
-                cursor=query.get("cursor"),
-                status=query.get("status"),
-                job=query.get("job"),
-                team=_team(request),
-            )
-        )
+        """List runs, newest first unless told otherwise."""
+        asked, team = parameters.runs_query(request.query_params), _team(request)
+        return await self._read(lambda connection: list_runs(connection, asked, team))
 
     async def run(self, request: Request) -> Response:
         """Show one run."""
         run_id, team = request.path_params["run_id"], _team(request)
-        return await self._read(lambda connection: views.show_run(connection, run_id, team))
+        sections = parameters.sections(request.query_params)
+        return await self._read(lambda connection: views.show_run(connection, run_id, team, sections))
+
+    async def run_counts(self, request: Request) -> Response:
+        """Count runs by status."""
+        asked, team = parameters.runs_query(request.query_params), _team(request)
+        return await self._read(lambda connection: count_runs(connection, asked, team))
+
+    async def curves(self, request: Request) -> Response:
+        """Show per-step numbers of a run over its steps."""
+        asked = parameters.curves_query(request.query_params)
+        return await self._of_run(request, asked.run_id, lambda connection: list_curves(connection, asked))
+
+    async def layer_map(self, request: Request) -> Response:
+        """Show gradient norms by layer over the steps of an attempt."""
+        asked = parameters.layer_map_query(request.query_params)
+        return await self._of_run(request, asked.run_id, lambda connection: layer_map_json(connection, asked))
+
+    async def last_steps(self, request: Request) -> Response:
+        """Show the last steps that a run's black box has."""
+        run_id = parameters.run_id(request.query_params)
+        return await self._of_run(request, run_id, lambda connection: last_steps_json(connection, run_id))
+
+    async def comparison(self, request: Request) -> Response:
+        """Show what differs between runs."""
+        run_ids, everything = parameters.compared(request.query_params)
+        team = _team(request)
+
+        def view(connection: Connection) -> Any:
+            rows = [
+                row
+                for run_id in run_ids
+                for row in load_runs(connection, schema.run.c.run_id == run_id, *of_team(team))
+            ]
+            if len(rows) < len(run_ids):
+                return None
+            return comparison_json(compare(connection, rows, self._prices), everything=everything)
+
+        return await self._read(view)
 
     async def findings(self, request: Request) -> Response:
         """List findings, newest first."""
-        query = request.query_params
-        asked = FindingsQuery(
-            state=query.get("state"),
-            severity=query.get("severity"),
-            rule=query.get("rule"),
-            run_id=query.get("run"),
-            job=query.get("job"),
-            limit=_limit(query),
-            cursor=query.get("cursor"),
-        )
-        team = _team(request)
+        asked, team = parameters.findings_query(request.query_params), _team(request)
         return await self._read(lambda connection: list_findings(connection, asked, team))
 
     async def metrics(self, request: Request) -> Response:
         """List metrics and who sent them, newest first."""
         query = request.query_params
-        limit = _limit(query)
+        limit = parameters.limit(query)
         return await self._read(
             lambda connection: list_metrics(
                 connection,
@@ -150,7 +182,7 @@ class Api:
 
     async def series(self, request: Request) -> Response:
         """Show the points of one metric of one run."""
-        asked = _series_query(request.query_params)
+        asked = parameters.series_query(request.query_params)
         team = _team(request)
         return await self._read(
             lambda connection: (
@@ -166,8 +198,19 @@ class Api:
             return JSONResponse(report_json(self._evaluator.snapshot.objectives))
         return await self._read(
             lambda connection: report_json(
-                evaluate_objectives(connection, self._objectives, time.time_ns(), *views.of_team(team))
+                evaluate_objectives(connection, self._objectives, time.time_ns(), *of_team(team))
             )
+        )
+
+    async def slo_courses(self, request: Request) -> Response:
+        """Show how the budgets of an objective's groups were spent."""
+        name, team = request.query_params.get("objective"), _team(request)
+        chosen = [each for each in self._objectives if each.name == name]
+        return await self._read(
+            lambda connection: (
+                list_courses(connection, chosen, time.time_ns(), *of_team(team)) if chosen else None
+            ),
+            "no such objective",
         )
 
     async def description(self, _: Request) -> Response:
@@ -186,6 +229,13 @@ class Api:
         """Say whether the database answers."""
         return await self._read(
             lambda connection: {"ready": connection.scalar(text("SELECT 1")) == 1}, turns=nullcontext()
+        )
+
+    async def _of_run(self, request: Request, run_id: str, view: Callable[[Connection], Any]) -> Response:
+        """Answer about a run that the asker may see; what is no run has none of this."""
+        team = _team(request)
+        return await self._read(
+            lambda connection: view(connection) if is_run(connection, run_id, team) else None
         )
 
     async def _read(
@@ -212,56 +262,6 @@ class Api:
             logger.warning("cannot read from the database: %s", str(error).splitlines()[0])
             raise HTTPException(503, "the database is not available", {"Retry-After": "5"}) from error
         return _not_found(missing) if answer is None else answer
-
-
-@contextmanager
-def _parsing() -> Iterator[None]:
-    """Refuse a request that says what cannot be read."""
-    try:
-        yield
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from error
-
-
-def _series_query(query: QueryParams) -> SeriesQuery:
-    metric, run_id = query.get("metric"), query.get("run")
-    if not metric or not run_id:
-        raise HTTPException(400, "metric and run must be given, as in ?metric=training.loss&run=RUN")
-    with _parsing():
-        return SeriesQuery(
-            run_id,
-            metric,
-            attempt=_number(query, "attempt", 1, c.MAX_INT32, None),
-            rank=_number(query, "rank", 0, c.MAX_INT32, None),
-            labels=parse_labels(query.getlist("label")),
-            since=_moment(query, "since"),
-            until=_moment(query, "until"),
-            points=_number(query, "points", 1, MAX_LIMIT, MAX_LIMIT),
-            limit=_limit(query),
-            cursor=query.get("cursor"),
-        )
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    with _parsing():
-        return _number(query, "limit", 1, MAX_LIMIT, MAX_LIMIT)
-
-
-_Default = TypeVar("_Default", int, None)
-
-
-def _number(query: Mapping[str, str], name: str, least: int, most: int, default: _Default) -> int | _Default:
-    told = query.get(name)
-    if told is None:
-        return default
-    if not re.fullmatch("[0-9]{1,10}", told) or not least <= int(told) <= most:
-        raise ValueError(f"{name} is {told!r:.80}; it must be a number from {least} to {most}")
-    return int(told)
-
-
-def _moment(query: Mapping[str, str], name: str) -> int | None:
-    told = query.get(name)
-    return None if told is None else parse_moment(told)
 
 
 def _team(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""The JSON shapes of runs, as the API and ``gradwatch runs --format json`` give them.
+"""The JSON shape of one run, as the API and ``gradwatch runs --format json`` give them.
 
 Their JSON Schemas are in ``schemas/``. Times are RFC 3339 UTC, numbers are never NaN (null beside a flag),
 unknown is null, lists are newest first.
@@ -6,16 +6,17 @@ unknown is null, lists are newest first.
 
 from __future__ import annotations
 
-import base64
-import json
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, literal, select
 
 from gradwatch_collector.api.findings import findings_of_run
 from gradwatch_collector.api.layers import layer_summaries
-from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, timestamp
+from gradwatch_collector.api.run_list import of_team, run_json
+from gradwatch_collector.api.shapes import MAX_LIMIT, Json, timestamp
 from gradwatch_collector.records import NO_RANK
-from gradwatch_collector.runs import checkpoints, telling
+from gradwatch_collector.runs import checkpoints
 from gradwatch_collector.runs.effective_time import effective_time
 from gradwatch_collector.runs.environment import environment
 from gradwatch_collector.runs.facts import RunRow, load_runs, team_of
@@ -24,95 +25,41 @@ from gradwatch_collector.storage import schema
 _LONGEST_BODY = 10_000
 
 
-def list_runs(
-    connection: Connection,
-    *,
-    limit: int = MAX_LIMIT,
-    cursor: str | None = None,
-    status: str | None = None,
-    job: str | None = None,
-    team: str | None = None,
-) -> Json:
-    """Return ``{"runs": [...], "next_cursor": ...}``, newest first; with ``team`` that team's only.
-
-    Raises:
-        BadCursorError: the cursor is not one of ours.
-    """
-    run = schema.run.c
-    conditions = []
-    if cursor is not None:
-        started_at, run_id = _open_cursor(cursor)
-        conditions.append(tuple_(run.started_at, run.run_id) < tuple_(started_at, run_id))
-    if status is not None:
-        conditions.append(run.status == status)
-    if job is not None:
-        conditions.append(run.job == job)
-    conditions += of_team(team)
-    limit = max(1, min(limit, MAX_LIMIT))
-    rows = load_runs(connection, *conditions, limit=limit + 1)
-    page, more = rows[:limit], rows[limit:]
-    return {
-        "runs": [run_json(row) for row in page],
-        "next_cursor": _cursor(page[-1]) if more else None,
-    }
-
-
-def run_json(row: RunRow) -> Json:
-    """Return the contract's `run`."""
-    return {
-        "run_id": row.run_id,
-        "job": row.job,
-        "model": row.model,
-        "dataset": row.dataset,
-        "team": row.team,
-        "tier": row.tier,
-        "status": row.status.value,
-        "reason": row.reason,
-        "attempt": row.attempt,
-        "rank_count": row.rank_count,
-        "started_at": timestamp(row.started_at),
-        "ended_at": timestamp(row.ended_at),
-        "last_seen_at": timestamp(row.last_seen_at),
-        "last_step": row.last_step,
-        "last_loss": row.last_loss,
-        "last_loss_nonfinite": row.last_loss_nonfinite,
-        "host": row.host,
-        "commit": row.commit,
-        "target": row.target,
-        "target_reached_at": timestamp(row.target_reached_at),
-    }
-
-
-def of_team(team: str | None) -> list[ColumnElement[bool]]:
-    """Return what a run must meet to be shown to a team: nothing for those who see all."""
-    return [] if team is None else [schema.run.c.team == team]
-
-
 def is_shown(connection: Connection, run_id: str, team: str | None) -> bool:
     """Return whether what is stored of a run, or of what sent telemetry and is none, may be shown to a team."""
     return team is None or connection.scalar(select(team_of(literal(run_id)))) == team
 
 
-def show_run(connection: Connection, run_id: str, team: str | None = None) -> Json | None:
+# What is shown of a run beside itself.
+SECTIONS: Final = (
+    "attempts", "history", "events", "findings", "layers", "checkpoints", "checkpoint_record", "effective_time",
+    "environment",
+)  # fmt: skip
+
+
+def show_run(
+    connection: Connection, run_id: str, team: str | None = None, sections: Collection[str] = SECTIONS
+) -> Json | None:
     """Return one run with its attempts, events, findings, layers, checkpoints, time and environment.
 
-    With ``team`` None if the run is another's, and nothing is told of other teams' runs.
+    With ``team`` None if the run is another's, and nothing is told of other teams' runs. ``sections``: which of
+    `SECTIONS` are read.
     """
     row = next(iter(load_runs(connection, schema.run.c.run_id == run_id, *of_team(team))), None)
     if row is None:
         return None
-    return {
-        **run_json(row),
-        "attempts": _attempts(connection, run_id),
-        "history": _history(connection, run_id),
-        "events": _events(connection, run_id),
-        "findings": findings_of_run(connection, run_id, alone=team is not None),
-        "layers": [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
-        "checkpoints": _checkpoints(connection, run_id),
-        "checkpoint_record": _checkpoint_record(connection, row),
-        "effective_time": _effective_time(connection, row),
-        "environment": environment(connection, run_id, row.attempt),
+    read: dict[str, Callable[[], Any]] = {
+        "attempts": lambda: _attempts(connection, run_id),
+        "history": lambda: _history(connection, run_id),
+        "events": lambda: _events(connection, run_id),
+        "findings": lambda: findings_of_run(connection, run_id, alone=team is not None),
+        "layers": lambda: [layer.json() for layer in layer_summaries(connection, run_id, row.attempt)],
+        "checkpoints": lambda: _checkpoints(connection, run_id),
+        "checkpoint_record": lambda: _checkpoint_record(connection, row),
+        "effective_time": lambda: _effective_time(connection, row),
+        "environment": lambda: environment(connection, run_id, row.attempt),
     }
+    return {**run_json(row), **{name: read[name]() for name in SECTIONS if name in sections}}
 
 
 _later = schema.process.alias().c
@@ -260,19 +207,3 @@ def _effective_time(connection: Connection, row: RunRow) -> Json:
 def _shortened(body: str | None) -> str | None:
     # A thousand events are shown, and a log record may have megabytes.
     return body if body is None or len(body) <= _LONGEST_BODY else body[: _LONGEST_BODY - 1] + "…"
-
-
-def _cursor(row: RunRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row.started_at, row.run_id]).encode()).decode()
-
-
-def _open_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        started_at, run_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        run_id.encode()  # not every JSON string is text: "\ud800" is none
-        known = telling.integer(started_at)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        known = None
-    if known is None:
-        raise BadCursorError(cursor)
-    return known, run_id

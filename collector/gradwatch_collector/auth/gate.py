@@ -10,23 +10,32 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradwatch_collector.api.refusals import refuse
 from gradwatch_collector.auth.guard import Guard
+from gradwatch_collector.auth.session import authorization_of
 from gradwatch_collector.auth.tokens import Grant, Role
 from gradwatch_collector.otlp.errors import ForbiddenError, OtlpError, is_otlp_path
 
 _GRANT: Final = "gradwatch.grant"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
-# Probes carry no credentials and tell nothing.
-_PROBES: Final = ("/healthz", "/readyz")
+# Whoever asks for these has no credentials, or none yet, and is told nothing.
+_OPEN: Final = ("/healthz", "/readyz", "/", "/compare", "/slos", "/session")
+_OPEN_FOLDERS: Final = ("/static/", "/runs/")
 _READING: Final = ("GET", "HEAD")
 # What knows how to leave other teams' runs out, or tells of none. Everything else is refused to a team,
 # `/metrics` above all.
 _FOR_TEAMS: Final = (
     "/api/v1/runs",
+    "/api/v1/run-counts",
+    "/api/v1/curves",
+    "/api/v1/layer-map",
+    "/api/v1/last-steps",
+    "/api/v1/comparison",
     "/api/v1/findings",
     "/api/v1/metrics",
     "/api/v1/series",
     "/api/v1/slos",
+    "/api/v1/slo-courses",
     "/api/v1/openapi.json",
+    "/events",
 )
 
 
@@ -71,9 +80,10 @@ class Gate:
         headers, path = Headers(scope=scope), scope["path"]
         try:
             self._check_host(headers.get("host", ""))
-            if self._guard is not None and path not in _PROBES:
+            if self._guard is not None and not _is_open(path):
                 role = _role(scope["method"], path)
-                grant = await self._guard.admit_async(headers.get("authorization"), role)
+                shown = authorization_of(headers, reads=role is Role.READ)
+                grant = await self._guard.admit_async(shown, role)
                 _check_team(grant, path)
                 scope[_GRANT] = grant
                 receive = _metered(self._guard, grant, receive)
@@ -91,6 +101,10 @@ class Gate:
     def _check_host(self, host: str) -> None:
         if _without_port(host).lower() not in self._hosts:
             raise ForeignHostError(f"Host {host!r} is not served here; start the collector with --allowed-host")
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS)
 
 
 def _role(method: str, path: str) -> Role:

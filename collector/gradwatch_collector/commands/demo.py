@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gradwatch_collector.api import views
 from gradwatch_collector.api.findings import findings_of_run
+from gradwatch_collector.api.run_list import list_runs
 from gradwatch_collector.commands.options import open_database
 from gradwatch_collector.commands.runs import print_runs
 from gradwatch_collector.demo.scenario import PLAN, CollectorProcess, DemoError, PlannedRun, collector, play
@@ -53,7 +53,7 @@ def demo(serve: bool, directory: Path | None) -> None:
             _play(console, server, directory)
             _report(console, database)
             if serve:
-                console.print(f"\nserving on {server.url}/api/v1/runs until Ctrl-C", soft_wrap=True)
+                console.print(f"\nlook at {server.url}/ in a browser; serving until Ctrl-C", soft_wrap=True)
                 with suppress(KeyboardInterrupt):
                     server.process.wait()
     except DemoError as error:
@@ -78,7 +78,7 @@ def _play(console: Console, server: CollectorProcess, logs: Path) -> None:
 def _report(console: Console, database: str) -> None:
     engine = open_database(database)
     with engine.connect() as connection:
-        rows = views.list_runs(connection)["runs"]
+        rows = list_runs(connection)["runs"]
         findings = [finding for row in rows for finding in findings_of_run(connection, row["run_id"])]
         reports = evaluate_objectives(connection, default_objectives().objectives, time.time_ns())
     console.print("\n[bold]Runs[/]")

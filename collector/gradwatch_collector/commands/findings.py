@@ -70,7 +70,7 @@ def list_command(
         state=None if state == _ALL else state,
         severity=severity,
         rule=rule,
-        run_id=run_id,
+        run_ids=() if run_id is None else (run_id,),
         job=job,
         limit=limit,
         cursor=cursor,

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import decode
-from gradwatch_collector.api import views
+from gradwatch_collector.api.run_list import RunsQuery, list_runs
 from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, seconds_between
+from gradwatch_collector.api.views import show_run
 from gradwatch_collector.commands.colours import OF_STATUS
 from gradwatch_collector.commands.findings import heading, where
 from gradwatch_collector.commands.options import database_option, format_option, open_database
@@ -58,10 +59,12 @@ def list_command(
     Example:
       gradwatch runs list --status failed --format json
     """
+    statuses = () if status is None else (status,)
+    query = RunsQuery(statuses=statuses, job=job, limit=limit, cursor=cursor)
     engine = open_database(database)
     try:
         with engine.connect() as connection:
-            page = views.list_runs(connection, limit=limit, cursor=cursor, status=status, job=job)
+            page = list_runs(connection, query)
     except BadCursorError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
@@ -88,7 +91,7 @@ def show_command(run_id: str, database: str, output: str) -> None:
     """
     engine = open_database(database)
     with engine.connect() as connection:
-        shown = views.show_run(connection, run_id)
+        shown = show_run(connection, run_id)
     if shown is None:
         raise click.ClickException(f"no run {run_id!r}; `gradwatch runs list` names them")
     if output == "json":

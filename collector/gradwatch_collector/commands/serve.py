@@ -137,7 +137,7 @@ def serve_command(
     log_format: str,
     **keep: int | None,
 ) -> None:
-    """Serve OTLP over HTTP (/v1/*) and gRPC, the JSON API on /api/v1/*, and /metrics.
+    """Serve OTLP over HTTP (/v1/*) and gRPC, the run page on /, the JSON API on /api/v1/*, and /metrics.
 
     \b
     Example:

@@ -20,6 +20,7 @@ from gradwatch_collector.findings.rules import RUN_RULES, SCENE_RULES
 from gradwatch_collector.findings.run_reader import RunReader
 from gradwatch_collector.findings.run_view import RunView
 from gradwatch_collector.runs.facts import RunRow
+from gradwatch_collector.runs.telling import integer
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _observation(rule: RunRule, view: RunView, sighting: Sighting) -> Observatio
         last_seen=view.now,
         as_of=view.run.last_seen_at,
         rank=sighting.rank,
-        step=None if sighting.step is None else int(sighting.step),
+        step=integer(_plain(sighting.step)),
         layer=sighting.layer,
         evidence=_plain(sighting.evidence),
     )

@@ -1,17 +1,17 @@
 """Reads what is new of each run since it was last looked at, and keeps what rules need of it in memory.
 
-Nothing is lost with it: whoever judges next reads the newest 65 536 values of each number once more, and goes
+Little is lost with it: whoever judges next reads the newest million values of each number once more, and goes
 on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Connection, Integer, Text, bindparam, func, select
+from sqlalchemy import Connection, Integer, Text, bindparam, case, func, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.precedents import load_precedents
@@ -62,6 +62,7 @@ _NUMBERS: Final = (
     c.PHASE_DURATION,
 )
 _LAYERS: Final = (c.LAYER_GRADIENT_NORM, c.UPDATE_RATIO, c.WEIGHT_NORM)
+_BY_LAYER: Final = {metric.name for metric in _LAYERS}
 _METRICS: Final = {metric.name for metric in (*_NUMBERS, *_LAYERS)}
 _FIELDS: Final = ("value", "count", "sum", "max")
 _EVENTS: Final = (
@@ -72,12 +73,15 @@ _EVENTS: Final = (
     c.OUT_OF_MEMORY,
 )
 _MOST_EVENTS: Final = 200
-_FIRST_VALUES: Final = 65_536
+_FIRST_VALUES: Final = 1 << 20
 # Every rank of a run is heard at a time of its own; what cannot wait for so long is found by `SceneRule`s.
 _LOOK_EVERY: Final = 2_000_000_000
-# Of one run: whoever makes names up in a loop gets no rule about the rest of them.
-_MOST_SERIES: Final = 2_000
+# Of one run: steps of all ranks, then all that the lowest ranks tell, about a hundred and fifty of them; and
+# whoever makes names up in a loop gets no rule about the rest of them.
+_MOST_SERIES: Final = 4_000
 _INTERVALS: Final = 32
+# When predecessors that are not summarised yet are looked at again.
+_SUMMARISED: Final = 60_000_000_000
 
 # Built once, and each for every run that is looked at: composing one costs more than what it does.
 _OF: Final = bindparam("of_run", type_=Text), bindparam("of_attempt", type_=Integer)
@@ -87,7 +91,11 @@ _SERIES_OF: Final = (
     .join(schema.metric, schema.metric.c.metric_id == _series_of.metric_id)
     .where(_series_of.run_id == _OF[0], _series_of.attempt == _OF[1])
     .where(schema.metric.c.name.in_(sorted(_METRICS)), _series_of.field.in_(_FIELDS))
-    .order_by(_series_of.series_id)
+    .order_by(
+        case({c.STEP_INDEX.name: 0, c.LOGGED.name: 2}, value=schema.metric.c.name, else_=1),
+        _series_of.rank,
+        _series_of.series_id,
+    )
     .limit(_MOST_SERIES)
 )
 _EVENTS_OF: Final = (
@@ -146,8 +154,11 @@ class _Known:
     heard: int | None
     looked_at: int
     resource: Attributes
-    predecessors: Sequence[Predecessor]
-    precedents: Sequence[Levels]
+    predecessors: Sequence[Predecessor] = ()
+    precedents: Sequence[Levels] = ()
+    # When they were read, and when the newest run of the job had ended by then.
+    compared_at: int | None = None
+    newest_end: int | None = None
     series: dict[int, _Series] = field(default_factory=dict)
 
 
@@ -156,6 +167,7 @@ class RunReader:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._ends: Mapping[str, int] = {}
 
     def read(
         self, connection: Connection, runs: Sequence[RunRow], now: int, more: Callable[[], bool]
@@ -168,6 +180,7 @@ class RunReader:
         listed = {run.run_id for run in runs}
         self._known = {run_id: known for run_id, known in self._known.items() if run_id in listed}
         heard = _heard(connection, [run.run_id for run in runs])
+        self._ends = _newest_ends(runs)
         waiting = [run for run in runs if self._has_news(run, heard.get(run.run_id), now)]
         looked = {run_id: place for place, run_id in enumerate(self._known)}  # the longest ago first
         for run in sorted(waiting, key=lambda run: looked.get(run.run_id, -1)):
@@ -190,16 +203,16 @@ class RunReader:
                 heard=None,
                 looked_at=now,
                 resource=_resource(connection, run),
-                predecessors=load_predecessors(connection, run),
-                precedents=load_precedents(connection, run),
             )
         self._known[run.run_id] = known
-        self._find_series(connection, run, known)
-        for series_id, segments in read_after(
-            connection, {series_id: each.since for series_id, each in known.series.items()}
-        ):
-            for segment in segments:
-                known.series[series_id].add(segment)
+        self._compare(connection, run, known, now)
+        new = self._find_series(connection, run, known)
+        seen = {series_id: each.since for series_id, each in known.series.items() if series_id not in new}
+        # Of a new one there may be a million values: one at a time.
+        for some in (seen, *({series_id: known.series[series_id].since} for series_id in new)):
+            for series_id, segments in read_after(connection, some):
+                for segment in segments:
+                    known.series[series_id].add(segment)
         known.stands, known.heard, known.looked_at = _stands(run), heard, now
         return RunView(
             run=run,
@@ -214,11 +227,24 @@ class RunReader:
             precedents=known.precedents,
         )
 
-    def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> None:
+    def _compare(self, connection: Connection, run: RunRow, known: _Known, now: int) -> None:
+        """Read what is known of earlier runs, if there may be more to know than there was."""
+        newest_end = self._ends.get(run.job)
+        known_by_now = known.compared_at is not None and known.newest_end == newest_end
+        is_whole = all(each.summary for each in known.predecessors)
+        if known_by_now and (is_whole or now - (known.compared_at or 0) < _SUMMARISED):
+            return
+        known.compared_at, known.newest_end = now, newest_end
+        known.predecessors = load_predecessors(connection, run)
+        known.precedents = load_precedents(connection, run)
+
+    def _find_series(self, connection: Connection, run: RunRow, known: _Known) -> Collection[int]:
+        """Find those that are new; return their ids."""
         series, sets = schema.series.c, schema.attribute_set.c
         ids = connection.scalars(_SERIES_OF, _place(run))
         # Not those above the highest: a transaction that took a lower id may commit later.
-        for new in batched([series_id for series_id in ids if series_id not in known.series]):
+        unknown = [series_id for series_id in ids if series_id not in known.series]
+        for new in batched(unknown):
             rows = connection.execute(
                 select(series.series_id, series.rank, series.field, schema.metric.c.name, sets.points)
                 .join(schema.metric, schema.metric.c.metric_id == series.metric_id)
@@ -227,16 +253,27 @@ class RunReader:
                 .order_by(series.series_id)
             )
             for row in rows.all():
-                since = newest_since(connection, row.series_id, _FIRST_VALUES)
+                newest = _INTERVALS if row.name in _BY_LAYER else _FIRST_VALUES
+                since = newest_since(connection, row.series_id, newest)
                 known.series[row.series_id] = _series(row.name, row.field, row.rank, row.points, since)
+        return unknown
 
 
 def _series(metric: str, field: str, rank: int, points: Sequence[Attributes], since: int) -> _Series:
-    if metric in {each.name for each in _LAYERS}:
+    if metric in _BY_LAYER:
         names = [str(point.get(c.LAYER_NAME)) for point in points]
         layers = _LayerTrack(names, np.empty(0, np.int64), np.empty((len(points), 0)))
         return _Series(metric, field, rank, points, since, layers=layers)
     return _Series(metric, field, rank, points, since, tracks=[Track() for _ in points])
+
+
+def _newest_ends(runs: Iterable[RunRow]) -> Mapping[str, int]:
+    """Return when the newest run of each job ended, of those that live or have just ended."""
+    ends: dict[str, int] = {}
+    for run in runs:
+        if run.ended_at is not None:
+            ends[run.job] = max(run.ended_at, ends.get(run.job, run.ended_at))
+    return ends
 
 
 def _stands(run: RunRow) -> tuple[object, ...]:

@@ -196,6 +196,6 @@ class RunView:
             (steps.course.times, steps.course.most),
         ):
             at = int(np.searchsorted(times, time, side="right")) - 1
-            if at >= 0 and np.isfinite(values[at]):
-                return int(values[at])
+            if at >= 0 and (step := integer(float(values[at]))) is not None:
+                return step
         return None

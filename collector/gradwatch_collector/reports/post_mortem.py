@@ -13,9 +13,9 @@ from gradwatch_collector.api.findings import findings_of_run
 from gradwatch_collector.api.shapes import Json
 from gradwatch_collector.findings.store import RESOLVED
 from gradwatch_collector.reports import wording
-from gradwatch_collector.reports.last_steps import LastSteps, last_steps
 from gradwatch_collector.reports.timeline import Milestone, attempt_ending, timeline
 from gradwatch_collector.runs import checkpoints
+from gradwatch_collector.runs.black_box import LastSteps, last_steps
 from gradwatch_collector.runs.comparison import Comparison, compare, last_good_run
 from gradwatch_collector.runs.cost import run_cost
 from gradwatch_collector.runs.effective_time import effective_time

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from sqlalchemy import Connection
 
 from gradwatch import conventions as c
+from gradwatch_collector.api.layer_map import LayerMap, layer_map
 from gradwatch_collector.reports import wording
-from gradwatch_collector.reports.layer_map import LayerMap, layer_map
 from gradwatch_collector.reports.pictures import (
     BAD,
     GRID,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from gradwatch_collector.reports import comparison_table, last_steps
 from gradwatch_collector.reports.page import render_page
 from gradwatch_collector.reports.post_mortem import FindingTold, PostMortem
-from gradwatch_collector.reports.wording import clock_time
+from gradwatch_collector.reports.wording import UNKNOWN, clock_time
 from gradwatch_slo.markdown import escaped, table
 from gradwatch_slo.runs import Status
 
@@ -37,10 +37,15 @@ def to_html(report: PostMortem, pictures: Sequence[Picture], now: int) -> str:
         pictures=pictures,
         tone=_TONES[report.run.status],
         last_steps_headings=last_steps.HEADINGS,
+        last_steps=_last_steps(report),
         changes_headings=_headings(report),
         changes=_changes(report),
         now=now,
     )
+
+
+def _last_steps(report: PostMortem) -> Sequence[Sequence[str]]:
+    return [] if report.last_steps is None else last_steps.rows(report.last_steps.rows)
 
 
 def _headings(report: PostMortem) -> Sequence[str]:
@@ -75,8 +80,8 @@ def _lines(report: PostMortem, now: int) -> Iterator[str]:
         box = report.last_steps
         yield "## Last steps in the black box\n"
         sender = f"rank {box.rank} in attempt {box.attempt}"
-        yield f"Of {box.steps} steps, sent for {escaped(box.trigger)} by {sender}.\n"
-        yield table(last_steps.HEADINGS, box.rows) + "\n"
+        yield f"Of {box.steps} steps, sent for {escaped(box.trigger or UNKNOWN)} by {sender}.\n"
+        yield table(last_steps.HEADINGS, _last_steps(report)) + "\n"
     yield "## What changed since the last good run\n"
     if report.comparison is None:
         yield "No run of the same job, model and dataset had succeeded before this one started.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -124,15 +125,18 @@ def nanos(when: datetime) -> int:
 
 
 def load_runs(
-    connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None
+    connection: Connection,
+    *conditions: ColumnElement[bool],
+    order: Sequence[ColumnElement[Any]] = (schema.run.c.started_at.desc(), schema.run.c.run_id.desc()),
+    limit: int | None = None,
 ) -> list[RunRow]:
-    """Read runs that meet all conditions (over ``schema.run``), newest first."""
+    """Read runs that meet all conditions (over ``schema.run``), newest first unless told otherwise."""
     run, attempt = schema.run.c, schema.attempt.c
     statement: Select[tuple[object, ...]] = (
         select(*schema.run.c, attempt.will_retry, attempt.cause_rank)
         .join(schema.attempt, (attempt.run_id == run.run_id) & (attempt.attempt == run.attempt))
         .where(*conditions)
-        .order_by(run.started_at.desc(), run.run_id.desc())
+        .order_by(*order)
     )
     if limit is not None:
         statement = statement.limit(limit)

@@ -23,6 +23,7 @@ from prometheus_client.process_collector import ProcessCollector
 from sqlalchemy import Engine, QueuePool
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from gradwatch_collector import otlp
 from gradwatch_collector.api.refusals import exception_handlers
@@ -30,6 +31,7 @@ from gradwatch_collector.api.routes import Api
 from gradwatch_collector.auth import UNLIMITED, Gate, Guard, Limits, Rates, Tokens, has_tokens
 from gradwatch_collector.findings.overrides import Override
 from gradwatch_collector.otlp.memory import DEFAULT_MEMORY, Memory
+from gradwatch_collector.page.routes import page_routes
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service.connections import HttpConnection
@@ -65,7 +67,11 @@ _HEADERS: Final = (
     # Pages load what is ours and nothing else, and nobody shows ours within theirs.
     (
         "Content-Security-Policy",
-        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        # Plotly writes styles into the page, and draws heat maps as images of its own.
+        (
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        ),
     ),
 )
 _HEADERS_OVER_TLS: Final = (("Strict-Transport-Security", "max-age=31536000"),)
@@ -194,10 +200,12 @@ def application(
     grpc: GrpcServer | None = None,
     *,
     connections: Callable[[], int] = lambda: 0,
+    is_ending: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """Return the ASGI application; its lifespan starts and stops writer, evaluator, upkeep and gRPC.
 
-    ``connections`` tells how many are open over HTTP, for `/metrics`.
+    ``connections`` tells how many are open over HTTP, for `/metrics`; ``is_ending`` whether answers that go on
+    for ever should end now.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client's; a series more for each counter
     metrics = CollectorRegistry()
@@ -256,15 +264,21 @@ def application(
             await asyncio.to_thread(evaluator.stop)
             traces.close()
 
+    guarding = guard if settings.guarded(settings.http) else None
     gate = Middleware(
         Gate,
         hosts=(settings.http.host, *settings.allowed_hosts),
-        guard=guard if settings.guarded(settings.http) else None,
+        guard=guarding,
         on_refused=instruments.reject,
     )
     app = Starlette(
-        routes=[*otlp.routes(intake), *Api(engine, evaluator, settings.objectives, metrics).routes()],
-        middleware=[gate],
+        routes=[
+            *otlp.routes(intake),
+            *Api(engine, evaluator, settings.objectives, metrics, settings.prices).routes(),
+            *page_routes(evaluator, guarding, is_ending),
+        ],
+        # Between the gate and the routes: what is streamed, and what is compressed already, is left as it is.
+        middleware=[gate, Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5)],
         exception_handlers=exception_handlers(instruments.reject),
         lifespan=lifespan,
     )
@@ -282,7 +296,13 @@ def serve(
         if tls is None and address is not None and not address.is_loopback:
             logger.warning("%s is served without TLS: tokens and telemetry can be read on the way", address)
     config = uvicorn.Config(
-        application(engine, settings, grpc, connections=lambda: len(server.server_state.connections)),
+        application(
+            engine,
+            settings,
+            grpc,
+            connections=lambda: len(server.server_state.connections),
+            is_ending=lambda: server.should_exit,
+        ),
         http=HttpConnection,
         ws="none",
         # Ours, not uvicorn's own.

@@ -9,10 +9,11 @@ from gradwatch.nonfinite.birthplace import is_of_backward
 # Backward reaches 3 (a bias) and 2 (a matrix), then 1 (a bias) and 0 (a matrix).
 ORDER = (3, 2, 1, 0)
 MATRICES = {0, 2}
+LAYERS = ("below.weight", "below.bias", "above.weight", "above.bias")
 
 
 def test_all_bad_below_a_good_matrix_came_up_in_backward() -> None:
-    assert is_of_backward({1, 0}, ORDER, ORDER, MATRICES)
+    assert is_of_backward({1, 0}, ORDER, ORDER, MATRICES, LAYERS)
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,9 @@ def test_all_bad_below_a_good_matrix_came_up_in_backward() -> None:
 def test_anything_else_may_have_been_born_before(
     bad: set[int], of: tuple[int, ...], matrices: set[int]
 ) -> None:
-    assert not is_of_backward(bad, of, ORDER, matrices)
+    assert not is_of_backward(bad, of, ORDER, matrices, LAYERS)
+
+
+def test_a_layer_without_a_bias_cannot_tell_what_came_down_to_it_from_what_it_was_given() -> None:
+    without = ("below.weight", "below.scale", "above.weight", "above.bias")
+    assert not is_of_backward({1, 0}, ORDER, ORDER, MATRICES, without)

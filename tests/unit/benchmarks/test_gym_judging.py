@@ -100,6 +100,18 @@ def test_a_delay_is_from_the_fault_to_the_first_finding_that_names_it() -> None:
     assert list(judging.delays([sick])) == [judging.Delay(steps=3, seconds=2.0)]
 
 
+def test_what_was_found_before_the_fault_came_is_a_false_alarm_and_no_recall() -> None:
+    early = found("divergence", seen=999.0)
+    missed = outcome_of("learning_rate_bomb", early)
+
+    assert judging.finding_of(missed) is None
+    assert judging.unexpected(missed) == [early]
+    assert list(judging.delays([missed])) == []
+
+    later = found("gradient_explosion", seen=1002.0)
+    assert judging.finding_of(outcome_of("learning_rate_bomb", early, later)) == later
+
+
 def test_what_is_there_from_the_start_has_no_delay() -> None:
     assert not list(judging.delays([outcome_of("plateau", found("plateau"))]))
 

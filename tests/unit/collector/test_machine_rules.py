@@ -172,6 +172,13 @@ def test_where_all_wait_that_say_anything_the_one_that_says_nothing_is_guilty() 
     assert found(stalled, hanging({0: BACKWARD, 1: BACKWARD, 3: BARRIER})).rank == 2
 
 
+def test_a_rank_that_waits_for_its_device_is_not_the_guilty_one_for_that() -> None:
+    # Rank 0 reads the loss, which waits for the collective as the others do; rank 2 hangs in its data.
+    stacks = {0: FORWARD, 1: BARRIER, 2: FORWARD, 3: BACKWARD}
+    assert found(stalled, hanging(stacks)).rank is None
+    assert found(stalled, hanging(stacks, steps={2: 38})).rank == 2
+
+
 def test_where_nothing_tells_them_apart_no_rank_is_named() -> None:
     assert found(stalled, hanging(dict.fromkeys(range(4), BACKWARD))).rank is None
 

@@ -36,7 +36,7 @@ class Parameters:
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
     """Yield one observation while the open findings of so many live runs say so.
 
-    It is told of one of the runs, of tier production if there is one, and of the same one while it lasts.
+    It is told of one of the runs, of tier production once there is one, and of the same one while it lasts.
     """
     live = {run.run_id: run for run in scene.runs if run.status is Status.RUNNING and run.rank_count > 1}
     since, told_before = _open(scene, live)
@@ -50,6 +50,8 @@ def detect(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
     if len(together) < parameters.runs or len(together) <= parameters.share * len(live):
         return
     told = next((run for run in scene.runs if run.run_id in told_before), together[0])
+    if together[0].tier == c.TIER_PRODUCTION != told.tier:  # one that pages has joined
+        told = together[0]
     yield Observation(
         run_id=told.run_id,
         attempt=told.attempt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, and_, select
 
@@ -13,29 +13,42 @@ from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.rule import ParametersOf, SceneRule
 from gradwatch_collector.runs.clocks import Clock
+from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.runs.telling import integer, text
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
+from gradwatch_slo.runs import Status
 
 _Report = Mapping[str, Any]
+# Of a process's bad steps, so many are told one by one.
+_TOLD_EACH: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Non-finite steps are "repeated", and page, if there are ``steps`` or more of them in ``window`` steps."""
+    """When it is loud, and when it is over.
+
+    Attributes:
+        steps: So many non-finite steps, or more, are repeated, and page,
+        window: if they lie within so many steps.
+        good_steps: It is resolved after so many steps without one, in a live run.
+    """
 
     steps: int = 3
     window: int = 100
+    good_steps: int = 1000
 
 
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
-    """Yield one observation for each attempt with non-finite steps; repeated ones are loud."""
-    tiers = {run.run_id: run.tier for run in scene.runs}
+    """Yield one observation for each run whose latest attempt has non-finite steps; repeated ones are loud."""
+    runs = {run.run_id: run for run in scene.runs}
     parameters = {run.run_id: known for run in scene.runs if (known := parameters_of(run)) is not None}
     for (run_id, attempt), group in groupby(
         _reports(scene.connection, list(parameters)), key=lambda row: (row["run_id"], row["attempt"])
     ):
-        events = list(group)
+        run, events = runs[run_id], list(group)
+        if attempt != run.attempt or _is_over(run, events, parameters[run_id]):
+            continue
         first = _first(events)
         attributes = first["attributes"]
         repeated = is_repeated(events, parameters[run_id])
@@ -43,7 +56,7 @@ def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
             run_id=run_id,
             attempt=attempt,
             rule=c.RULE_NONFINITE,
-            severity=Severity.for_tier(tiers[run_id]) if repeated else Severity.TICKET,
+            severity=Severity.for_tier(run.tier) if repeated else Severity.TICKET,
             first_seen=first["time"],
             last_seen=max(row["time"] for row in events),
             rank=first["rank"],
@@ -93,19 +106,39 @@ def is_repeated(events: Sequence[_Report], parameters: Parameters) -> bool:
     The agent reports each of a process's first ten bad steps, then the hundredth, the thousandth...: between
     two reports the share of bad steps decides.
     """
-    by_rank: dict[int, list[tuple[int, int]]] = {}
-    for row in events:
-        by_rank.setdefault(row["rank"], []).append((_step(row), _count(row)))
-    for reports in by_rank.values():
-        reports.sort()
+    for reports in _by_rank(events).values():
         for index, (step, count) in enumerate(reports):
             for later_step, later_count in reports[index + 1 :]:
-                bad, steps = later_count - count + 1, later_step - step + 1
+                steps = later_step - step + 1
+                bad = min(later_count - count + 1, steps)
                 if bad >= parameters.steps and bad * parameters.window >= parameters.steps * max(
                     steps, parameters.window
                 ):
                     return True
     return False
+
+
+def _is_over(run: RunRow, events: Sequence[_Report], parameters: Parameters) -> bool:
+    """Return whether a live run has taken so many good steps since.
+
+    The first ten are told one by one. After that ten times as many may have come before the next is told.
+    """
+    if run.status is not Status.RUNNING or run.last_loss_nonfinite or run.last_step is None:
+        return False
+    for reports in _by_rank(events).values():
+        (first, _), (last, count) = reports[0], reports[-1]
+        quiet = parameters.good_steps if count < _TOLD_EACH else 10 * (last - first + 1)
+        if run.last_step - last < max(quiet, parameters.good_steps):
+            return False
+    return True
+
+
+def _by_rank(events: Iterable[_Report]) -> Mapping[int, Sequence[tuple[int, int]]]:
+    """Return step and number of the reports of each rank, in order."""
+    by_rank: dict[int, list[tuple[int, int]]] = {}
+    for row in events:
+        by_rank.setdefault(row["rank"], []).append((_step(row), _count(row)))
+    return {rank: sorted(reports) for rank, reports in by_rank.items()}
 
 
 def _first(events: Sequence[_Report]) -> _Report:

@@ -55,11 +55,11 @@ def detect(view: RunView, _: NoParameters) -> Sighting | None:
 def _lagging(hanging: Mapping[int, EventSeen], ends: Mapping[int, int], waiting: Sequence[int]) -> int | None:
     """Return the rank that the others wait for; None if nothing tells it.
 
-    It is the one that does not wait in a collective itself; or that did the fewest steps; or that says nothing
-    at all any more.
+    It is the only one that does not wait in a collective itself (one that reads a loss waits elsewhere too); or
+    that did the fewest steps; or that says nothing at all any more.
     """
     own = sorted(hanging.keys() - set(waiting))
-    if own and waiting:
+    if len(own) == 1 and waiting:
         return own[0]
     steps = {rank: event.step for rank, event in hanging.items() if event.step is not None}
     least = [rank for rank, step in steps.items() if step == min(steps.values())]

@@ -15,7 +15,7 @@ from gradwatch_collector.api.heat_map import HeatMap, heat_map
 from gradwatch_collector.runs.curves import Doubles, StepClock
 from gradwatch_collector.runs.shards import Place, StepNorms, shard_norms
 
-_STRETCHES: Final = 120
+STRETCHES: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class LayerMap:
     is_timed: bool = False
 
 
-def layer_map(connection: Connection, run_id: str, attempt: int, clock: StepClock) -> LayerMap | None:
-    """Return the largest norms of each stretch; None for a run without layers."""
-    told = heat_map(
-        connection, run_id, c.LAYER_GRADIENT_NORM.name, "max", stretches=_STRETCHES, attempt=attempt
-    )
+def layer_map(
+    connection: Connection, run_id: str, attempt: int, clock: StepClock, stretches: int = STRETCHES
+) -> LayerMap | None:
+    """Return the largest norms of each of at most so many stretches; None for a run without layers."""
+    told = heat_map(connection, run_id, c.LAYER_GRADIENT_NORM.name, "max", stretches=stretches, attempt=attempt)
     if told is not None:
         return _of_times(told, attempt, clock)
     shares = {
         place: found for place, found in shard_norms(connection, run_id, attempt).items() if len(found.steps)
     }
-    return _of_steps(shares) if shares else None
+    return _of_steps(shares, stretches) if shares else None
 
 
 def _of_times(told: HeatMap, attempt: int, clock: StepClock) -> LayerMap:
@@ -61,10 +61,9 @@ def _of_times(told: HeatMap, attempt: int, clock: StepClock) -> LayerMap:
     return LayerMap(names, ends, told.values[:, seen], told.nonfinite[:, seen], is_timed=rank is None)
 
 
-def _of_steps(shares: Mapping[Place, StepNorms]) -> LayerMap:
+def _of_steps(shares: Mapping[Place, StepNorms], stretches: int) -> LayerMap:
     steps = np.unique(np.concatenate([found.steps for found in shares.values()]))
-    stretches = np.array_split(steps, min(len(steps), _STRETCHES))
-    ends = np.array([stretch[-1] for stretch in stretches])
+    ends = np.array([stretch[-1] for stretch in np.array_split(steps, min(len(steps), stretches))])
     values = np.full((len(shares), len(ends)), np.nan)
     nonfinite = np.zeros(values.shape, bool)
     for row, found in enumerate(shares.values()):
