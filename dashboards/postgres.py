@@ -75,10 +75,11 @@ THESE_RUNS: Final = (
 )
 
 
-def told(runs: str, metric: str, field: str = "value") -> str:
-    """`FROM` and `WHERE` for the values of a metric within the dashboard's time, one row each."""
+def told(runs: str, *fields: tuple[str, str]) -> str:
+    """`FROM` and `WHERE` for the values of fields of metrics within the dashboard's time, one row each."""
+    wanted = ", ".join(f"({literal(metric)}, {literal(field)})" for metric, field in fields)
     return (
-        f"FROM trend WHERE run_id IN {runs} AND metric = {literal(metric)} AND field = {literal(field)}"
+        f"FROM trend WHERE run_id IN {runs} AND (metric, field) IN ({wanted})"
         " AND since <= $__unixEpochNanoTo() AND until >= $__unixEpochNanoFrom()"
         " AND $__unixEpochNanoFilter(nanos)"
     )

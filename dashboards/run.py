@@ -137,9 +137,8 @@ _STANDS: Final = Row(
         Panel(
             kind="table",
             title="Summary",
-            description="What is known of the run as a whole: steps, those that were not finite or were skipped,"
-            " use of its devices, 95th percentile of its collectives, least memory left, the cost of a thousand"
-            " steps.",
+            description="What is known of the run as a whole: steps, those that were not finite or skipped, use"
+            " of its devices, 95th percentile of its collectives, least memory left, cost of a thousand steps.",
             unit="none",
             empty=_NOT_YET,
             queries=(
@@ -220,7 +219,7 @@ _MEMORY: Final = Row(
             queries=(
                 Sql(
                     "SELECT $__timeGroupAlias(time, $__interval), min(value) AS value"
-                    f" {told(THE_RUN, names.DEVICE_MEMORY_HEADROOM.name)} GROUP BY 1 ORDER BY 1"
+                    f" {told(THE_RUN, (names.DEVICE_MEMORY_HEADROOM.name, 'value'))} GROUP BY 1 ORDER BY 1"
                 ),
             ),
             width=8,

@@ -11,6 +11,7 @@ from gradwatch import conventions as names
 
 NO_DATABASE: Final = "Nothing is stored of this selection and time; needs the PostgreSQL data source"
 
+_LONGEST: Final = (names.COLLECTIVE_DURATION.name, "max")
 _BUCKET: Final = "$__timeGroupAlias(time, $__interval)"
 _NEWEST: Final = "ORDER BY 1 DESC LIMIT 200"
 # Grafana's names for them; a time is shown as one without.
@@ -47,7 +48,7 @@ def curve(
 
 
 def _curve(metric: names.Metric, by: str | None) -> str:
-    from_where = told(THE_RUN, metric.name)
+    from_where = told(THE_RUN, (metric.name, "value"))
     if by is None:
         return f"SELECT {_BUCKET}, max(value) AS value {from_where} GROUP BY 1 ORDER BY 1"
     # Labels are read once for each line and bucket, not once for each value.
@@ -79,46 +80,59 @@ def layer_norms(*, height: int = 12) -> Panel:
     )
 
 
+_MOMENT: Final = "nanos / (SELECT nanoseconds FROM moment)"
+_STEP: Final = names.STEP_INDEX.name
 _WHOLE: Final = names.LAYER_GRADIENT_NORM.name
 _SHARD: Final = names.LAYER_GRADIENT_SHARD_SQUARE.name
-# A norm is of the last step that had ended when it was told. Ranks send the squares of their shards of a layer,
-# which are its norm once those of all ranks are there. Every layer has a row in every column, or columns that
-# have none would draw the others too wide: a hundred of them, and fewer where few norms were told.
+# Every layer has a row in every column, or columns that have none would draw the others too wide. There are a
+# hundred of them, and fewer where few norms were told. Values are gathered by two hundred moments of the run
+# first, each of the last step that had ended by then: an hour of 300 layers takes three seconds. Ranks send the
+# squares of their shards of a layer at each step, which are its norm once those of all ranks are there; that
+# needs every value at once, and is only asked for where there are shards.
 _LAYER_NORMS: Final = f"""\
-WITH told AS (
-  SELECT metric, attempt, rank, nanos, set_id, position, value
-  FROM trend WHERE run_id IN {THE_RUN}
-    AND ((metric = {literal(_WHOLE)} AND field = 'max') OR (metric = {literal(_SHARD)} AND field = 'value'))
-    AND since <= $__unixEpochNanoTo() AND until >= $__unixEpochNanoFrom() AND $__unixEpochNanoFilter(nanos)
-), clock AS (
-  SELECT attempt, rank, nanos, max(step) OVER (PARTITION BY attempt, rank ORDER BY nanos) AS step
-  FROM (
-    SELECT attempt, rank, nanos, value AS step {told(THE_RUN, names.STEP_INDEX.name)}
-    UNION ALL SELECT DISTINCT attempt, rank, nanos, NULL::float8 FROM told
-  ) AS moments
-), layer AS MATERIALIZED (
-  SELECT set_id, position, {_by(names.LAYER_NAME)} AS layer
-  FROM labels WHERE set_id IN (SELECT set_id FROM told)
+WITH moment AS MATERIALIZED (
+  SELECT greatest(least($__unixEpochNanoTo(), last_seen_at) - greatest($__unixEpochNanoFrom(), started_at), 0)
+    / 200 + 1 AS nanoseconds
+  FROM run WHERE run_id IN {THE_RUN}
+), told AS (
+  SELECT attempt, {_MOMENT} AS moment, set_id, position, max(value) AS norm, NULL::float8 AS step
+  {told(THE_RUN, (_WHOLE, "max"))} GROUP BY 1, 2, 3, 4
+  UNION ALL
+  SELECT attempt, {_MOMENT}, NULL, NULL, NULL, max(value) {told(THE_RUN, (_STEP, "value"))} GROUP BY 1, 2
+), shard AS (
+  SELECT metric, attempt, rank, set_id, position, value,
+    max(CASE metric WHEN {literal(_STEP)} THEN value END)
+      OVER (PARTITION BY attempt, rank ORDER BY nanos) AS step
+  {told(THE_RUN, (_STEP, "value"), (_SHARD, "value"))}
+    AND EXISTS (SELECT {told(THE_RUN, (_SHARD, "value"))})
 ), norm AS (
-  SELECT step, layer, min(position) AS place,
-    CASE metric WHEN {literal(_SHARD)} THEN sqrt(sum(value)) ELSE max(value) END AS norm
-  FROM told JOIN (SELECT DISTINCT * FROM clock WHERE step IS NOT NULL) AS clock USING (attempt, rank, nanos)
-  JOIN layer USING (set_id, position)
-  GROUP BY metric, attempt, step, layer
-  HAVING metric = {literal(_WHOLE)}
-    OR count(DISTINCT rank) = (SELECT rank_count FROM run WHERE run_id IN {THE_RUN})
+  SELECT reached AS step, set_id, position, norm FROM (
+    SELECT *, max(step) OVER (PARTITION BY attempt ORDER BY moment) AS reached FROM told
+  ) AS placed WHERE reached IS NOT NULL AND norm IS NOT NULL
+  UNION ALL
+  SELECT step, set_id, position, sqrt(sum(value)) FROM shard
+  WHERE metric = {literal(_SHARD)} AND step IS NOT NULL
+  GROUP BY attempt, step, set_id, position
+  HAVING count(DISTINCT rank) = (SELECT rank_count FROM run WHERE run_id IN {THE_RUN})
 ), scale AS (
   SELECT min(step) AS first, max(step) AS last,
     ceil((max(step) - min(step) + 1) / least(100, greatest(count(DISTINCT step) / 2, 1))) AS width
   FROM norm
+), cell AS (
+  SELECT floor((step - first) / width)::int AS number, set_id, position,
+    max(CASE WHEN norm < 'infinity' THEN log(greatest(norm, 1e-12)) END) AS norm
+  FROM norm CROSS JOIN scale GROUP BY 1, 2, 3
+), layer AS MATERIALIZED (
+  SELECT set_id, position, {_by(names.LAYER_NAME)} AS name
+  FROM labels WHERE set_id IN (SELECT DISTINCT set_id FROM cell)
+), grid AS (
+  SELECT number, name, position, norm FROM cell JOIN layer USING (set_id, position)
+  UNION ALL
+  SELECT number, name, position, NULL FROM scale
+  CROSS JOIN generate_series(0, floor((last - first) / width)::int) AS number CROSS JOIN layer
 )
-SELECT first + width * number AS {STEP_COLUMN}, layers.layer AS {LAYER_COLUMN},
-  max(CASE WHEN norm < 'infinity' THEN log(greatest(norm, 1e-12)) END) AS {NORM_COLUMN}
-FROM scale
-CROSS JOIN generate_series(0, floor((last - first) / width)::int) AS number
-CROSS JOIN (SELECT layer, min(place) AS place FROM norm GROUP BY layer) AS layers
-LEFT JOIN norm ON norm.layer = layers.layer AND floor((norm.step - first) / width) = number
-GROUP BY 1, 2, layers.place ORDER BY 1, layers.place, 2"""
+SELECT first + width * number AS {STEP_COLUMN}, name AS {LAYER_COLUMN}, max(norm) AS {NORM_COLUMN}
+FROM grid CROSS JOIN scale GROUP BY 1, 2 ORDER BY 1, min(position), 2"""
 
 
 def nonfinite_log(*, width: int = 24) -> Panel:
@@ -169,7 +183,7 @@ def collectives_of_runs(*, width: int = 24) -> Panel:
     """Which run waits for its network."""
     query = (
         f"WITH told AS (SELECT {_BUCKET}, run_id, set_id, position, max(value) AS value"
-        f" {told(THESE_RUNS, names.COLLECTIVE_DURATION.name, 'max')} GROUP BY 1, 2, 3, 4)"
+        f" {told(THESE_RUNS, _LONGEST)} GROUP BY 1, 2, 3, 4)"
         f" SELECT time, run_id, {_by(names.COLLECTIVE)} AS operation, max(value) AS value"
         " FROM told JOIN labels USING (set_id, position) GROUP BY 1, 2, 3 ORDER BY 1"
     )
@@ -191,7 +205,7 @@ def collectives_of_ranks(*, width: int = 12) -> Panel:
     """Which rank the others wait for: its own operations are the short ones."""
     query = (
         f"WITH told AS (SELECT {_BUCKET}, rank, set_id, position, max(value) AS value"
-        f" {told(THE_RUN, names.COLLECTIVE_DURATION.name, 'max')} GROUP BY 1, 2, 3, 4)"
+        f" {told(THE_RUN, _LONGEST)} GROUP BY 1, 2, 3, 4)"
         f" SELECT time, rank::text AS rank, {_by(names.COLLECTIVE)} AS operation, max(value) AS value"
         " FROM told JOIN labels USING (set_id, position) GROUP BY 1, 2, 3 ORDER BY 1"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final
 
 ALL: Final = ".*"  # the custom value of "All", which is inserted as it is, whatever the format
@@ -22,7 +21,7 @@ _FORMATS: Final[Mapping[str, Callable[[str], str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What somebody looks at: a time in Unix seconds, and values of variables; a filter without one is at "All"."""
+    """What somebody looks at: a time in Unix seconds, and values of variables; all others are at "All"."""
 
     start: float
     end: float
@@ -37,9 +36,7 @@ class View:
     def sql(self, query: str) -> str:
         """Return a query of PostgreSQL as it is sent."""
         query = self._variables(query.replace("$__interval", f"{self.interval}s"))
-        return _MACRO.sub(
-            lambda macro: self._macro(macro[1], [each.strip() for each in macro[2].split(",")]), query
-        )
+        return _MACRO.sub(lambda macro: self._macro(macro[1], re.split(r",\s*", macro[2])), query)
 
     def _variables(self, text: str) -> str:
         def value(found: re.Match[str]) -> str:
@@ -62,7 +59,4 @@ class View:
             case "__timeGroupAlias":
                 seconds = int(arguments[1].removesuffix("s"))
                 return f'floor(extract(epoch from {arguments[0]})/{seconds})*{seconds} AS "time"'
-            case "__timeFilter":
-                low, high = (datetime.fromtimestamp(each, UTC).isoformat() for each in (self.start, self.end))
-                return f"{arguments[0]} BETWEEN '{low}' AND '{high}'"
         raise AssertionError(f"Grafana's PostgreSQL data source has no macro {name}")
