@@ -219,7 +219,8 @@ _MEMORY: Final = Row(
             queries=(
                 Sql(
                     "SELECT $__timeGroupAlias(time, $__interval), min(value) AS value"
-                    f" {told(THE_RUN, (names.DEVICE_MEMORY_HEADROOM.name, 'value'))} GROUP BY 1 ORDER BY 1"
+                    f" {told(THE_RUN, (names.DEVICE_MEMORY_HEADROOM.name, 'value'))} GROUP BY 1 ORDER BY 1",
+                    legend="Memory headroom",
                 ),
             ),
             width=8,

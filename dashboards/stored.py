@@ -40,7 +40,8 @@ def curve(
         description=description,
         unit=unit,
         empty=NO_DATABASE,
-        queries=(Sql(_curve(metric, by)),),
+        # Lines of several are named by what they differ in.
+        queries=(Sql(_curve(metric, by), legend=title if by is None else ""),),
         width=width,
         logarithmic=logarithmic,
         runbook=runbook,
