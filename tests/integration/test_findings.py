@@ -128,6 +128,14 @@ def test_of_several_ranks_the_one_that_saw_more_than_the_mean_gradient_is_blamed
     assert (found.step, found.rank, found.born_in) == (40, 1, "input")
 
 
+@pytest.mark.parametrize("after", ["parameters", "loss"])
+def test_what_the_next_optimizer_of_a_step_meets_is_no_birthplace(database: Engine, after: str) -> None:
+    note_nonfinite(database, (40, 1), born_in=None)
+    note_nonfinite(database, (40, 2), born_in=after)
+    (found,) = detect(database, [RUN])
+    assert (found.step, found.born_in, found.layer) == (40, None, "layer1.weight")
+
+
 @pytest.mark.parametrize("after", ["parameters", None])
 def test_a_step_that_is_not_known_is_told_as_the_steps_between_which_it_came(
     database: Engine, after: str | None

@@ -17,8 +17,9 @@ from sqlalchemy import Engine, select
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings import RULES, Detection, Observation, Severity, reconcile
+from gradwatch_collector.findings.observation import Scene
 from gradwatch_collector.findings.overrides import Override, OverridesError, parameters_of, read_overrides
-from gradwatch_collector.findings.rule import RunRule, Sighting
+from gradwatch_collector.findings.rule import ParametersOf, RunRule, SceneRule, Sighting
 from gradwatch_collector.findings.rules import data_starvation, missing_instrumentation
 from gradwatch_collector.findings.run_reader import RunReader
 from gradwatch_collector.findings.run_view import RunView
@@ -219,6 +220,47 @@ def test_a_rule_that_raises_silences_no_other_rule_or_run_and_is_told_once(
     assert [each.run_id for each in seen] == ["one", "two"]
     assert len(caplog.records) == 1
     assert "rule broken failed on run" in caplog.text
+
+
+def look_at(detection: Detection, database: Engine, seconds: float) -> list[str]:
+    with database.connect() as connection:
+        found = detection.look(connection, [RUNNING], at(seconds), lambda: True)
+    return [each.rule for each in found.observations]
+
+
+def of_all_runs(looks: list[int], *, every: float = 0.0) -> SceneRule:
+    """A rule that sees something the first time, and fails the second."""
+
+    def detect(scene: Scene, _: ParametersOf) -> list[Observation]:
+        looks.append(scene.now)
+        if len(looks) == 2:
+            raise ZeroDivisionError
+        seen = Observation(
+            run_id="run", attempt=1, rule="of all", severity=Severity.TICKET, first_seen=scene.now,
+            last_seen=scene.now,
+        )  # fmt: skip
+        return [seen]
+
+    return SceneRule(name="of all", severity=Severity.TICKET, cause="", action="", detect=detect, every=every)
+
+
+def test_what_a_rule_about_all_runs_saw_stands_where_it_fails_later(
+    database: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    detection = Detection(scene_rules=[of_all_runs([])], run_rules=[])
+    assert [look_at(detection, database, second) for second in range(3)] == [["of all"]] * 3
+    assert [record.getMessage() for record in caplog.records] == ["rule of all failed on all runs; told once"]
+
+
+def test_a_rule_that_takes_long_is_asked_as_often_as_it_says_and_again_when_the_clock_was_put_back(
+    database: Engine,
+) -> None:
+    looks: list[int] = []
+    detection = Detection(scene_rules=[of_all_runs(looks, every=60.0)], run_rules=[])
+    assert [look_at(detection, database, second) for second in (0, 30, 59, 60, 90)] == [["of all"]] * 5
+    assert looks == [at(0), at(60)]
+    look_at(detection, database, 50)
+    assert looks == [at(0), at(60), at(50)]
 
 
 @pytest.mark.parametrize(("off", "seen"), [(False, ["missing_instrumentation"]), (True, [])])

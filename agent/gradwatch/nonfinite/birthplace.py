@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ class Witnesses:
             good inputs; None when nobody looked.
         site: Where the graph behind the loss has the first bad value.
         averaged: Whether the gradients may be means over several ranks: a bad one says nothing about this rank.
+        matrices: Parameters that multiply all of their layer's input, where the model is ``is_plain``.
     """
 
     loss: float | None
@@ -41,6 +42,7 @@ class Witnesses:
     forward: ForwardVerdict | None = None
     site: Site = NOWHERE
     averaged: bool = False
+    matrices: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,12 @@ def origin(seen: Witnesses) -> Origin:
         return _behind_a_bad_loss(seen)
     layer = first_in_backward(seen.bad_gradients, seen.gradients, seen.backward_order)
     # A bad output that the loss ignores (a masked position) poisons gradients behind a finite loss too.
-    return Origin("backward" if seen.forward == "good" and not seen.averaged else None, layer)
+    sure = seen.forward == "good" or (
+        seen.forward is None
+        and seen.bad_parameters is not None
+        and is_of_backward(seen.bad_gradients, seen.gradients, seen.backward_order, seen.matrices)
+    )
+    return Origin("backward" if sure and not seen.averaged else None, layer)
 
 
 def _before_the_loss(seen: Witnesses) -> Origin:
@@ -93,10 +100,11 @@ def _behind_a_bad_loss(seen: Witnesses) -> Origin:
         return UNKNOWN
     if seen.site.phase == "loss":
         return Origin("loss")
-    # A bad tensor from outside the graph may be an input, or a constant that the module made itself.
-    if seen.site.phase == "forward" and not seen.site.from_leaf:
-        return Origin("forward", module=seen.site.module)
-    return UNKNOWN
+    if seen.site.phase != "forward" or seen.site.came_with == "leaf":
+        return UNKNOWN
+    if seen.site.came_with == "input":
+        return Origin("input")
+    return Origin("forward", module=seen.site.module)
 
 
 def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Sequence[int]) -> int | None:
@@ -106,6 +114,22 @@ def first_in_backward(bad: Sequence[int], of: Sequence[int], backward_order: Seq
     if not reached or reached[0] in known:
         return None
     return next((index for index in reached if index in known), None)
+
+
+def is_of_backward(
+    bad: Collection[int], of: Collection[int], backward_order: Sequence[int], matrices: Collection[int]
+) -> bool:
+    """Whether gradients alone, behind a finite loss, say that the first bad value came up in backward.
+
+    A matrix that was reached before has a good gradient, which is its whole input times what came down to it:
+    so the input was good, and its output. From the first bad one on all are: an infinite input from below,
+    hidden by an activation that it saturates, spoils no bias.
+    """
+    reached = [index for index in backward_order if index in of]
+    first = next((place for place, index in enumerate(reached) if index in bad), 0)
+    poisoned = reached[first:]
+    has_witness = any(index in matrices for index in reached[:first])
+    return has_witness and len(poisoned) > 1 and all(index in bad for index in poisoned)
 
 
 def is_reported(count: int) -> bool:

@@ -32,11 +32,13 @@ class ForwardPlan:
         operations: Name of the operation and path of the innermost module that ran it.
         length: Numbers the forward pass used up.
         uses: Distances of the operations that each parameter (by ``id``) feeds.
+        reads: By distance, which operands of the operation are the model's inputs, or views of them.
     """
 
     operations: Mapping[int, tuple[str, str]]
     length: int
     uses: Mapping[int, Sequence[int]]
+    reads: Mapping[int, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,13 @@ class Site:
     Attributes:
         phase: ``forward``, ``loss``, or None where it cannot be told.
         module: Path of the module, for ``forward``; None where it cannot be told.
-        from_leaf: It came in with a tensor from outside the graph: an input, or a constant of the module.
+        came_with: What it came with from outside the graph: the model's input, or a ``leaf`` that may be one or
+            a constant of the module. None where it was made inside.
     """
 
     phase: Literal["forward", "loss"] | None
     module: str | None
-    from_leaf: bool = False
+    came_with: Literal["input", "leaf"] | None = None
 
 
 NOWHERE: Final = Site(None, None)
@@ -90,21 +93,24 @@ class PlanRecorder:
             handle.remove()
         self._handles.clear()
 
-    def plan(self, outputs: Sequence[Tensor]) -> ForwardPlan:
-        """The plan, once the forward pass has ended with these outputs."""
+    def plan(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ForwardPlan:
+        """The plan, once the forward pass from these inputs has ended with these outputs."""
         self.abandon()
         end = _number()
         numbers = [number for number, _ in self._marks]
         operations: dict[int, tuple[str, str]] = {}
         uses: dict[int, list[int]] = {}
-        for operation in operations_behind(outputs):
+        reads: dict[int, frozenset[str]] = {}
+        for operation, given in operations_behind(outputs, inputs):
             if self._begun <= operation.number < end:
                 distance = operation.number - self._begun
                 path = self._marks[bisect_right(numbers, operation.number) - 1][1]
                 operations[distance] = (operation.name, path)
+                if given:
+                    reads[distance] = given
                 for parameter in operation.parameters:
                     uses.setdefault(id(parameter), []).append(distance)
-        return ForwardPlan(operations, end - self._begun, uses)
+        return ForwardPlan(operations, end - self._begun, uses, reads)
 
 
 def _number() -> int:
@@ -126,8 +132,11 @@ class Map:
     prefix: str = ""
 
 
-def site(graph: Graph, maps: Iterable[Map]) -> Site:
-    """Where the suspects of the graph are: the phase all share, and the module they have in common."""
+def site(graph: Graph, maps: Iterable[Map], *, chained: bool = False) -> Site:
+    """Where the suspects of the graph are: the phase all share, and the module they have in common.
+
+    ``chained``: What is given to a model may come, detached, from another pass of a watched one.
+    """
     maps = tuple(maps)
     if not graph.suspects:
         return NOWHERE
@@ -136,7 +145,10 @@ def site(graph: Graph, maps: Iterable[Map]) -> Site:
     phases = {place.phase for place in found}
     phase = phases.pop() if len(phases) == 1 else None
     module = common_path([place.module for place in found]) if phase == "forward" else None
-    return Site(phase, module, graph.from_leaf)
+    if not graph.from_leaf:
+        return Site(phase, module)
+    is_input = not chained and all(place.came_with == "input" for place in found)
+    return Site(phase, module, "input" if is_input else "leaf")
 
 
 def common_path(paths: Sequence[str | None]) -> str | None:
@@ -197,7 +209,15 @@ class _Finder:
                 found.add(Site("loss", None))
             elif operation.number >= base:
                 path = plan.operations[operation.number - base][1]
-                found.add(Site("forward", ".".join(filter(None, (model.prefix, path))) or None))
+                reads = plan.reads.get(operation.number - base, frozenset())
+                is_input = bool(operation.bad_leaves) and operation.bad_leaves <= reads
+                found.add(
+                    Site(
+                        "forward",
+                        ".".join(filter(None, (model.prefix, path))) or None,
+                        "input" if is_input else None,
+                    )
+                )
         return found.pop() if len(found) == 1 else None
 
     def _fits(self, plan: ForwardPlan, base: int, low: int, high: int) -> bool:

@@ -116,6 +116,10 @@ class ForwardWitness:
         # Masks of -inf and the like: bad in the same way in steps that turned out good, and so no evidence.
         self._habits: set[tuple[int, str, Place, str]] = set()
         self.armed = False
+        # Whether models in training have run more than once before a backward: one may feed another.
+        self.chained = False
+        self._trained = -1
+        self._outputs = 1
         self._compiles = False
 
     def add(self, model: nn.Module) -> None:
@@ -175,6 +179,12 @@ class ForwardWitness:
                     self._habits.update((reading.model, kind, *item) for item in flaws.items() if item[1])
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a step, as far as any was seen, is one pass of one model to one output, meant to be good."""
+        alone = len(self._models) == 1 and self._trained >= 0 and not self.chained
+        return alone and self._outputs == 1 and not self.has_habits
+
+    @property
     def has_habits(self) -> bool:
         """Whether some output holds infinities that are meant: then a graph may show them as a fault."""
         return any(kind == "output" for _, kind, *_ in self._habits)
@@ -211,22 +221,26 @@ class ForwardWitness:
             self._recorders[index] = PlanRecorder(model)
 
     def after(
-        self, index: int, _model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+        self, index: int, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         """A watched model has run."""
         if not self.armed:
             return
-        outputs = _readable(output)
+        if model.training:
+            self.chained = self.chained or self._trained == self.progress.passes
+            self._trained = self.progress.passes
+        inputs, outputs = _arguments(args, kwargs), _readable(output)
         if self._recorders:
             recorder = self._recorders.pop(index, None)
             if recorder is not None:
-                self.plans[index] = recorder.plan([tensor for _, tensor in outputs])
+                self.plans[index] = recorder.plan([t for _, t in inputs], [t for _, t in outputs])
+        self._outputs = max(self._outputs, len(outputs))
         # A forward in evaluation, or of another thread, is not the step's.
         if self.progress.pauses or not torch.is_grad_enabled() or self.progress.is_elsewhere:
             return
         if torch._C._are_functorch_transforms_active() or _is_tracing():  # noqa: SLF001 - no public test
             return
-        reading = self._read(index, _arguments(args, kwargs), outputs)
+        reading = self._read(index, inputs, outputs)
         if reading is not None:
             if len(self.readings) >= _MAX_READINGS:
                 del self.readings[0]

@@ -68,7 +68,7 @@ class Operation:
         inputs: Operations whose results it used, parameters' leaves left out.
         parameters: Leaves that require a gradient and feed it directly, through views at most.
         bad: Whether its result holds a NaN or Inf; None where nobody kept the result.
-        bad_leaf: Whether a tensor it was given from outside the graph, no parameter, is bad.
+        bad_leaves: What autograd calls the bad tensors that it was given from outside the graph, no parameters.
         proven: Its operands alone explain a bad result: a division by zero, the logarithm of zero.
         cleared: Its operands are too small for a result that overflows.
     """
@@ -78,7 +78,7 @@ class Operation:
     inputs: list[Operation] = field(default_factory=list)
     parameters: list[torch.Tensor] = field(default_factory=list)
     bad: bool | None = None
-    bad_leaf: bool = False
+    bad_leaves: set[str] = field(default_factory=set)
     proven: bool = False
     cleared: bool = False
 
@@ -98,9 +98,16 @@ class Graph:
     from_leaf: bool = False
 
 
-def operations_behind(results: Sequence[torch.Tensor]) -> list[Operation]:
-    """The operations that made these results, oldest first; none where there are too many."""
-    return _Reader(results).in_order()
+def operations_behind(
+    results: Sequence[torch.Tensor], given: Sequence[torch.Tensor]
+) -> list[tuple[Operation, frozenset[str]]]:
+    """The operations that made these results, oldest first; none where there are too many.
+
+    With each, what autograd calls those of its operands that are ``given``, views of these, or copies.
+    """
+    reader = _Reader(results)
+    reads = reader.readers_of(given)
+    return [(operation, frozenset(reads.get(operation, ()))) for operation in reader.in_order()]
 
 
 def suspects_behind(bad: torch.Tensor) -> Graph:
@@ -113,8 +120,8 @@ def suspects_behind(bad: torch.Tensor) -> Graph:
     reader.read_saved()
     root.bad = True
     suspects = _suspects(root)
-    if any(operation.bad_leaf for operation in suspects):
-        return Graph(operations, [o for o in suspects if o.bad_leaf], from_leaf=True)
+    if any(operation.bad_leaves for operation in suspects):
+        return Graph(operations, [o for o in suspects if o.bad_leaves], from_leaf=True)
     return Graph(operations, suspects)
 
 
@@ -144,6 +151,19 @@ class _Reader:
     def in_order(self) -> list[Operation]:
         return sorted(self.operations.values(), key=lambda operation: operation.number)
 
+    def readers_of(self, given: Sequence[torch.Tensor]) -> dict[Operation, set[str]]:
+        """Operations that used one of these tensors, and what they call it."""
+        storages = {tensor.untyped_storage().data_ptr() for tensor in given}
+        contents = {content for tensor in given if (content := _content(tensor)) is not None}
+        found: dict[Operation, set[str]] = {}
+        for node, operation in self.operations.items():
+            for name, tensor in _saved(node):
+                if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.grad_fn:
+                    continue
+                if tensor.untyped_storage().data_ptr() in storages or _content(tensor) in contents:
+                    found.setdefault(operation, set()).add(name)
+        return found
+
     def read_saved(self) -> None:
         for node, operation in self.operations.items():
             operands = []
@@ -159,7 +179,7 @@ class _Reader:
                     # Of several results (or views of one) each may be saved: one bad one is enough.
                     producer.bad = bad or bool(producer.bad)
                 elif bad and not any(tensor is parameter for parameter in operation.parameters):
-                    operation.bad_leaf = True
+                    operation.bad_leaves.add(name)
             wide = _is_wide(node)
             operation.cleared = (
                 operation.name in _HARMLESS
@@ -180,6 +200,14 @@ class _Reader:
                 return None
             known = self._finite[key] = not bool(torch.isfinite(tensor.detach()).all())
         return known
+
+
+def _content(tensor: torch.Tensor) -> tuple[int, float, float] | None:
+    """What CPU tensors have in common that hold the same values, in whatever order; None without variety."""
+    if not tensor.is_cpu or tensor.dtype not in _WIDE or not tensor.numel():
+        return None
+    least, most = (float(value) for value in torch.aminmax(tensor.detach()))
+    return (tensor.numel(), least, most) if least < most else None
 
 
 def _leaf_behind_views(node: Any) -> torch.Tensor | None:
@@ -276,7 +304,7 @@ def _suspects(root: Operation) -> list[Operation]:
                 suspects.setdefault(source)
     found = sorted(suspects, key=lambda one: one.number)
     proven = [one for one in found if one.proven]
-    return proven[:1] or [one for one in found if not one.cleared or one.bad_leaf] or found
+    return proven[:1] or [one for one in found if not one.cleared or one.bad_leaves] or found
 
 
 def growing(items: dict[T, None]) -> Iterator[T]:

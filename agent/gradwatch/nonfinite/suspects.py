@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gradwatch.gradients.norms import DeviceNorms, Reading, nonfinite_among
 from gradwatch.loop.step_sink import StepSink
 from gradwatch.loop.watched import Model, Steps, WatchedOptimizer, parameters_of
-from gradwatch.nonfinite.birthplace import Origin, Witnesses, first_in_backward, origin
+from gradwatch.nonfinite.birthplace import Origin, Witnesses, first_in_backward, is_of_backward, origin
 from gradwatch.nonfinite.forward_plan import NOWHERE, Map, Site, site
 from gradwatch.nonfinite.forward_witness import DeviceWitness, ForwardVerdict, ForwardWitness, verdict
 from gradwatch.nonfinite.graph_walk import Graph, suspects_behind
@@ -131,7 +131,8 @@ class Suspects:
         forward, graph = verdict(self._forward.readings, graph, epoch)
         if forward in ("good", None) and self._forward.has_habits:
             graph = None
-        return Evidence(steps, parameters, forward, NOWHERE if graph is None else site(graph, self._maps()))
+        place = NOWHERE if graph is None else site(graph, self._maps(), chained=self._forward.chained)
+        return Evidence(steps, parameters, forward, place)
 
     def discard(self) -> None:
         """The batch was thrown away."""
@@ -212,12 +213,18 @@ class Suspects:
             elsewhere = parameters.loose or any(index != watched.index for index in parameters.bad)
             seen = Witnesses(
                 loss, read, bad, mine, order, elsewhere, parameters.by, evidence.forward, evidence.site,
-                _has_peers(),
+                _has_peers(), self._matrices(watched),
             )  # fmt: skip
             found = origin(seen)
             if mine or elsewhere:
                 return found, parameters.only
         return found, found.module if found.layer is None else watched.layers[found.layer]
+
+    def _matrices(self, watched: WatchedOptimizer) -> Collection[int]:
+        """Parameters that can speak for what a plain model's layers were given."""
+        if not self._forward.is_plain:
+            return ()
+        return [index for index, parameter in enumerate(watched.reader.parameters) if parameter.ndim > 1]
 
     def _shared_loss(self) -> float | None:
         """The loss of this backward pass, where another optimizer has stepped after it already."""
@@ -267,10 +274,10 @@ class Suspects:
         step: int,
         watched: WatchedOptimizer,
         bad: Sequence[int],
-        born_in: Literal["optimizer"] | None,
+        born_in: Literal["optimizer", "backward"] | None,
         since: int | None = None,
     ) -> None:
-        if born_in is None:
+        if born_in != "optimizer":
             layer = first_in_backward(bad, range(len(watched.reader.parameters)), watched.order.indices())
         else:
             layer = bad[0] if len(bad) == 1 else None
@@ -393,7 +400,14 @@ class Suspects:
         if not self._are_always_read(watched, bad):
             self._report_update(step, watched, bad, None, watched.looked)
         elif memory is False:
-            self._report_update(watched.last_step, watched, bad, None)
+            # The update left the gradients' mask in the parameters.
+            order = watched.order.indices()
+            sure = (
+                is_finite(watched.last_loss)
+                and not _has_peers()
+                and is_of_backward(bad, order, order, self._matrices(watched))
+            )
+            self._report_update(watched.last_step, watched, bad, "backward" if sure else None)
         else:
             self._report_update(step, watched, bad, None, watched.last_step)
         return True

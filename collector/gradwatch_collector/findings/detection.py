@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
+from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
 from gradwatch_collector.findings.overrides import Override, parameters_of
-from gradwatch_collector.findings.rule import ParametersOf, RunRule, SceneRule, Sighting
+from gradwatch_collector.findings.rule import ParametersOf, Rule, RunRule, SceneRule, Sighting
 from gradwatch_collector.findings.rules import RUN_RULES, SCENE_RULES
 from gradwatch_collector.findings.run_reader import RunReader
 from gradwatch_collector.findings.run_view import RunView
@@ -46,6 +48,8 @@ class Detection:
         self._run_rules = [(rule, parameters_of(rule, overrides)) for rule in run_rules]
         self._reader = RunReader()
         self._seen: dict[_RunKey, list[Observation]] = {}
+        # By rule about all runs: when it was asked, and what it saw.
+        self._scenes: dict[str, tuple[int, list[Observation]]] = {}
         self._broken: set[str] = set()
 
     def look(self, connection: Connection, runs: Sequence[RunRow], now: int, more: Callable[[], bool]) -> Found:
@@ -55,7 +59,7 @@ class Detection:
         were. ``now`` in Unix nanoseconds; best on a connection whose statements tell of one moment.
         """
         scene = Scene(connection, now, runs)
-        found = [each for rule, of in self._scene_rules for each in rule.detect(scene, of)]
+        found = [each for rule, of in self._scene_rules for each in self._on_scene(rule, of, scene)]
         current = {(run.run_id, run.attempt) for run in runs}
         self._seen = {key: seen for key, seen in self._seen.items() if key in current}
         for view in self._reader.read(connection, runs, now, more):
@@ -64,6 +68,18 @@ class Detection:
             [*found, *(each for seen in self._seen.values() for each in seen)],
             {run_id for run_id, _ in current - self._seen.keys()},
         )
+
+    def _on_scene(self, rule: SceneRule, of: ParametersOf, scene: Scene) -> list[Observation]:
+        asked, seen = self._scenes.get(rule.name, (None, []))
+        if asked is None or not 0 <= scene.now - asked < rule.every * SECOND:
+            try:
+                seen = list(rule.detect(scene, of))
+            except SQLAlchemyError:
+                raise
+            except Exception as error:  # noqa: BLE001 - told
+                self._tell_broken(rule, "all runs", error)
+            self._scenes[rule.name] = scene.now, seen
+        return seen
 
     def _of(self, view: RunView) -> list[Observation]:
         return [
@@ -78,12 +94,15 @@ class Detection:
             return None
         try:
             return rule.detect(view, parameters)
-        except Exception:
-            # Numbers of a kind that nobody thought of must not silence all other rules and runs.
-            if rule.name not in self._broken:
-                self._broken.add(rule.name)
-                logger.exception("rule %s failed on run %s; told once", rule.name, view.run.run_id)
+        except Exception as error:  # noqa: BLE001 - told
+            self._tell_broken(rule, f"run {view.run.run_id}", error)
             return None
+
+    def _tell_broken(self, rule: Rule, what: str, error: Exception) -> None:
+        """Numbers of a kind that nobody thought of must not silence all other rules and runs."""
+        if rule.name not in self._broken:
+            self._broken.add(rule.name)
+            logger.error("rule %s failed on %s; told once", rule.name, what, exc_info=error)
 
 
 def _observation(rule: RunRule, view: RunView, sighting: Sighting) -> Observation:

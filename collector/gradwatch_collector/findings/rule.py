@@ -64,7 +64,9 @@ class SceneRule(Rule):
     """A rule about all runs that are live or have just ended, by what the database says now.
 
     ``detect`` gets a function that gives the parameters for a run; None where the rule is off for it.
+    ``every``: for how many seconds what it saw is good, where a look takes long.
     """
 
     detect: Callable[[Scene, ParametersOf], Iterable[Observation]]
     clears_after: float = 0.0
+    every: float = 0.0

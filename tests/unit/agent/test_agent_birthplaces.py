@@ -21,12 +21,14 @@ from tests.unit.agent.planted import (
     Fault,
     Task,
     actor_critic,
+    conv,
     faults,
     gan,
     gpt,
     half_precision,
     lstm,
     masked_actor,
+    regression,
 )
 from tests.unit.agent.ranks import RANKS, prepare_ranks, run_ranks
 
@@ -174,6 +176,15 @@ def test_on_steps_that_are_not_observed_nothing_untrue_is_said(prepare: Callable
     assert not any(one.is_wrong for one in outcomes), table(outcomes)
     told = [one for one in outcomes if one.born_in in conventions.BIRTHPLACES]
     assert len(told) >= 0.3 * len(outcomes), table(outcomes)
+    # Where one model runs once a step, nothing else can have made its input.
+    spoiled = [one for one in outcomes if one.fault.task in (conv, lstm, regression)]
+    told = [one for one in spoiled if one.fault.name == "nan in the input"]
+    assert len(told) == 3
+    assert all(one.is_exact for one in told), table(told)
+    if prepare is with_adam:  # which remembers what the gradients were
+        told = [one for one in spoiled if one.fault.name.startswith("bad function")]
+        assert {one.fault.task for one in told} == {conv, lstm}
+        assert all(one.is_exact for one in told), table(told)
 
 
 def test_by_default_nothing_untrue_is_said() -> None:

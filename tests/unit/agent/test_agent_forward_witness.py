@@ -294,7 +294,8 @@ def test_the_graph_is_not_kept_alive() -> None:
 def test_a_plan_names_modules_without_parameters_and_tells_the_loss_apart() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 2), nn.Softplus())
     recorder = PlanRecorder(model)
-    plan = recorder.plan([model(torch.randn(3, 4))])
+    inputs = torch.randn(3, 4)
+    plan = recorder.plan([inputs], [model(inputs)])
     assert hooks(model) == 0
     modules = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
     told = Map(modules, plan)

@@ -61,10 +61,23 @@ def patched() -> dict[str, Any]:
         "SIGTERM": signal.getsignal(signal.SIGTERM),
         "pre-hooks": dict(torch_optimizer._global_optimizer_pre_hooks),
         "post-hooks": dict(torch_optimizer._global_optimizer_post_hooks),
-        "threads": {thread.name for thread in threading.enumerate()},
+        "threads": set(own_threads()),
     }
 
 
+def own_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name in {"gradwatch-export", "gradwatch-sigterm"}]
+
+
+@pytest.fixture
+def nothing_left() -> None:
+    """What other tests of this process may have left behind, in a server of theirs, is gone."""
+    for thread in own_threads():
+        thread.join(10)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_close_leaves_nothing_behind(watching: Watching) -> None:
     before = patched()
     model, optimizer = make()
@@ -462,6 +475,7 @@ class Raising(InMemoryExporter):
         raise OSError("planted")
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_internal_errors_are_counted_and_never_surface(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -478,6 +492,7 @@ def test_internal_errors_are_counted_and_never_surface(
     assert patched() == before
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_a_watch_that_fails_half_way_leaves_nothing_that_the_next_one_would_join(
     monkeypatch: pytest.MonkeyPatch, exporter: InMemoryExporter
 ) -> None:

@@ -36,7 +36,7 @@ def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
         _reports(scene.connection, list(parameters)), key=lambda row: (row["run_id"], row["attempt"])
     ):
         events = list(group)
-        first = min(events, key=lambda row: (_step(row), _standing(row), row["time"]))
+        first = _first(events)
         attributes = first["attributes"]
         repeated = is_repeated(events, parameters[run_id])
         yield Observation(
@@ -73,6 +73,7 @@ def _reports(connection: Connection, runs: Sequence[str]) -> Iterator[_Report]:
                 event.attempt,
                 event.rank,
                 event.time,
+                event.sequence,
                 event.received_at,
                 event.attributes,
                 process.clock,
@@ -107,8 +108,19 @@ def is_repeated(events: Sequence[_Report], parameters: Parameters) -> bool:
     return False
 
 
+def _first(events: Sequence[_Report]) -> _Report:
+    """Return the event that tells best where it began: the first one of some rank.
+
+    What else a rank says of the same step (two optimizers, a loss after the parameters) is a consequence.
+    """
+    firsts: dict[int, _Report] = {}
+    for row in sorted(events, key=lambda row: (_step(row), row["time"], row["sequence"])):
+        firsts.setdefault(row["rank"], row)
+    return min(firsts.values(), key=lambda row: (_step(row), _standing(row), row["time"]))
+
+
 def _standing(row: _Report) -> int:
-    """Which of the events of one step to believe, the lowest first.
+    """Which of several ranks' events of one step to believe, the lowest first.
 
     First a rank that saw itself where it began: mean gradients make one rank's NaN every rank's. That
     parameters were bad already tells nothing beside an event that says since when they may be.

@@ -22,9 +22,6 @@ _HOUR: Final = 3600 * SECOND
 _DAY: Final = 24 * _HOUR
 _DAYS_BEFORE: Final = 7
 _LEAST_DAYS: Final = 3
-# Adding up a job's runs of a week takes a while, and what it says moves slowly: done once a minute.
-_EVERY: Final = 60 * SECOND
-_WITHIN: Final = 2 * SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +53,6 @@ class _Job:
 
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
     """Yield one observation a job that is live or was within the last hour, told of one of its runs."""
-    if scene.now % _EVERY >= _WITHIN:
-        return
     by_job: dict[str, list[RunRow]] = {}
     for run in scene.runs:
         by_job.setdefault(run.job, []).append(run)
@@ -150,6 +145,7 @@ RULE = SceneRule(
     detect=detect,
     parameters=Parameters(),
     clears_after=3600.0,
+    every=60.0,  # adding up a job's runs of a week takes a while, and what it says moves slowly
     cause="A sweep grew, was started twice, or tries configurations that cost more a step than those before.",
     action="See with `gradwatch runs list` what the job started in the last day, and with `gradwatch runs "
     "compare` what a step costs in each; end the runs that nobody waits for, and give the sweep a limit.",
