@@ -35,7 +35,13 @@ FILES = sorted((DASHBOARDS / "grafana").glob("*.json"))
 # two ranks, and ends well.
 RUNS: dict[str, dict[str, str]] = {
     "r-good": {"GRADWATCH_JOB": "digits", "GRADWATCH_DATASET": "ones", "GRADWATCH_TARGET": "val_loss<=0.5"},
-    "r-done": {"GRADWATCH_JOB": "digits", "STEPS": "120", "WORLD_SIZE": "2", "GRADWATCH_COLLECTIVES": "true"},
+    "r-done": {
+        "GRADWATCH_JOB": "digits",
+        "GRADWATCH_EVERY": "1",
+        "GRADWATCH_COLLECTIVES": "true",
+        "STEPS": "200",
+        "WORLD_SIZE": "2",
+    },
     "r-nan": {
         "GRADWATCH_JOB": "gpt",
         "GRADWATCH_TEAM": "o'neill $$ (language)",
@@ -226,6 +232,11 @@ def server(serving: Collector, folder: Path) -> Iterator[Prometheus]:
         yield running
 
 
+def went_bad(run: dict[str, Any]) -> bool:
+    told = [event for event in run["events"] if event["name"] == names.NONFINITE_STEP.name]
+    return len(told) >= 10 and names.RULE_NONFINITE in {finding["rule"] for finding in run["findings"]}
+
+
 @pytest.fixture(scope="module")
 def stored(serving: Collector, database_of_runs: str) -> Iterator[Connection]:
     """The database as Grafana's role sees it, once everything happened."""
@@ -251,7 +262,7 @@ def stored(serving: Collector, database_of_runs: str) -> Iterator[Connection]:
     with engine.connect() as connection:
         summarised = text("SELECT count(*) FROM run_summary WHERE step_cost IS NOT NULL")
         wait_for(lambda: connection.scalar(summarised) == 2, seconds=60, what="summaries of both runs")
-        wait_for(lambda: serving.show("r-nan")["findings"], seconds=60, what="the finding")
+        wait_for(lambda: went_bad(serving.show("r-nan")), seconds=60, what="ten bad batches and their finding")
         connection.execute(text("SET ROLE grafana"))
         yield connection
     engine.dispose()
