@@ -24,15 +24,10 @@ def print_table(
     Cells are never read as markup, and what a terminal would obey is shown escaped. ``right``: headings of the
     columns that are aligned to the right.
     """
-    cells = [[_text(cell) for cell in row] for row in rows]
     if console.is_terminal:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in headings:
-            table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
+        console.print(ruled(headings, rows, right=right))
         return
+    cells = [[_text(cell) for cell in row] for row in rows]
     lines = [list(headings), *([cell.plain for cell in row] for row in cells)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     for line in lines:
@@ -41,6 +36,18 @@ def print_table(
             for heading, cell, width in zip(headings, line, widths, strict=True)
         ]
         console.print(Text("  ".join(aligned).rstrip()), soft_wrap=True)
+
+
+def ruled(
+    headings: Sequence[str], rows: Sequence[Sequence[Text | str]], *, right: Collection[str] = ()
+) -> Table:
+    """Return the table that ``print_table`` prints on a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
 
 
 def _text(cell: Text | str) -> Text:

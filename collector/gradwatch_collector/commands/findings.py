@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gradwatch_collector.api.findings import FindingsQuery, list_findings, load_finding
 from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, timestamp
+from gradwatch_collector.commands.colours import OF_SEVERITY
 from gradwatch_collector.commands.options import AGE, database_option, format_option, open_database
 from gradwatch_collector.findings import RULES, Severity
 from gradwatch_collector.findings.acknowledging import UnknownFindingError, acknowledge
@@ -22,7 +23,6 @@ from gradwatch_collector.storage.retention import FOREVER
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table
 
-_COLOURS = {Severity.PAGE: "red", Severity.TICKET: "yellow", Severity.INFO: "cyan"}
 _ALL = "all"
 
 rule_option = click.option(
@@ -95,7 +95,7 @@ def _print_findings(console: Console, rows: list[Json]) -> None:
         [
             (
                 str(row["finding_id"]),
-                Text(row["severity"], style=_COLOURS[row["severity"]] if row["state"] == OPEN else "dim"),
+                Text(row["severity"], style=OF_SEVERITY[row["severity"]] if row["state"] == OPEN else "dim"),
                 row["rule"] if row["state"] == OPEN else f"{row['rule']} (resolved)",
                 row["run_id"],
                 where(row),

@@ -17,10 +17,12 @@ from gradwatch import conventions as c
 from gradwatch.life.flight_recorder import decode
 from gradwatch_collector.api import views
 from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, seconds_between
+from gradwatch_collector.commands.colours import OF_STATUS
 from gradwatch_collector.commands.findings import heading, where
 from gradwatch_collector.commands.options import database_option, format_option, open_database
 from gradwatch_collector.commands.runs_compare import compare_command
 from gradwatch_collector.commands.runs_report import report_command
+from gradwatch_collector.commands.runs_watch import watch_command
 from gradwatch_collector.reports.wording import duration
 from gradwatch_slo.problems import printable
 from gradwatch_slo.tables import print_table
@@ -28,13 +30,6 @@ from gradwatch_slo.tables import print_table
 _EVENTS_SHOWN = 20
 _CHECKPOINTS_SHOWN = 10
 _STALLS_SHOWN = 4
-_COLOURS = {
-    "running": "cyan",
-    "succeeded": "green",
-    "failed": "red",
-    "lost": "magenta",
-    "cancelled": "yellow",
-}
 
 
 @click.group()
@@ -44,12 +39,13 @@ def runs() -> None:
 
 runs.add_command(compare_command)
 runs.add_command(report_command)
+runs.add_command(watch_command)
 
 
 @runs.command("list")
 @database_option
 @format_option("table", "json")
-@click.option("--status", type=click.Choice(sorted(_COLOURS)), help="Only runs that stand so.")
+@click.option("--status", type=click.Choice(sorted(OF_STATUS)), help="Only runs that stand so.")
 @click.option("--job", help="Only runs of this job.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, MAX_LIMIT))
 @click.option("--cursor", help="Go on from `next_cursor` of an earlier call.")
@@ -110,7 +106,7 @@ def print_runs(console: Console, rows: Sequence[Json]) -> None:
             (
                 row["run_id"],
                 row["job"],
-                Text(row["status"], style=_COLOURS[row["status"]]),
+                Text(row["status"], style=OF_STATUS[row["status"]]),
                 row["reason"] or "",
                 "" if row["last_step"] is None else str(row["last_step"] + 1),
                 _loss(row),
