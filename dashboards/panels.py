@@ -11,6 +11,7 @@ from grafana_foundation_sdk.builders import common, dashboard, heatmap, promethe
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models.common import (
+    AxisPlacement,
     BigValueGraphMode,
     BigValueTextMode,
     GraphDrawStyle,
@@ -55,6 +56,8 @@ RUN_LEGEND: Final = "{{training_job}} {{run_id}}"
 STEP_COLUMN: Final = "step"
 LAYER_COLUMN: Final = "layer"
 NORM_COLUMN: Final = "norm"
+
+_BELOW_ALL: Final = -1000
 
 PanelKind = Literal["stat", "timeseries", "table", "heatmap"]
 AnyPanel = stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel
@@ -228,9 +231,8 @@ def _panel(spec: Panel) -> AnyPanel:
     if spec.most is not None:
         panel.max(spec.most)
     if spec.runbook is not None:
-        panel.links(
-            [dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).url(of_alert(spec.runbook))]
-        )
+        runbook = dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).url(of_alert(spec.runbook))
+        panel.links([runbook.target_blank(True)])
     for query, ref_id in zip(spec.queries, "ABCDEFGH", strict=False):
         panel.with_target(_target(spec, query, ref_id))
     is_sql = isinstance(spec.queries[0], Sql)
@@ -361,7 +363,9 @@ def _heatmap(spec: Panel) -> heatmap.Panel:
         .calculate(False)
         .cell_gap(0)
         .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
-        .y_axis(heatmap.YAxisConfig().reverse(True))
+        # What is not above 1e-9 would be left out, and most decades are negative.
+        .filter_values(heatmap.FilterValueRange().le(_BELOW_ALL))
+        .y_axis(heatmap.YAxisConfig().axis_placement(AxisPlacement.LEFT).reverse(True))
         .cell_values(heatmap.CellValues().unit(spec.unit))
         .tooltip(heatmap.HeatmapTooltip().mode(TooltipDisplayMode.SINGLE))
         .show_legend()

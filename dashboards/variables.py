@@ -77,9 +77,15 @@ def addresses() -> list[dashboard.ConstantVariable]:
     `gradwatch dashboards export` sets them.
     """
     return [
-        dashboard.ConstantVariable(COLLECTOR).label("Collector").value(COLLECTOR_URL),
-        dashboard.ConstantVariable(RUNBOOKS).label("Runbooks").value(names.RUNBOOK_BASE_URL),
+        _address(COLLECTOR, "Collector", COLLECTOR_URL),
+        _address(RUNBOOKS, "Runbooks", names.RUNBOOK_BASE_URL),
     ]
+
+
+def _address(name: str, label: str, url: str) -> dashboard.ConstantVariable:
+    variable = dashboard.ConstantVariable(name).label(label).value(url)
+    variable.build().skip_url_sync = True  # there is no method for it
+    return variable
 
 
 def _of_prometheus(label: str, wider: tuple[str, ...]) -> dashboard.QueryVariable:

@@ -186,7 +186,9 @@ def test_every_variable_is_there_for_something_and_none_is_missing(path: Path) -
 
 @each_dashboard
 def test_links_lead_to_addresses_that_nobody_can_put_into_a_link(path: Path) -> None:
-    constants = {name: v["query"] for name, v in variables_of(path, "constant").items()}
+    found = variables_of(path, "constant")
+    assert all(variable["skipUrlSync"] for variable in found.values())
+    constants = {name: variable["query"] for name, variable in found.items()}
     assert constants == {"collector": "http://127.0.0.1:4318", "runbooks": names.RUNBOOK_BASE_URL}
 
 
@@ -273,6 +275,20 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_what_no_data_means(panel: 
     assert defaults["thresholds"]["steps"][0]["value"] is None
     for found in panel["fieldConfig"]["overrides"]:
         assert {each["value"] for each in found["properties"] if each["id"] == "unit"} <= UNITS
+
+
+@pytest.mark.parametrize("uid", ["gradwatch-debug", "gradwatch-run"])
+def test_a_heat_map_shows_negative_decades_and_turns_rows_into_layers_over_steps(uid: str) -> None:
+    (panel,) = (p for p in panels_of(DASHBOARDS / "grafana" / f"{uid}.json") if p["type"] == "heatmap")
+    assert panel["options"]["calculate"] is False
+    assert panel["options"]["filterValues"]["le"] < -12  # as cold as a cell gets
+    matrix, converted = panel["transformations"]
+    row, column, value = (matrix["options"][f"{field}Field"] for field in ("row", "column", "value"))
+    assert re.search(rf"AS {row}, name AS {column}, max\(norm\) AS {value}\n", panel["targets"][0]["rawSql"])
+    assert matrix["options"]["emptyValue"] == "null"
+    assert converted["options"]["conversions"] == [
+        {"targetField": f"{row}\\{column}", "destinationType": "number"}
+    ]
 
 
 @each_panel
