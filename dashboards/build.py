@@ -2,6 +2,8 @@
 
 python dashboards/build.py            writes grafana/*.json beside this file
 python dashboards/build.py --check    fails when a committed file is not what this builds
+
+`gradwatch dashboards export` points their links at your own collector and runbooks.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from executive import EXECUTIVE_DASHBOARD
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from oncall import ON_CALL_DASHBOARD
 from panels import Dashboard, build
+from run import RUN_DASHBOARD
 
 FOLDER: Final = Path(__file__).parent / "grafana"
-DASHBOARDS: Final = (EXECUTIVE_DASHBOARD, ON_CALL_DASHBOARD, DEBUG_DASHBOARD)
+DASHBOARDS: Final = (EXECUTIVE_DASHBOARD, ON_CALL_DASHBOARD, DEBUG_DASHBOARD, RUN_DASHBOARD)
 
 
 def render(spec: Dashboard) -> str:

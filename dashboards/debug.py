@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from panels import DEBUG, RUN_LEGEND, Dashboard, Panel, Query, Row, newest
-from runs import NO_RUN, memory_headroom, nonfinite_steps
+from links import DEBUG
+from panels import RUN_LEGEND, Dashboard, Panel, Query, Row, newest
+from runs import FINDING_MARKS, NO_RUN, memory_headroom, nonfinite_steps
+from stored import CHECKPOINT_MARKS, collectives_of_ranks, layer_norms, nonfinite_log, runs
 
 from gradwatch import conventions as names
 
@@ -77,6 +79,8 @@ _LEARNING: Final = Row(
     ),
 )
 
+_LAYERS: Final = Row("Layers", (layer_norms(), nonfinite_log()))
+
 _SPEED: Final = Row(
     "Speed",
     (
@@ -107,12 +111,14 @@ _SPEED: Final = Row(
             unit="percentunit",
             empty=_NO_GPU,
             queries=(Query(_latest(names.HW_GPU_UTILIZATION), RUN_LEGEND),),
+            runbook=names.RULE_ALERTS[names.RULE_DATA_STARVATION],
             width=12,
             base="yellow",
             thresholds=((0.8, "green"),),
             least=0,
             most=1,
         ),
+        collectives_of_ranks(width=24),
     ),
 )
 
@@ -151,12 +157,14 @@ _MEMORY: Final = Row(
     ),
 )
 
+_STORED: Final = Row("Stored", (runs(title="Runs at this time"),))
+
 DEBUG_DASHBOARD: Final = Dashboard(
     uid=DEBUG,
     title="gradwatch / Debug",
     description="How a run learns, how fast, and what it uses.",
     since="now-1h",
     refresh="10s",
-    rows=(_RUN, _LEARNING, _SPEED, _MEMORY),
-    findings=True,
+    rows=(_RUN, _LEARNING, _LAYERS, _SPEED, _MEMORY, _STORED),
+    annotations=(FINDING_MARKS, CHECKPOINT_MARKS),
 )

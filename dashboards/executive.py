@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from links import EXECUTIVE
 from panels import (
-    EXECUTIVE,
     JOB_LEGEND,
-    METRIC_FILTER,
     Dashboard,
     Panel,
     Query,
@@ -16,8 +15,9 @@ from panels import (
     newest,
     or_zero,
     over_replicas,
-    select,
 )
+from stored import cost_per_epoch
+from variables import EPOCH_STEPS, METRIC_FILTER, select
 
 from gradwatch import conventions as names
 
@@ -47,6 +47,7 @@ _OBJECTIVES: Final = Row(
             unit="percentunit",
             empty="No counted run in the window",
             queries=(Query(newest(names.SLO_SLI, _SUCCESS), _GROUP),),
+            runbook="GradwatchSuccessRateBudget",
             width=6,
             base="red",
             thresholds=((0.9, "yellow"), (0.99, "green")),
@@ -58,6 +59,7 @@ _OBJECTIVES: Final = Row(
             unit="percentunit",
             empty=_NO_OBJECTIVE,
             queries=(Query(newest(names.SLO_BUDGET_REMAINING), _GROUP),),
+            runbook="GradwatchSuccessRateBudget",
             width=6,
             base="red",
             thresholds=((0.0, "yellow"), (0.25, "green")),
@@ -78,6 +80,7 @@ _OBJECTIVES: Final = Row(
                 Query(newest(names.SLO_BUDGET_REMAINING), "budget left", "percentunit"),
                 Query(newest(names.SLO_P_VALUE), "p-value", "sci"),
             ),
+            runbook="GradwatchObjectiveMissed",
             width=12,
         ),
         Panel(
@@ -112,6 +115,7 @@ _OBJECTIVES: Final = Row(
             unit="none",
             empty="No objective counts many events, and no alert policy asks for a burn rate",
             queries=(Query(newest(names.SLO_BURN_RATE), f"{_GROUP} {{{{window}}}}"),),
+            runbook="GradwatchBudgetBurn",
             width=24,
         ),
     ),
@@ -176,7 +180,7 @@ _MODELS: Final = Row(
     (
         Panel(
             kind="timeseries",
-            title="Logged metrics",
+            title="Model validation metric",
             description="Last value of each metric given to `watch.log`, such as the validation loss, over the"
             " job's runs. Choose among them with the metric filter.",
             unit="none",
@@ -196,7 +200,9 @@ _MODELS: Final = Row(
             queries=(Query(newest(names.TIME_TO_TARGET), JOB_LEGEND),),
             width=12,
             least=0,
+            runbook=names.RULE_ALERTS[names.RULE_SLOW_CONVERGENCE],
         ),
+        cost_per_epoch(f"${{{EPOCH_STEPS}:sqlstring}}", width=24),
     ),
 )
 
@@ -207,5 +213,6 @@ EXECUTIVE_DASHBOARD: Final = Dashboard(
     since="now-7d",
     refresh="1m",
     rows=(_OBJECTIVES, _ACTIVITY, _MODELS),
-    metric_filter=True,
+    metrics=True,
+    epochs=True,
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from links import ON_CALL
 from panels import (
     JOB_LEGEND,
-    ON_CALL,
     RUN_LEGEND,
     Dashboard,
     Panel,
@@ -16,9 +16,10 @@ from panels import (
     newest,
     or_zero,
     over_replicas,
-    select,
 )
-from runs import NO_RUN, memory_headroom, nonfinite_steps
+from runs import FINDING_MARKS, NO_RUN, memory_headroom, nonfinite_steps
+from stored import CHECKPOINT_MARKS, checkpoints, collectives_of_runs
+from variables import select
 
 from gradwatch import conventions as names
 
@@ -74,6 +75,7 @@ _NOW: Final = Row(
             unit="none",
             empty=_NO_COLLECTOR,
             queries=(Query(or_zero(f"count({_ENDED_BADLY})")),),
+            runbook=names.RULE_ALERTS[names.RULE_RUN_FAILED],
             width=4,
             height=4,
             thresholds=((1, "red"),),
@@ -97,6 +99,7 @@ _NOW: Final = Row(
             unit="s",
             empty=_NO_COLLECTOR,
             queries=(Query(f"time() - max({names.COLLECTOR_EVALUATED_TIMESTAMP.name})"),),
+            runbook="GradwatchEvaluatorStale",
             width=8,
             height=4,
             thresholds=((30, "yellow"), (60, "red")),
@@ -118,6 +121,7 @@ _NOW: Final = Row(
             unit="none",
             empty="No run failed or was lost within the last hour",
             queries=(Query(_ENDED_BADLY),),
+            runbook=names.RULE_ALERTS[names.RULE_RUN_FAILED],
             width=12,
         ),
     ),
@@ -128,6 +132,8 @@ _RUNS: Final = Row(
     (
         nonfinite_steps(width=12),
         memory_headroom(width=12),
+        collectives_of_runs(width=12),
+        checkpoints(width=12),
         Panel(
             kind="timeseries",
             title="Silence",
@@ -139,6 +145,7 @@ _RUNS: Final = Row(
                     f"time() - {newest(names.RUN_LAST_SEEN_TIMESTAMP)} and on (run_id) {_RUNNING}", RUN_LEGEND
                 ),
             ),
+            runbook=names.RULE_ALERTS[names.RULE_RUN_LOST],
             width=12,
             thresholds=((15, "yellow"), (30, "red")),
             least=0,
@@ -200,6 +207,7 @@ _COLLECTOR: Final = Row(
                 Query(_rate(names.COLLECTOR_REJECTED, "reason"), "{{reason}}"),
                 Query(_rate(names.COLLECTOR_REJECTED_ITEMS, "signal"), "items of {{signal}}"),
             ),
+            runbook="GradwatchCollectorRejecting",
             width=12,
             least=0,
         ),
@@ -231,6 +239,7 @@ _COLLECTOR: Final = Row(
             unit="percentunit",
             empty=_NO_COLLECTOR,
             queries=(Query(_QUEUE_FILLED, "filled"),),
+            runbook="GradwatchCollectorQueueFull",
             width=8,
             least=0,
         ),
@@ -267,5 +276,5 @@ ON_CALL_DASHBOARD: Final = Dashboard(
     since="now-1h",
     refresh="10s",
     rows=(_NOW, _RUNS, _COLLECTOR),
-    findings=True,
+    annotations=(FINDING_MARKS, CHECKPOINT_MARKS),
 )

@@ -1,16 +1,19 @@
-"""How a gradwatch panel, variable and dashboard is made: the rules that hold for every one of them."""
+"""How a gradwatch panel and dashboard is made: the rules that hold for every one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
+import postgres
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models.common import (
+    AxisPlacement,
     BigValueGraphMode,
     BigValueTextMode,
-    DataSourceRef,
     GraphDrawStyle,
     GraphThresholdsStyleMode,
     LegendDisplayMode,
@@ -27,33 +30,37 @@ from grafana_foundation_sdk.models.dashboard import (
     DynamicConfigValue,
     Threshold,
     ThresholdsMode,
-    VariableOption,
-    VariableRefresh,
-    VariableSort,
 )
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from links import of_alert, of_rule, of_run, rule_names
+from variables import (
+    PROMETHEUS_DATASOURCE,
+    addresses,
+    data_sources,
+    epoch_steps,
+    filters,
+    metric_filter,
+    select,
+    stored_filters,
+)
 
 from gradwatch import conventions as names
 
-DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG: Final = "gradwatch"
-
-EXECUTIVE: Final = "gradwatch-executive"
-ON_CALL: Final = "gradwatch-oncall"
-DEBUG: Final = "gradwatch-debug"
-
-# The labels that every dashboard filters by, widest first: each list narrows the next one.
-FILTERS: Final = ("team", "tier", "training_job", "model", "dataset", "run_id")
-METRIC_FILTER: Final = "metric"
-# Team, model and data set may be unknown, and an objective need not be grouped by any of them: such series have
-# the label empty, and `.+` would hide them.
-ALL: Final = ".*"
 
 JOB_LEGEND: Final = "{{training_job}} {{model}} {{dataset}}"
 RUN_LEGEND: Final = "{{training_job}} {{run_id}}"
 
-GridKind = Literal["stat", "timeseries", "table"]
-AnyPanel = stat.Panel | timeseries.Panel | table.Panel
+# What the heat map's columns are called once a query's rows have become a matrix.
+STEP_COLUMN: Final = "step"
+LAYER_COLUMN: Final = "layer"
+NORM_COLUMN: Final = "norm"
+
+_BELOW_ALL: Final = -1000
+
+PanelKind = Literal["stat", "timeseries", "table", "heatmap"]
+AnyPanel = stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel
 
 
 def equal(label: str, value: str) -> str:
@@ -61,14 +68,8 @@ def equal(label: str, value: str) -> str:
     return f'{label}="{value}"'
 
 
-def select(family: names.Family, *matchers: str) -> str:
-    """The family's series within the dashboard's filters, as far as it has those labels."""
-    filters = [f'{label}=~"${label}"' for label in FILTERS if label in family.labels]
-    return f"{family.name}{{{', '.join((*matchers, *filters))}}}"
-
-
 def newest(family: names.Family, *matchers: str) -> str:
-    """The same, as one series for all replicas of the collector."""
+    """The family's series, as one for all replicas of the collector."""
     return over_replicas(select(family, *matchers))
 
 
@@ -84,23 +85,35 @@ def or_zero(expr: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query of a panel. ``legend`` names its series, or in a table its column; ``unit`` is the column's."""
+    """One query of Prometheus. ``legend`` names its series, or in a table its column, of that ``unit``."""
 
     expr: str
     legend: str = ""
     unit: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Sql:
+    """One query of PostgreSQL. ``legend`` names its series by their labels; ``units`` are those of columns."""
+
+    sql: str
+    legend: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One panel. ``unit`` is Grafana's id; ``thresholds`` are (from, colour) above the colour ``base``."""
+    """One panel. ``unit`` is Grafana's id; ``thresholds`` are (from, colour) above the colour ``base``.
 
-    kind: GridKind
+    ``runbook``: the alert about what it shows, whose runbook it leads to. ``colours``: of texts that it shows.
+    """
+
+    kind: PanelKind
     title: str
     description: str
     unit: str
     empty: str
-    queries: tuple[Query, ...]
+    queries: tuple[Query, ...] | tuple[Sql, ...]
     width: int
     height: int = 8
     base: str = "green"
@@ -109,6 +122,8 @@ class Panel:
     most: float | None = None
     logarithmic: bool = False
     bars: bool = False
+    runbook: str | None = None
+    colours: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +135,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """Marks on the time lines. An SQL query has columns ``time``, ``text`` and ``tags``."""
+
+    name: str
+    colour: str
+    query: Query | Sql
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    """One dashboard: its address, whom it is for, the time it shows and its rows."""
+    """One dashboard: its address, whom it is for, the time it shows and its rows.
+
+    ``stored``: its filters offer every run that is stored. ``metrics``, ``epochs``: it asks for these as well.
+    """
 
     uid: str
     title: str
@@ -129,8 +156,10 @@ class Dashboard:
     since: str
     refresh: str
     rows: tuple[Row, ...]
-    metric_filter: bool = False
-    findings: bool = False
+    annotations: tuple[Annotation, ...] = ()
+    stored: bool = False
+    metrics: bool = False
+    epochs: bool = False
 
 
 def build(spec: Dashboard) -> DashboardModel:
@@ -152,14 +181,17 @@ def build(spec: Dashboard) -> DashboardModel:
             .include_vars(True)
             .keep_time(True)
         )
-        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
-    for index, label in enumerate(FILTERS):
-        builder.with_variable(_filter(label, FILTERS[:index]))
-    if spec.metric_filter:
-        builder.with_variable(_metric_filter())
-    if spec.findings:
-        builder.annotation(_findings())
+    for variable in (
+        *data_sources(),
+        *(stored_filters() if spec.stored else filters()),
+        *([metric_filter()] if spec.metrics else []),
+        *([epoch_steps()] if spec.epochs else []),
+        *addresses(),
+    ):
+        builder.with_variable(variable)
+    for annotation in spec.annotations:
+        builder.annotation(_annotation(annotation))
     panel_id = 0
     for row in spec.rows:
         panel_id += 1
@@ -170,46 +202,16 @@ def build(spec: Dashboard) -> DashboardModel:
     return builder.build()
 
 
-# --- Variables and annotations -------------------------------------------------------------------------
-
-
-def _filter(label: str, wider: tuple[str, ...]) -> dashboard.QueryVariable:
-    # Every job has RUNS_LIVE, 0 when it is idle; only runs that are live or sick have RUN_INFO.
-    family = names.RUN_INFO if label == "run_id" else names.RUNS_LIVE
-    chosen = ", ".join(f'{name}=~"${name}"' for name in wider)
-    return _query_variable(label, f"label_values({family.name}{{{chosen}}}, {label})")
-
-
-def _metric_filter() -> dashboard.QueryVariable:
-    return _query_variable(METRIC_FILTER, f"label_values({select(names.LAST_METRIC)}, name)")
-
-
-def _query_variable(name: str, query: str) -> dashboard.QueryVariable:
+def _annotation(spec: Annotation) -> dashboard.AnnotationQuery:
+    annotation = dashboard.AnnotationQuery().name(spec.name).enable(True).icon_color(spec.colour)
+    if isinstance(spec.query, Sql):
+        query = postgres.SqlQuery(spec.query.sql, spec.name, "table")
+        return annotation.datasource(postgres.DATASOURCE).target(query)
     return (
-        dashboard.QueryVariable(name)
-        .label(name.replace("_", " "))
-        .datasource(DATASOURCE)
-        .query({"query": query, "refId": "A"})
-        .definition(query)
-        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(ALL)
-        .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
-    )
-
-
-def _findings() -> dashboard.AnnotationQuery:
-    return (
-        dashboard.AnnotationQuery()
-        .name("Findings")
-        .datasource(DATASOURCE)
-        .enable(True)
-        .icon_color("red")
-        .expr(newest(names.FINDING_ACTIVE))
-        .title_format("{{rule}} ({{severity}})")
-        .text_format("{{training_job}} {{run_id}}")
+        annotation.datasource(PROMETHEUS_DATASOURCE)
+        .expr(spec.query.expr)
+        .title_format(spec.query.legend)
+        .text_format(RUN_LEGEND)
         .tag_keys("rule,severity")
         .step("10s")
     )
@@ -222,32 +224,46 @@ def _panel(spec: Panel) -> AnyPanel:
     panel = _KINDS[spec.kind](spec)
     steps = [Threshold(None, spec.base), *(Threshold(value, colour) for value, colour in spec.thresholds)]
     panel.title(spec.title).description(spec.description).unit(spec.unit).no_value(spec.empty)
-    panel.datasource(DATASOURCE).span(spec.width).height(spec.height)
+    panel.span(spec.width).height(spec.height)
     panel.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
     if spec.least is not None:
         panel.min(spec.least)
     if spec.most is not None:
         panel.max(spec.most)
+    if spec.runbook is not None:
+        runbook = dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).url(of_alert(spec.runbook))
+        panel.links([runbook.target_blank(True)])
     for query, ref_id in zip(spec.queries, "ABCDEFGH", strict=False):
-        target = prometheus.Dataquery().datasource(DATASOURCE).ref_id(ref_id).expr(query.expr)
-        if spec.kind == "table":
-            target.instant().format(PromQueryFormat.TABLE)
-        elif spec.kind == "stat":
-            target.instant().legend_format(query.legend)
-        else:
-            target.range().legend_format(query.legend)
-        panel.with_target(target)
+        panel.with_target(_target(spec, query, ref_id))
+    is_sql = isinstance(spec.queries[0], Sql)
+    panel.datasource(postgres.DATASOURCE if is_sql else PROMETHEUS_DATASOURCE)
     return panel
+
+
+def _target(spec: Panel, query: Query | Sql, ref_id: str) -> Builder[Dataquery]:
+    if isinstance(query, Sql):
+        return postgres.SqlQuery(query.sql, ref_id, "time_series" if spec.kind == "timeseries" else "table")
+    target = prometheus.Dataquery().datasource(PROMETHEUS_DATASOURCE).ref_id(ref_id).expr(query.expr)
+    if spec.kind == "table":
+        return target.instant().format(PromQueryFormat.TABLE)
+    return (target.instant() if spec.kind == "stat" else target.range()).legend_format(query.legend)
 
 
 def _stat(spec: Panel) -> stat.Panel:
     named = any(query.legend for query in spec.queries)
-    return (
+    shown = common.ReduceDataOptions().calcs(["lastNotNull"])
+    if spec.unit == "string":
+        shown.fields("/.*/")  # numbers only unless told
+    panel = (
         stat.Panel()
         .graph_mode(BigValueGraphMode.NONE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME if named else BigValueTextMode.VALUE)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .reduce_options(shown)
     )
+    if spec.colours:
+        mapping = _mapping({text: {"color": colour} for text, colour in spec.colours})
+        panel.override_by_regexp(".*", [DynamicConfigValue("mappings", [mapping])])
+    return panel
 
 
 def _timeseries(spec: Panel) -> timeseries.Panel:
@@ -268,42 +284,103 @@ def _timeseries(spec: Panel) -> timeseries.Panel:
     if spec.bars:
         panel.draw_style(GraphDrawStyle.BARS).fill_opacity(70)
         panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+    legend = next((query.legend for query in spec.queries if query.legend), "")
+    if isinstance(spec.queries[0], Sql) and legend:
+        panel.display_name(legend)
+    if "run_id" in legend:
+        of_this = of_run("${__field.labels.run_id:percentencode}")
+        panel.override_by_field_type("number", [DynamicConfigValue("links", of_this)])
     return panel
 
 
 def _table(spec: Panel) -> table.Panel:
-    """One row for each set of labels; the queries' values are columns named by their legends."""
-    only = len(spec.queries) == 1
-    columns = {
-        "Value" if only else f"Value #{ref_id}": query
-        for query, ref_id in zip(spec.queries, "ABCDEFGH", strict=False)
-    }
-    hidden = {"Time": True, **{column: True for column, query in columns.items() if not query.legend}}
-    shown = {column: query.legend for column, query in columns.items() if query.legend}
-    panel = (
-        table.Panel()
-        .show_header(True)
-        .with_transformation(DataTransformerConfig(id_val="merge", options={}))
-        .with_transformation(
-            DataTransformerConfig(
-                id_val="organize", options={"excludeByName": hidden, "renameByName": shown, "indexByName": {}}
-            )
-        )
-        .override_by_name("run_id", [DynamicConfigValue("links", [_RUN_LINK])])
-    )
+    """A query's rows as they are; of Prometheus one for each set of labels, queries' values as columns."""
+    panel = table.Panel().show_header(True)
+    units: dict[str, str] = {}
     for query in spec.queries:
-        if query.legend and query.unit:
-            panel.override_by_name(query.legend, [DynamicConfigValue("unit", query.unit)])
+        if isinstance(query, Sql):
+            units |= dict(query.units)
+        elif query.legend and query.unit:
+            units[query.legend] = query.unit
+    if not isinstance(spec.queries[0], Sql):
+        _as_one_table(panel, [query for query in spec.queries if isinstance(query, Query)])
+    panel.override_by_name(
+        "run_id", [DynamicConfigValue("links", of_run("${__value.raw:percentencode}"))]
+    ).override_by_name(
+        "rule",
+        [
+            DynamicConfigValue("mappings", [_mapping(rule_names())]),
+            DynamicConfigValue("links", [of_rule()]),
+        ],
+    )
+    for column, unit in units.items():
+        panel.override_by_name(column, [DynamicConfigValue("unit", unit)])
     return panel
 
 
-_RUN_LINK: Final = {
-    "title": "Debug this run",
-    "url": f"/d/{DEBUG}?var-run_id=${{__value.raw:percentencode}}&${{__url_time_range}}"
-    "&var-datasource=${datasource}",
-}
-_KINDS: Final[Mapping[GridKind, Callable[[Panel], AnyPanel]]] = {
+def _as_one_table(panel: table.Panel, queries: list[Query]) -> None:
+    only = len(queries) == 1
+    columns = {
+        "Value" if only else f"Value #{ref_id}": query
+        for query, ref_id in zip(queries, "ABCDEFGH", strict=False)
+    }
+    hidden = {"Time": True, **{column: True for column, query in columns.items() if not query.legend}}
+    shown = {column: query.legend for column, query in columns.items() if query.legend}
+    panel.with_transformation(DataTransformerConfig(id_val="merge", options={})).with_transformation(
+        DataTransformerConfig(
+            id_val="organize", options={"excludeByName": hidden, "renameByName": shown, "indexByName": {}}
+        )
+    )
+
+
+def _heatmap(spec: Panel) -> heatmap.Panel:
+    """Layers over steps, of a query with the columns step, layer and norm."""
+    return (
+        heatmap.Panel()
+        .with_transformation(
+            DataTransformerConfig(
+                id_val="groupingToMatrix",
+                options={
+                    "rowField": STEP_COLUMN,
+                    "columnField": LAYER_COLUMN,
+                    "valueField": NORM_COLUMN,
+                    "emptyValue": "null",
+                },
+            )
+        )
+        # The first field of a matrix is text, whatever it was, and its name is of both.
+        .with_transformation(
+            DataTransformerConfig(
+                id_val="convertFieldType",
+                options={
+                    "fields": {},
+                    "conversions": [
+                        {"targetField": rf"{STEP_COLUMN}\{LAYER_COLUMN}", "destinationType": "number"}
+                    ],
+                },
+            )
+        )
+        .calculate(False)
+        .cell_gap(0)
+        .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
+        # What is not above 1e-9 would be left out, and most decades are negative.
+        .filter_values(heatmap.FilterValueRange().le(_BELOW_ALL))
+        .y_axis(heatmap.YAxisConfig().axis_placement(AxisPlacement.LEFT).reverse(True))
+        .cell_values(heatmap.CellValues().unit(spec.unit))
+        .tooltip(heatmap.HeatmapTooltip().mode(TooltipDisplayMode.SINGLE))
+        .show_legend()
+    )
+
+
+def _mapping(results: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
+    """Texts and colours in place of values."""
+    options = {value: {**result, "index": index} for index, (value, result) in enumerate(results.items())}
+    return {"type": "value", "options": options}
+
+
+_KINDS: Final[Mapping[PanelKind, Callable[[Panel], AnyPanel]]] = {
     "stat": _stat,
     "timeseries": _timeseries,
     "table": _table,
+    "heatmap": _heatmap,
 }

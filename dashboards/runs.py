@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from panels import RUN_LEGEND, Panel, Query, newest, over_replicas, select
+from panels import RUN_LEGEND, Annotation, Panel, Query, newest, over_replicas
+from variables import select
 
 from gradwatch import conventions as names
 
@@ -29,6 +30,7 @@ def nonfinite_steps(*, width: int) -> Panel:
         thresholds=((1, "red"),),
         least=0,
         bars=True,
+        runbook=names.RULE_ALERTS[names.RULE_NONFINITE],
     )
 
 
@@ -47,4 +49,10 @@ def memory_headroom(*, width: int) -> Panel:
         thresholds=((0.1, "green"),),
         least=0,
         most=1,
+        runbook=names.RULE_ALERTS[names.RULE_MEMORY_HEADROOM],
     )
+
+
+FINDING_MARKS: Final = Annotation(
+    name="Findings", colour="red", query=Query(newest(names.FINDING_ACTIVE), "{{rule}} ({{severity}})")
+)

@@ -66,7 +66,7 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def _running(command: Sequence[str], *, ready: str, log: Path) -> Iterator[None]:
+def running(command: Sequence[str], *, ready: str, log: Path) -> Iterator[None]:
     """Run a server until the block ends; ``ready`` is a URL that answers 200 once it serves."""
     with (
         log.open("wb") as output,
@@ -316,7 +316,7 @@ def prometheus(configuration: Configuration, data: Path, *options: str) -> Itera
         f"--web.listen-address={listen}",
         *options,
     ]
-    with _running(command, ready=f"http://{listen}/-/ready", log=data / "prometheus.log"):
+    with running(command, ready=f"http://{listen}/-/ready", log=data / "prometheus.log"):
         yield Prometheus(f"http://{listen}")
 
 
@@ -330,5 +330,5 @@ def alertmanager(configuration: Configuration, data: Path, listen: str) -> Itera
         f"--web.listen-address={listen}",
         "--cluster.listen-address=",
     ]
-    with _running(command, ready=f"http://{listen}/-/ready", log=data / "alertmanager.log"):
+    with running(command, ready=f"http://{listen}/-/ready", log=data / "alertmanager.log"):
         yield f"http://{listen}"

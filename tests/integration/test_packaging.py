@@ -114,4 +114,4 @@ def test_alerts_and_dashboards_are_exported_from_an_installation(
     done = python(installed, with_collector, code=command(name, "export", str(target)))
     assert (done.returncode, done.stderr) == (0, "")
     exported = {path.suffix for path in target.rglob("*") if path.is_file()}
-    assert exported == ({".yaml", ".md", ".tmpl"} if name == "alerts" else {".json", ".yaml"})
+    assert exported == ({".yaml", ".md", ".tmpl"} if name == "alerts" else {".json", ".sql", ".yaml"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,14 +59,46 @@ def dashboards() -> None:
 
 @dashboards.command("export")
 @_directory
-def export_dashboards(directory: Path) -> None:
+@click.option(
+    "--collector-url",
+    default=None,
+    metavar="URL",
+    help="Where browsers reach the collector, whose run pages panels lead to [default: http://127.0.0.1:4318].",
+)
+@click.option(
+    "--runbook-url", default=None, metavar="URL", help="Folder of runbooks that panels lead to [default: ours]."
+)
+def export_dashboards(directory: Path, collector_url: str | None, runbook_url: str | None) -> None:
     """Copy dashboards and provisioning files into DIRECTORY.
 
     \b
     Example:
-      gradwatch dashboards export /etc/grafana/gradwatch
+      gradwatch dashboards export /etc/gradwatch/dashboards --collector-url https://gradwatch.example.org
     """
+    addresses = {"collector": collector_url, "runbooks": runbook_url}
+    told = {name: _web_address(url) for name, url in addresses.items() if url is not None}
     _export("dashboards", directory)
+    if told:
+        try:
+            for path in sorted((directory / "grafana").glob("*.json")):
+                _set_constants(path, told)
+        except OSError as error:
+            raise _cannot_write(directory, error) from error
+
+
+def _web_address(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]\S*", url):
+        raise click.BadParameter(f"{url!r} is not an address such as https://gradwatch.example.org")
+    return url.rstrip("/")
+
+
+def _set_constants(path: Path, values: Mapping[str, str]) -> None:
+    """Give constants of a dashboard other values."""
+    dashboard = json.loads(path.read_text(encoding="utf-8"))
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "constant" and variable["name"] in values:
+            variable["query"] = values[variable["name"]]
+    path.write_text(json.dumps(dashboard, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _export_objects(directory: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 POSTGRESQL: Final = "postgresql"
 # The newest migration: a database that has it needs no look at the others.
-REVISION: Final = "0012_corrupt_checkpoints"
+REVISION: Final = "0013_views_for_dashboards"
 T = TypeVar("T")
 _BUSY_SECONDS: Final = 30
 # SQLite takes 32 766, PostgreSQL 65 535.

@@ -11,20 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from gradwatch import conventions as names
 
-DASHBOARDS = Path(__file__).parents[3] / "dashboards"
+REPOSITORY = Path(__file__).parents[3]
+DASHBOARDS = REPOSITORY / "dashboards"
+RUNBOOKS = REPOSITORY / "alerts" / "runbooks"
 FILES = sorted((DASHBOARDS / "grafana").glob("*.json"))
 FILTERS = ("team", "tier", "training_job", "model", "dataset", "run_id")
-DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+PROMETHEUS = {"type": "prometheus", "uid": "${prometheus_datasource}"}
+POSTGRES = {"type": "postgres", "uid": "${postgres_datasource}"}
+OF_RUN = "gradwatch-run"
 
 SERIES = {
     f"{family.name}{suffix}": family
     for family in names.FAMILIES
     for suffix in (("_bucket",) if family.kind == "histogram" else ("",))
 }
+# What dashboard-linter takes for a unit, as far as anything here has one of them.
+UNITS = {"none", "string", "short", "percentunit", "sci", "bytes", "s", "cps", "dateTimeFromNow"}
+# What `requirements` ask of each, by the titles of panels.
+WANTED = {
+    "gradwatch-executive": {
+        "Training success rate", "Cost per epoch", "Model validation metric", "Active experiments",
+        "Error budget left",
+    },
+    "gradwatch-oncall": {
+        "Failing jobs", "Non-finite steps", "Memory headroom", "Collective latency", "Recent checkpoints",
+        "Open findings",
+    },
+    "gradwatch-debug": {
+        "Gradient norms by layer", "Loss", "Learning rate", "Non-finite batches", "GPU utilization",
+        "Network latency",
+    },
+    "gradwatch-run": {
+        "Status", "Loss", "Learning rate", "Gradient norms by layer", "Step time by phase", "Memory headroom",
+        "Findings", "Recent checkpoints",
+    },
+}  # fmt: skip
 
 
 def load(path: Path) -> Any:
@@ -35,11 +59,24 @@ def panels_of(path: Path) -> list[dict[str, Any]]:
     return [panel for panel in load(path)["panels"] if panel["type"] != "row"]
 
 
+def variables_of(path: Path, kind: str) -> dict[str, dict[str, Any]]:
+    return {v["name"]: v for v in load(path)["templating"]["list"] if v["type"] == kind}
+
+
 def queries_of(path: Path) -> list[str]:
-    exprs = [target["expr"] for panel in panels_of(path) for target in panel["targets"]]
-    annotations = [a["expr"] for a in load(path)["annotations"].get("list", [])]
-    variables = [v["query"]["query"] for v in load(path)["templating"]["list"] if v["type"] == "query"]
-    return exprs + annotations + variables
+    """What is asked of Prometheus."""
+    exprs = [target["expr"] for panel in panels_of(path) for target in panel["targets"] if "expr" in target]
+    annotations = [a["expr"] for a in load(path)["annotations"].get("list", []) if "expr" in a]
+    filters = variables_of(path, "query").values()
+    return exprs + annotations + [v["query"]["query"] for v in filters if v["datasource"] == PROMETHEUS]
+
+
+def urls_in(told: Any) -> list[str]:
+    """Every address that anything leads to."""
+    if isinstance(told, dict):
+        here = [told["url"]] if isinstance(told.get("url"), str) and told["url"] else []
+        return here + [url for each in told.values() for url in urls_in(each)]
+    return [url for each in told for url in urls_in(each)] if isinstance(told, list) else []
 
 
 def build(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -72,8 +109,12 @@ def test_a_dashboard_that_differs_from_what_the_code_builds_is_reported(tmp_path
     assert result.stderr == f"{edited} is out of date: run python dashboards/build.py\n"
 
 
-def test_there_is_one_dashboard_each_for_executives_on_call_and_debuggers() -> None:
-    assert [path.stem for path in FILES] == ["gradwatch-debug", "gradwatch-executive", "gradwatch-oncall"]
+def test_there_is_one_dashboard_each_for_executives_on_call_debuggers_and_a_run_with_what_they_ask_for() -> (
+    None
+):
+    assert {path.stem for path in FILES} == WANTED.keys()
+    for path in FILES:
+        assert WANTED[path.stem] <= {panel["title"] for panel in panels_of(path)}
 
 
 # Version 1 is the model that files can provision into every Grafana in use.
@@ -96,8 +137,62 @@ def test_a_dashboard_has_a_fixed_address_and_cannot_be_edited_in_place(path: Pat
     assert dashboard["editable"] is False
     assert dashboard["title"].startswith("gradwatch / ")
     assert dashboard["description"]
+    assert dashboard["refresh"]
+    assert dashboard["time"]["to"] == "now"
     assert "id" not in dashboard
     assert "__inputs" not in dashboard
+
+
+# --- Variables -----------------------------------------------------------------------------------------
+
+
+@each_dashboard
+def test_the_data_sources_can_be_chosen_and_have_the_names_that_dashboard_linter_wants(path: Path) -> None:
+    found = {name: (v["query"], v["label"]) for name, v in variables_of(path, "datasource").items()}
+    assert found == {
+        "prometheus_datasource": ("prometheus", "Prometheus data source"),
+        "postgres_datasource": ("postgres", "Postgres data source"),
+    }
+
+
+@each_dashboard
+def test_the_filters_are_the_same_everywhere_and_let_empty_labels_through(path: Path) -> None:
+    filters = variables_of(path, "query")
+    assert tuple(filters)[: len(FILTERS)] == FILTERS
+    for variable in filters.values():
+        assert variable["datasource"] == (POSTGRES if path.stem == OF_RUN else PROMETHEUS)
+        assert (variable["multi"], variable["includeAll"]) == (True, True)
+        assert variable["allValue"] == ".*"
+        assert variable["refresh"] == 2  # on time range change
+        assert variable["current"]["value"] == ["$__all"]
+
+
+@each_dashboard
+def test_each_filter_is_narrowed_by_all_wider_ones(path: Path) -> None:
+    for index, (label, variable) in enumerate(list(variables_of(path, "query").items())[: len(FILTERS)]):
+        asked = set(re.findall(r"\$\{?(\w+)", variable["definition"]))
+        assert asked == set(FILTERS[:index]), label
+
+
+@each_dashboard
+def test_every_variable_is_there_for_something_and_none_is_missing(path: Path) -> None:
+    dashboard = load(path)
+    text = json.dumps({**dashboard, "templating": {}}) + json.dumps([*variables_of(path, "query").values()])
+    used = {name for name in re.findall(r"\$\{?([a-z]\w*)", text) if not name.startswith("__")}
+    there = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert used - there == set()
+    assert there - used == set()
+
+
+@each_dashboard
+def test_links_lead_to_addresses_that_nobody_can_put_into_a_link(path: Path) -> None:
+    found = variables_of(path, "constant")
+    assert all(variable["skipUrlSync"] for variable in found.values())
+    constants = {name: variable["query"] for name, variable in found.items()}
+    assert constants == {"collector": "http://127.0.0.1:4318", "runbooks": names.RUNBOOK_BASE_URL}
+
+
+# --- Links ---------------------------------------------------------------------------------------------
 
 
 @each_dashboard
@@ -109,21 +204,52 @@ def test_dashboards_lead_to_each_other_and_keep_time_and_filters(path: Path) -> 
 
 
 @each_dashboard
-def test_the_filters_are_the_same_everywhere_and_let_empty_labels_through(path: Path) -> None:
-    datasource, *filters = load(path)["templating"]["list"]
-    assert (datasource["type"], datasource["name"], datasource["query"]) == (
-        "datasource",
-        "datasource",
-        "prometheus",
+def test_every_link_leads_to_a_dashboard_a_run_or_a_runbook_that_there_is(path: Path) -> None:
+    run = r"\$\{__(?:value\.raw|field\.labels\.run_id):percentencode\}"
+    kept = re.escape(
+        "&${__url_time_range}&${prometheus_datasource:queryparam}&${postgres_datasource:queryparam}"
     )
-    assert tuple(f["name"] for f in filters)[: len(FILTERS)] == FILTERS
-    for variable in filters:
-        assert variable["type"] == "query"
-        assert variable["datasource"] == DATASOURCE
-        assert (variable["multi"], variable["includeAll"]) == (True, True)
-        assert variable["allValue"] == ".*"
-        assert variable["refresh"] == 2  # on time range change
-        assert variable["current"]["value"] == ["$__all"]
+    for url in urls_in(load(path)):
+        if found := re.fullmatch(rf"/d/([a-z-]+)\?var-run_id={run}{kept}", url):
+            assert found[1] in WANTED
+        elif found := re.fullmatch(r"\$\{runbooks:raw\}/(.+)\.md", url):
+            assert found[1] == "${__value.text}" or (RUNBOOKS / f"{found[1]}.md").is_file()
+        else:
+            assert re.fullmatch(rf"\$\{{collector:raw\}}/runs/{run}", url), url
+
+
+def override(panel: dict[str, Any], name: str) -> dict[str, Any]:
+    return {
+        each["id"]: each["value"]
+        for found in panel["fieldConfig"]["overrides"]
+        if found["matcher"]["options"] == name
+        for each in found["properties"]
+    }
+
+
+@each_panel
+def test_whatever_is_about_a_run_leads_to_it_and_whatever_is_about_a_rule_to_its_runbook(
+    panel: dict[str, Any],
+) -> None:
+    if panel["type"] == "table":
+        assert {link["title"] for link in override(panel, "run_id")["links"]} == {
+            "This run", "Debug this run", "Run page of the collector",
+        }  # fmt: skip
+        rule = override(panel, "rule")
+        (mapping,) = rule["mappings"]
+        assert {name: told["text"] for name, told in mapping["options"].items()} == names.RULE_ALERTS
+        assert [link["title"] for link in rule["links"]] == ["Runbook"]
+        for alert in names.RULE_ALERTS.values():
+            assert (RUNBOOKS / f"{alert}.md").is_file()
+    elif panel["type"] == "timeseries":
+        legends = [target.get("legendFormat", "") for target in panel["targets"]]
+        by_run = any(
+            "run_id" in each for each in [*legends, panel["fieldConfig"]["defaults"].get("displayName", "")]
+        )
+        assert ("links" in override(panel, "number")) is by_run
+
+
+# --- Panels --------------------------------------------------------------------------------------------
 
 
 @each_dashboard
@@ -144,26 +270,70 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_what_no_data_means(panel: 
     defaults = panel["fieldConfig"]["defaults"]
     assert panel["title"]
     assert panel["description"].endswith(".")
-    assert defaults["unit"]
+    assert defaults["unit"] in UNITS
     assert defaults["noValue"]
     assert defaults["thresholds"]["steps"][0]["value"] is None
+    for found in panel["fieldConfig"]["overrides"]:
+        assert {each["value"] for each in found["properties"] if each["id"] == "unit"} <= UNITS
+
+
+@pytest.mark.parametrize("uid", ["gradwatch-debug", "gradwatch-run"])
+def test_a_heat_map_shows_negative_decades_and_turns_rows_into_layers_over_steps(uid: str) -> None:
+    (panel,) = (p for p in panels_of(DASHBOARDS / "grafana" / f"{uid}.json") if p["type"] == "heatmap")
+    assert panel["options"]["calculate"] is False
+    assert panel["options"]["filterValues"]["le"] < -12  # as cold as a cell gets
+    matrix, converted = panel["transformations"]
+    row, column, value = (matrix["options"][f"{field}Field"] for field in ("row", "column", "value"))
+    assert re.search(rf"AS {row}, name AS {column}, max\(norm\) AS {value}\n", panel["targets"][0]["rawSql"])
+    assert matrix["options"]["emptyValue"] == "null"
+    assert converted["options"]["conversions"] == [
+        {"targetField": f"{row}\\{column}", "destinationType": "number"}
+    ]
 
 
 @each_panel
-def test_a_panel_asks_the_chosen_data_source(panel: dict[str, Any]) -> None:
-    assert panel["datasource"] == DATASOURCE
+def test_a_panel_asks_one_of_the_chosen_data_sources(panel: dict[str, Any]) -> None:
+    source = panel["datasource"]
+    assert source in (PROMETHEUS, POSTGRES)
     assert panel["targets"]
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     for target in panel["targets"]:
-        assert target["datasource"] == DATASOURCE
-        assert target["instant"] is (panel["type"] != "timeseries")
+        assert target["datasource"] == source
+        if source == PROMETHEUS:
+            assert target["instant"] is (panel["type"] != "timeseries")
+        else:
+            assert target["format"] == ("time_series" if panel["type"] == "timeseries" else "table")
+            assert (target["rawQuery"], target["editorMode"]) == (True, "code")
+            assert "PostgreSQL" in panel["fieldConfig"]["defaults"]["noValue"] or panel["type"] in (
+                "stat",
+                "table",
+            )
 
 
 @each_panel
 def test_a_panel_of_device_series_says_that_it_is_for_gpu_runs(panel: dict[str, Any]) -> None:
     device = {m.prometheus_name for m in names.RUN_GAUGES if names.DEVICE in m.attributes}
-    shown = {name for target in panel["targets"] for name in re.findall(r"\w+", target["expr"])}
-    assert bool(device & shown) == panel["description"].startswith("GPU runs only")
+    stored = {m.name for m in names.RUN_GAUGES if names.DEVICE in m.attributes}
+    shown = {
+        name
+        for target in panel["targets"]
+        for name in re.findall(r"[\w.]+", target.get("expr") or target["rawSql"])
+    }
+    assert bool((device | stored) & shown) == panel["description"].startswith("GPU runs only")
+
+
+@each_panel
+def test_names_of_senders_reach_sql_only_where_they_cannot_end_what_they_are_in(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        sql = target.get("rawSql", "")
+        for found in re.finditer(r"\$\{?([a-z]\w*)", sql):
+            if not found[1].startswith("__"):
+                before, after = sql[: found.start()], sql[found.start() :]
+                between_dollars = before.endswith(r"$$\A(") and re.match(r"\$\{\w+:regex\}\)\\Z\$\$", after)
+                assert between_dollars or re.match(r"\$\{\w+:sqlstring\}", after), after[:40]
+
+
+# --- PromQL --------------------------------------------------------------------------------------------
 
 
 @each_dashboard
@@ -193,9 +363,17 @@ def test_counters_are_only_seen_as_rates_over_grafana_s_interval(path: Path) -> 
 def test_panels_about_runs_and_jobs_obey_every_filter_their_series_have(path: Path) -> None:
     for panel in panels_of(path):
         for target in panel["targets"]:
-            for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", target["expr"]):
+            for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", target.get("expr", "")):
                 expected = {f'{label}=~"${label}"' for label in FILTERS if label in SERIES[name].labels}
                 assert expected <= set(matchers.split(", "))
+
+
+@each_dashboard
+def test_panels_of_stored_runs_obey_every_filter(path: Path) -> None:
+    for panel in panels_of(path):
+        for target in panel["targets"]:
+            if "rawSql" in target:
+                assert set(FILTERS) <= set(re.findall(r"\$\{(\w+):regex\}", target["rawSql"]))
 
 
 def test_every_family_that_the_collector_shows_has_a_panel() -> None:
@@ -203,21 +381,8 @@ def test_every_family_that_the_collector_shows_has_a_panel() -> None:
     assert {family.name for name, family in SERIES.items() if name not in shown} == set()
 
 
-def test_findings_are_marked_on_the_time_lines_of_on_call_and_debug() -> None:
-    marked = {path.stem: [a["expr"] for a in load(path)["annotations"].get("list", [])] for path in FILES}
-    for uid in ("gradwatch-oncall", "gradwatch-debug"):
-        (expr,) = marked[uid]
-        assert names.FINDING_ACTIVE.name in expr
-
-
-def test_provisioning_names_prometheus_and_a_read_only_folder() -> None:
-    (source,) = yaml.safe_load(
-        (DASHBOARDS / "provisioning" / "datasources" / "gradwatch.yaml").read_text("utf-8")
-    )["datasources"]
-    scrape = yaml.safe_load((DASHBOARDS.parent / "alerts" / "prometheus.yaml").read_text("utf-8"))["global"]
-    assert source["type"] == "prometheus"
-    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]
-    (provider,) = yaml.safe_load(
-        (DASHBOARDS / "provisioning" / "dashboards" / "gradwatch.yaml").read_text("utf-8")
-    )["providers"]
-    assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)
+@pytest.mark.parametrize("uid", ["gradwatch-oncall", "gradwatch-debug", "gradwatch-run"])
+def test_findings_and_checkpoints_are_marked_on_the_time_lines(uid: str) -> None:
+    marks = load(DASHBOARDS / "grafana" / f"{uid}.json")["annotations"]["list"]
+    assert [mark["name"] for mark in marks] == ["Findings", "Checkpoints"]
+    assert all(mark["enable"] for mark in marks)
