@@ -75,6 +75,13 @@ def test_it_stays_one_finding_when_the_run_that_it_is_told_of_comes_back(databas
     assert (second.run_id, second.evidence["count"]) == (first.run_id, 6)
 
 
+def test_an_outage_that_is_replayed_is_as_old_as_what_was_last_heard_of_its_runs(database: Engine) -> None:
+    runs = [replace(run, last_seen_at=at(place)) for place, run in enumerate(many(6))]
+    note(database, runs)
+    (found,) = outages(database, runs)
+    assert found.as_of == at(5)
+
+
 def test_it_pages_as_soon_as_a_production_run_is_among_them(database: Engine) -> None:
     experiments, runs = many(6, tier="experiment"), many(2)
     note(database, experiments)

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from gradwatch import conventions as c
 from gradwatch_collector.findings.figures import SECOND
 from gradwatch_collector.findings.observation import Observation, Scene, Severity
-from gradwatch_collector.findings.rule import ParametersOf, SceneRule
+from gradwatch_collector.findings.rule import ParametersOf, SceneRule, limited
 from gradwatch_collector.findings.store import OPEN
 from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.storage import schema
@@ -29,7 +29,7 @@ class Parameters:
     """
 
     runs: int = 5
-    share: float = 0.2
+    share: float = limited(0.2, most=1.0)
     seconds: float = 600.0
 
 
@@ -59,6 +59,7 @@ def detect(scene: Scene, parameters_of: ParametersOf) -> Iterator[Observation]:
         severity=Severity.for_tier(told.tier),
         first_seen=min(since[run.run_id] for run in together),
         last_seen=scene.now,
+        as_of=max(run.last_seen_at for run in together),
         evidence={
             "count": len(together),
             "live": len(live),
