@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo bench-findings bench-alerts soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts servers clean
+.PHONY: help demo test lint format bench bench-agent bench-collector bench-fleet bench-slo bench-findings bench-alerts soak-outage soak-kills soak-harm soak-sigterm soak-fuzz simulate-verdicts screenshot servers clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ soak-fuzz: $(VENV)/.dev ## Send the collector a million spoiled requests, and lo
 
 simulate-verdicts: $(VENV)/.dev ## Simulate how often an alert on few runs is false, and write it into docs/slo.md
 	$(BIN)/python benchmarks/verdicts.py
+
+screenshot: $(VENV)/.dev servers ## Take the picture of the run page that README opens with, of the demo's data
+	$(BIN)/python scripts/screenshot
 
 servers: ## Install Debian's Prometheus, Alertmanager, HAProxy, PgBouncer and Chromium for the tests, where that is allowed
 	@scripts/install-servers
