@@ -202,14 +202,27 @@ def test_after_so_many_good_steps_of_a_live_run_it_is_over(
 ) -> None:
     note_nonfinite(database, *reports)
     later = replace(RUN, last_step=last_step)
-    assert bool(detect(database, [later])) is is_open
-    assert detect(database, [replace(later, last_loss_nonfinite=True)])
-    assert detect(database, [replace(later, status=Status.SUCCEEDED, ended_at=at(9))])
+    sick, ended = (
+        replace(later, last_loss_nonfinite=True),
+        replace(later, status=Status.SUCCEEDED, ended_at=at(9)),
+    )
+    (found,) = detect(database, [later])
+    assert found.is_over is not is_open
+    for run in (sick, ended):
+        (found,) = detect(database, [run])
+        assert not found.is_over
 
 
-def test_what_an_earlier_attempt_did_is_over(database: Engine) -> None:
+def test_what_an_earlier_attempt_did_is_over_and_kept(database: Engine) -> None:
     note_nonfinite(database, (40, 1), (41, 2), (42, 3))
-    assert detect(database, [replace(RUN, attempt=2)]) == []
+    (first,) = detect(database, [RUN])
+    (second,) = detect(database, [replace(RUN, attempt=2)])
+    assert (first.is_over, second.is_over, second.attempt) == (False, True, 1)
+    for observation, state in ((second, "resolved"), (first, "open"), (second, "resolved")):
+        with transaction(database) as connection:
+            reconcile(connection, [observation], at(100))
+        (row,) = stored(database)
+        assert (row["state"], row["resolved_at"] is None, row["step"]) == (state, state == "open", 40)
 
 
 def test_bad_steps_of_different_ranks_do_not_add_up(database: Engine) -> None:

@@ -101,8 +101,9 @@ def test_a_run_that_went_bad_is_told_from_its_start_to_its_end(database: Engine,
         ("30.0 s", "attempt 2 started"),
         ("45.0 s", r"target reached at step 6 val_loss\<=0.5 with 0.49"),
         ("50.0 s", "attempt 2 succeeded"),
+        ("51.0 s", "finding nonfinite resolved"),
     ]
-    assert "nonfinite (ticket, open): attempt 1, step 4, layer fc.weight" in section(told, "Findings")
+    assert "nonfinite (ticket, resolved): attempt 1, step 4, layer fc.weight" in section(told, "Findings")
     assert "Likely cause: A loss or gradient became NaN or Inf" in section(told, "Findings")
     assert "[Runbook](https://" in section(told, "Findings")
     box = section(told, "Last steps in the black box")

@@ -31,7 +31,7 @@ class Observation:
     """One thing that is wrong with one attempt of one run now. Moments in Unix nanoseconds.
 
     ``as_of``: of which moment it tells, where that is not ``last_seen``: what waited on a disk for long wakes
-    nobody, though it is seen only now.
+    nobody, though it is seen only now. ``is_over``: it is kept as resolved, for those who ask what happened.
     """
 
     run_id: str
@@ -46,6 +46,7 @@ class Observation:
     born_in: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     as_of: int | None = None
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

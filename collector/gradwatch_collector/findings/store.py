@@ -57,22 +57,25 @@ def reconcile(
     """Make the stored findings match what is wrong now.
 
     Findings whose rule has not observed them for ``clears_after`` (in seconds, by rule; else at all) are
-    resolved, but for those of ``unread`` runs. ``now`` in Unix nanoseconds.
+    resolved, but for those of ``unread`` runs, and at once those that it says are over. ``now`` in Unix
+    nanoseconds.
     """
     finding = schema.finding
     observed = {(o.run_id, o.attempt, o.rule): o for o in observations}
     stored = _stored(connection, observed)
     for key, o in observed.items():
         row = stored.get(key)
+        if o.is_over and row is not None:
+            continue
         values = {
             "severity": _loudness(o, row, now),
-            "state": OPEN,
+            "state": RESOLVED if o.is_over else OPEN,
             "rank": o.rank,
             "step": o.step,
             "layer": o.layer,
             "born_in": o.born_in,
             "last_seen": o.last_seen,
-            "resolved_at": None,
+            "resolved_at": now if o.is_over else None,
             "evidence": dict(o.evidence),
         }
         if row is None or row["state"] != OPEN:
@@ -89,15 +92,26 @@ def reconcile(
     cleared = [
         row["finding_id"]
         for key, row in stored.items()
-        if row["state"] == OPEN
-        and key not in observed
-        and row["run_id"] not in unread
-        and now - row["last_seen"] >= clears_after.get(row["rule"], 0.0) * _SECOND
+        if row["state"] == OPEN and _is_over(key, row, observed.get(key), unread, now, clears_after)
     ]
     for some in batched(cleared):
         connection.execute(
             update(finding).where(finding.c.finding_id.in_(some)).values(state=RESOLVED, resolved_at=now)
         )
+
+
+def _is_over(
+    key: _Key,
+    row: RowMapping,
+    seen: Observation | None,
+    unread: Collection[str],
+    now: int,
+    clears_after: Mapping[str, float],
+) -> bool:
+    if seen is not None:
+        return seen.is_over
+    run_id, _, rule = key
+    return run_id not in unread and now - row["last_seen"] >= clears_after.get(rule, 0.0) * _SECOND
 
 
 def _loudness(o: Observation, row: RowMapping | None, now: int) -> Severity:

@@ -40,15 +40,16 @@ class Parameters:
 
 
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
-    """Yield one observation for each run whose latest attempt has non-finite steps; repeated ones are loud."""
+    """Yield one observation for each attempt with non-finite steps; repeated ones are loud.
+
+    Those of an earlier attempt are over, and so are they after enough good steps of a live run.
+    """
     runs = {run.run_id: run for run in scene.runs}
     parameters = {run.run_id: known for run in scene.runs if (known := parameters_of(run)) is not None}
     for (run_id, attempt), group in groupby(
         _reports(scene.connection, list(parameters)), key=lambda row: (row["run_id"], row["attempt"])
     ):
         run, events = runs[run_id], list(group)
-        if attempt != run.attempt or _is_over(run, events, parameters[run_id]):
-            continue
         first = _first(events)
         attributes = first["attributes"]
         repeated = is_repeated(events, parameters[run_id])
@@ -59,6 +60,7 @@ def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
             severity=Severity.for_tier(run.tier) if repeated else Severity.TICKET,
             first_seen=first["time"],
             last_seen=max(row["time"] for row in events),
+            is_over=attempt != run.attempt or _is_over(run, events, parameters[run_id]),
             rank=first["rank"],
             step=integer(attributes.get(c.STEP)),
             layer=text(attributes.get(c.LAYER_NAME)),
