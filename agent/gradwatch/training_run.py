@@ -229,8 +229,10 @@ class Run:
 
     def nonfinite(self, step: NonfiniteStep) -> None:
         """See ``StepSink``."""
-        if step.step not in self._bad_steps:
-            self._bad_steps.append(step.step)
+        # One of an unknown step came before that in which it was seen.
+        if step.since is not None or step.step not in self._bad_steps:
+            if step.since is None:
+                self._bad_steps.append(step.step)
             self._nonfinite += 1
             self._interval.nonfinite += 1
         self._ask_black_box("nonfinite", step.step)

@@ -73,9 +73,8 @@ def test_a_nan_planted_in_backward_is_found_at_its_step_and_layer(
     seen = clip or bad_step % every == 0
     assert span(first) == ((bad_step, bad_step) if seen else (bad_step, bad_step + 1))
     assert str(first[names.LAYER_NAME]).startswith("middle.")
-    # Clipping reads the total of every step, but nobody saw what came out of the model.
-    observed = bad_step % every == 0
-    assert first.get(names.BORN_IN) == ("backward" if observed else None)
+    # Clipping reads the gradients of every step, and the last layer's say that what came into it was good.
+    assert first.get(names.BORN_IN) == ("backward" if seen else None)
     assert [event[names.STEP] for event in later] == list(range(bad_step + 1, STEPS))[: len(later)]
     assert {event[names.BORN_IN] for event in later} <= {"parameters"}
     assert sum(exporter.values(names.NONFINITE)) == STEPS - bad_step
@@ -178,6 +177,31 @@ def test_events_thin_out_and_the_counter_does_not(watching: Watching, exporter: 
     counts = [e.attributes[names.NONFINITE_STEPS] for e in exporter.find_events(names.NONFINITE_STEP.name)]
     assert counts == [*range(1, 11), 100]
     assert sum(exporter.values(names.NONFINITE)) == 205
+
+
+def test_a_step_that_several_optimizers_tell_of_counts_once(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    models = [nn.Linear(4, 1) for _ in range(3)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    with watching({str(index): model for index, model in enumerate(models)}, optimizers):
+        for step in range(6):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            x = torch.full((2, 4), math.nan if step in (2, 4) else 1.0)
+            sum(model(x).square().mean() for model in models).backward()
+            if step not in (2, 4):
+                for optimizer in optimizers:
+                    optimizer.step()
+            else:  # read, and passed over
+                clip_grad_norm_([p for model in models for p in model.parameters()], 1.0)
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                    optimizer.step()
+    events = [event.attributes for event in exporter.find_events(names.NONFINITE_STEP.name)]
+    counts = {event[names.STEP]: event[names.NONFINITE_STEPS] for event in events}
+    assert counts == {2: 1, 4: 2}
+    assert sum(exporter.values(names.NONFINITE)) == 2
 
 
 @given(st.integers(1, 10**7))
@@ -292,8 +316,7 @@ def test_what_a_bad_step_leaves_in_the_optimizer_is_not_told_as_a_fault_of_the_u
         (event.attributes[names.STEP], event.attributes.get(names.BORN_IN))
         for event in exporter.find_events(names.NONFINITE_STEP.name)
     ]
-    assert told[0][0] == 5
-    assert told[0][1] == ("input" if every == 1 else None)
+    assert told[0] == (5, "input")
     assert told[1:] == [(step, "parameters") for step in (6, 7, 8)]
 
 
