@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on 
 	$(BIN)/gradwatch demo
 
 test: $(VENV)/.dev lint servers ## Lint, then run all tests
-	$(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilities of dependencies
 	$(BIN)/ruff check .

@@ -50,7 +50,8 @@ export function runPath(runId) {
 
 async function ask(url, signal) {
   try {
-    return await fetch(url, { signal, headers: { Accept: "application/json" } });
+    // Going back to a page, a browser takes whatever it kept, however old.
+    return await fetch(url, { signal, cache: "no-store", headers: { Accept: "application/json" } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The collector does not answer. Is it running? (gradwatch collector serve)");

@@ -14,13 +14,13 @@ export function again(action) {
 }
 
 /**
- * Call `onChange` with what changed, and with `{missed: true}` when something may have been missed. Of one run if
- * `runId` is given. Browsers allow few connections to one host: a hidden page has none.
+ * Call `onChange` with what changed, and with `{missed: true}` when something may have been missed: when it begins, too,
+ * since the page was read. Of one run if `runId` is given. Browsers allow few connections to one host: a hidden page
+ * has none.
  */
 export function follow(onChange, runId = null) {
   const path = runId === null ? "/events" : `/events?${new URLSearchParams({ run: runId })}`;
   let source = null;
-  let wasOpen = false;
   let timer = null;
 
   function start() {
@@ -28,8 +28,7 @@ export function follow(onChange, runId = null) {
     source = new EventSource(path);
     source.addEventListener("open", () => {
       show("live");
-      if (wasOpen) onChange({ missed: true });
-      wasOpen = true;
+      onChange({ missed: true });
     });
     source.addEventListener("changes", (event) => onChange(JSON.parse(event.data)));
     source.addEventListener("error", () => {
