@@ -180,14 +180,19 @@ def checkpoints(*, width: int = 24) -> Panel:
     )
 
 
-def collectives_of_runs(*, width: int = 24) -> Panel:
-    """Which run waits for its network."""
-    query = (
-        f"WITH told AS (SELECT {_BUCKET}, run_id, set_id, position, max(value) AS value"
-        f" {told(THESE_RUNS, _LONGEST)} GROUP BY 1, 2, 3, 4)"
-        f" SELECT time, run_id, {_by(names.COLLECTIVE)} AS operation, max(value) AS value"
+def _longest_collectives(runs: str, column: str, shown: str) -> str:
+    """Longest operation of each kind in each stretch of time, by a column of `trend` as it is ``shown``."""
+    return (
+        f"WITH told AS (SELECT {_BUCKET}, {column}, set_id, position, max(value) AS value"
+        f" {told(runs, _LONGEST)} GROUP BY 1, 2, 3, 4)"
+        f" SELECT time, {shown}, {_by(names.COLLECTIVE)} AS operation, max(value) AS value"
         " FROM told JOIN labels USING (set_id, position) GROUP BY 1, 2, 3 ORDER BY 1"
     )
+
+
+def collectives_of_runs(*, width: int = 24) -> Panel:
+    """Which run waits for its network."""
+    query = _longest_collectives(THESE_RUNS, "run_id", "run_id")
     return Panel(
         kind="timeseries",
         title="Collective latency",
@@ -204,12 +209,7 @@ def collectives_of_runs(*, width: int = 24) -> Panel:
 
 def collectives_of_ranks(*, width: int = 12) -> Panel:
     """Which rank the others wait for: its own operations are the short ones."""
-    query = (
-        f"WITH told AS (SELECT {_BUCKET}, rank, set_id, position, max(value) AS value"
-        f" {told(THE_RUN, _LONGEST)} GROUP BY 1, 2, 3, 4)"
-        f" SELECT time, rank::text AS rank, {_by(names.COLLECTIVE)} AS operation, max(value) AS value"
-        " FROM told JOIN labels USING (set_id, position) GROUP BY 1, 2, 3 ORDER BY 1"
-    )
+    query = _longest_collectives(THE_RUN, "rank", "rank::text AS rank")
     return Panel(
         kind="timeseries",
         title="Network latency",

@@ -155,12 +155,14 @@ class _Reader:
         """Operations that used one of these tensors, and what they call it."""
         storages = {tensor.untyped_storage().data_ptr() for tensor in given}
         contents = {content for tensor in given if (content := _content(tensor)) is not None}
+        sizes = {count for count, _, _ in contents}  # most tensors need not be read
         found: dict[Operation, set[str]] = {}
         for node, operation in self.operations.items():
             for name, tensor in _saved(node):
                 if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.grad_fn:
                     continue
-                if tensor.untyped_storage().data_ptr() in storages or _content(tensor) in contents:
+                is_copy = tensor.numel() in sizes and _content(tensor) in contents
+                if is_copy or tensor.untyped_storage().data_ptr() in storages:
                     found.setdefault(operation, set()).add(name)
         return found
 
