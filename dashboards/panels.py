@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -233,7 +233,8 @@ def _panel(spec: Panel) -> AnyPanel:
     if spec.runbook is not None:
         runbook = dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).url(of_alert(spec.runbook))
         panel.links([runbook.target_blank(True)])
-    for query, ref_id in zip(spec.queries, "ABCDEFGH", strict=False):
+    queries: Sequence[Query | Sql] = spec.queries
+    for query, ref_id in zip(queries, "ABCDEFGH", strict=False):
         panel.with_target(_target(spec, query, ref_id))
     is_sql = isinstance(spec.queries[0], Sql)
     panel.datasource(postgres.DATASOURCE if is_sql else PROMETHEUS_DATASOURCE)
