@@ -4,7 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Many tests wait for servers and processes of theirs: one more at a time than there are cores.
+# Many tests wait for servers and processes of theirs: one more at a time than there are cores. A file's servers
+# are started once, since one worker runs all of it.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 # PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
 PYTEST_ARGS ?=
@@ -21,7 +22,7 @@ demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on 
 	$(BIN)/gradwatch demo
 
 test: $(VENV)/.dev lint servers ## Lint, then run all tests
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilities of dependencies
 	$(BIN)/ruff check .

@@ -241,6 +241,7 @@ def test_metrics_of_the_whole_service_are_not_for_one_team(
 def test_tokens_are_listed_without_what_would_let_anybody_in(
     guarded: Collector, database: str, token: str
 ) -> None:
+    assert guarded.get("/api/v1/runs", headers=bearer(token)).status_code == 200
     listed = gradwatch("token", "list", "--db", database, "--format", "json")
     shown = {row["name"]: row for row in json.loads(listed.stdout)}
     assert shown["ci"]["roles"] == ["ingest", "read"]

@@ -26,10 +26,7 @@ from tests.otlp_clients import ProtobufClient, gauge, metrics_request
 from tests.postgresql import tool
 from tests.prometheus_servers import Configuration, Prometheus, answers, needs_prometheus, prometheus, wait_for
 
-# One group: every worker that has some of these starts all their servers and runs.
-pytestmark = [
-    pytest.mark.postgresql, pytest.mark.prometheus, needs_prometheus, pytest.mark.xdist_group("dashboards"),
-]  # fmt: skip
+pytestmark = [pytest.mark.postgresql, pytest.mark.prometheus, needs_prometheus]
 
 DASHBOARDS = Path(__file__).parents[2] / "dashboards"
 FILES = sorted((DASHBOARDS / "grafana").glob("*.json"))

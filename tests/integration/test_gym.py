@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-# One group: every worker that has some of these plays all the runs.
-pytestmark = pytest.mark.xdist_group("gym")
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAULT = "division_in_loss"
 ARGUMENTS = ("--set", "report", "--families", "lstm", "--faults", f"healthy,{FAULT}", "--healthy", "1")

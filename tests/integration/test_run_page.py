@@ -24,8 +24,7 @@ from tests.fleet import store_fleet, tell_wide_run
 from tests.odd_ids import ODD_IDS
 from tests.told_runs import tell_run
 
-# One group: every worker that has some of these starts the browser, and trains the runs that it looks at.
-pytestmark = [needs_chromium, pytest.mark.xdist_group("run page")]
+pytestmark = needs_chromium
 
 FLEET = 10_000
 LAYERS = 1_000
