@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jsonschema
-
-from gradwatch_collector.schemas import load_schema
 from tests.collector_process import Collector
+from tests.schemas import valid
 
 
 def metrics(served: Collector, **query: str) -> list[Any]:
@@ -30,7 +28,5 @@ def points(served: Collector, run_id: str, metric: str, **query: Any) -> list[An
 def _list(served: Collector, name: str, schema: str, query: dict[str, Any]) -> list[Any]:
     answer = served.get(f"/api/v1/{name}", params=query)
     assert answer.status_code == 200, answer.text
-    page = answer.json()
-    jsonschema.validate(page, load_schema(schema), format_checker=jsonschema.FormatChecker())
-    found: list[Any] = page[name]
+    found: list[Any] = valid(answer.json(), schema)[name]
     return found

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator, FormatChecker
 from sqlalchemy import Engine
 
-from gradwatch_collector.schemas import load_schema
-from gradwatch_slo.schemas import load_schema as load_slo_schema
 from tests.collector_process import Collector, collector, eventually, gradwatch, train
+from tests.schemas import valid
 
 TEN_LINES = """
 import torch, gradwatch
@@ -53,11 +51,6 @@ def serving(database: Engine) -> Iterator[Collector]:
         yield running
 
 
-def valid(value: Any, schema: dict[str, Any]) -> Any:
-    Draft202012Validator(schema, format_checker=FormatChecker()).validate(value)
-    return value
-
-
 def test_ten_lines_and_the_one_line_become_a_run_with_layers_and_a_verdict(
     serving: Collector, tmp_path: Path
 ) -> None:
@@ -72,17 +65,17 @@ def test_ten_lines_and_the_one_line_become_a_run_with_layers_and_a_verdict(
     def command(*arguments: str) -> Any:
         return json.loads(gradwatch(*arguments, "--format", "json", "--db", serving.database).stdout)
 
-    shown = valid(command("runs", "show", "ten"), load_schema("run-detail"))
+    shown = valid(command("runs", "show", "ten"), "run-detail")
     assert [layer["layer"] for layer in shown["layers"]] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert all(layer["steps_observed"] > 0 and layer["mean"] > 0 for layer in shown["layers"])
     assert {"training.run.started", "training.run.ended"} <= {event["name"] for event in shown["events"]}
 
-    listed = valid(command("runs", "list"), load_schema("run-list"))
+    listed = valid(command("runs", "list"), "run-list")
     assert [row["run_id"] for row in listed["runs"]] == ["ten"]
-    assert valid(serving.get("/api/v1/runs").json(), load_schema("run-list")) == listed
-    assert valid(serving.show("ten"), load_schema("run-detail")) == shown
+    assert valid(serving.get("/api/v1/runs").json(), "run-list") == listed
+    assert valid(serving.show("ten"), "run-detail") == shown
 
-    report = valid(command("slo", "report"), load_slo_schema("slo-report"))
+    report = valid(command("slo", "report"), "slo-report")
     by_name = {(o["name"], o["group"]["tier"]): o for o in report["objectives"]}
     assert by_name["training-success-rate", "experiment"]["good"] == 1
     assert by_name["time-to-convergence", "experiment"]["good"] == 1

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import jsonschema
 import pytest
 from sqlalchemy import Engine
 
@@ -20,21 +19,16 @@ from gradwatch_collector.api.shapes import BadCursorError
 from gradwatch_collector.api.slo_courses import list_courses
 from gradwatch_collector.api.views import SECTIONS, show_run
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
-from gradwatch_collector.schemas import load_schema
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, event
 from tests.fleet import store_fleet
+from tests.schemas import valid
 from tests.told_runs import flight_record, look, tell_run
 
 NAN = math.nan
 BAD = event(c.NONFINITE_STEP, 5, 1, STEP=1, LAYER_NAME="fc.weight")
 # Of the same form as ours: of a list in another order, and with a key of another kind.
 FOREIGN_CURSORS = ("", "x", "W10=", "WyItbG9zcyIsICJ4IiwgMSwgInkiXQ==", "WyJzdGFydGVkIiwgMSwgMSwgInkiXQ==")
-
-
-def valid(answer: Any, schema: str) -> Any:
-    jsonschema.validate(answer, load_schema(schema), format_checker=jsonschema.FormatChecker())
-    return answer
 
 
 def runs(database: Engine, team: str | None = None, **asked: Any) -> list[dict[str, Any]]:

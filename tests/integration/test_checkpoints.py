@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from jsonschema import Draft202012Validator, FormatChecker
 from sqlalchemy import Engine, func, select
 
 from gradwatch import conventions as c
@@ -17,13 +16,13 @@ from gradwatch.cli import main
 from gradwatch_collector.api.views import show_run
 from gradwatch_collector.records import Batch, Received
 from gradwatch_collector.runs.registry import Registry
-from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
 from tests.batches import at, batch, event, scalar, source
 from tests.collector_process import collector, eventually, train
+from tests.schemas import valid
 
 STARTED = event(c.RUN_STARTED, 0)
 NAME = "run/last.pt"
@@ -60,7 +59,7 @@ def receive(database: Engine, received: Batch, seconds: float) -> None:
 def show(database: Engine) -> Any:
     with database.connect() as connection:
         shown = show_run(connection, "run")
-    Draft202012Validator(load_schema("run-detail"), format_checker=FormatChecker()).validate(shown)
+    valid(shown, "run-detail")
     return shown
 
 

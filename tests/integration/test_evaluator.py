@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, func, select
@@ -23,7 +22,6 @@ from gradwatch_collector.records import Batch, EventRecord, ProcessKey, Received
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.registry import Registry
-from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.service import exposition, snapshot
 from gradwatch_collector.service.evaluator import Evaluator
 from gradwatch_collector.service.exposition import RunMetrics
@@ -37,6 +35,7 @@ from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import at, batch, event, scalar, source
+from tests.schemas import valid
 
 HOUR = 3600
 
@@ -269,7 +268,7 @@ def test_nonsense_from_one_sender_stops_nothing_for_the_others(service: Service,
     assert found == {("odd", "nonfinite"), ("odd", "run_failed"), ("fine", "run_failed")}
     with service.database.connect() as connection:
         shown = show_run(connection, "odd")
-    Draft202012Validator(load_schema("run-detail")).validate(json.loads(json.dumps(shown, allow_nan=False)))
+    valid(json.loads(json.dumps(shown, allow_nan=False)), "run-detail")
 
 
 def json_safe(received: Batch) -> Batch:
@@ -438,7 +437,7 @@ def test_an_open_outage_is_shown_with_each_of_its_runs(service: Service) -> None
         shown = show_run(connection, "r3")
     assert shown is not None
     assert [found["rule"] for found in shown["findings"]] == ["telemetry_outage"]
-    Draft202012Validator(load_schema("run-detail")).validate(json.loads(json.dumps(shown, allow_nan=False)))
+    valid(json.loads(json.dumps(shown, allow_nan=False)), "run-detail")
 
 
 def test_a_run_that_fell_silent_long_before_an_outage_is_lost_by_itself(service: Service) -> None:

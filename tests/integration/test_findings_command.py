@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from jsonschema import Draft202012Validator
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
@@ -22,10 +21,10 @@ from gradwatch_collector.findings.silences import About, load_silences, silence,
 from gradwatch_collector.records import Received
 from gradwatch_collector.runs.facts import load_runs
 from gradwatch_collector.runs.registry import Registry
-from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.service.audit import entries
 from gradwatch_collector.storage.database import transaction
 from tests.batches import at, batch, event, source
+from tests.schemas import valid
 
 HOUR = 3600 * 1_000_000_000
 Command = Callable[..., Result]
@@ -62,7 +61,7 @@ def shown(result: Result) -> Any:
 
 def listed(command: Command, *arguments: str) -> list[Any]:
     page = shown(command("list", "--format", "json", *arguments))
-    Draft202012Validator(load_schema("finding-list")).validate(page)
+    valid(page, "finding-list")
     return list(page["findings"])
 
 

@@ -6,14 +6,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from jsonschema import Draft202012Validator
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
 from gradwatch import conventions as c
-from gradwatch_collector.schemas import load_schema
 from tests.collector_process import Collector
 from tests.fuzzing.samples import events_request
 from tests.otlp_clients import ProtobufClient, attributes, gauge, metrics_request
+from tests.schemas import valid
 
 SECOND = 1_000_000_000
 START = 1_750_000_000 * SECOND
@@ -27,7 +26,7 @@ def shown(served: Collector, *sent: Metric, **resource: Any) -> Any:
         assert client.send(metrics_request(told, *sent)).code == 0
     answer = served.get(f"/api/v1/runs/{told[c.RUN_ID]}")
     assert answer.status_code == 200, answer.text
-    Draft202012Validator(load_schema("run-detail")).validate(answer.json())
+    valid(answer.json(), "run-detail")
     return answer.json()
 
 

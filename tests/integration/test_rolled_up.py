@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema
 import numpy as np
 from click.testing import CliRunner
 from sqlalchemy import Engine, event
@@ -16,7 +15,6 @@ from gradwatch_collector.api.heat_map import heat_map
 from gradwatch_collector.api.metric_points import SeriesQuery, list_series
 from gradwatch_collector.api.moments import exactly, parse_moment
 from gradwatch_collector.records import ProcessKey, Received
-from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
@@ -24,6 +22,7 @@ from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
 from tests.batches import at, batch, frame, scalar, source
+from tests.schemas import valid
 
 DAYS = 86_400
 
@@ -47,8 +46,7 @@ def series(database: Engine, metric: c.Metric = c.LOSS, **asked: Any) -> list[An
     with database.connect() as connection:
         page = list_series(connection, SeriesQuery("run", metric.name, **asked))
     assert page is not None
-    jsonschema.validate(page, load_schema("series-list"), format_checker=jsonschema.FormatChecker())
-    found: list[Any] = page["series"]
+    found: list[Any] = valid(page, "series-list")["series"]
     return found
 
 

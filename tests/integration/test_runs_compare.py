@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from jsonschema import Draft202012Validator, FormatChecker
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.records import NO_RANK
-from gradwatch_collector.schemas import load_schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from tests.batches import at, batch, event, source
+from tests.schemas import valid
 from tests.told_runs import tell, tell_run
 
 HOUR = 3600
@@ -40,7 +39,7 @@ def facts(database_url: str, *arguments: str) -> dict[str, dict[str, Any]]:
     result = compare(database_url, *arguments, "--format", "json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    Draft202012Validator(load_schema("run-comparison"), format_checker=FormatChecker()).validate(found)
+    valid(found, "run-comparison")
     return {fact["name"]: fact for fact in found["facts"]}
 
 

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from click.testing import CliRunner, Result
-from jsonschema import Draft202012Validator, FormatChecker
 from sqlalchemy import Engine, insert
 
 from gradwatch import conventions as c
@@ -35,8 +34,8 @@ from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.runs import Status
-from gradwatch_slo.schemas import load_schema
 from tests.pages import Page
+from tests.schemas import valid
 from tests.stored_runs import DAY, HOUR, StoredRun, run, store_runs
 
 OCTOBER = datetime(2025, 10, 1, tzinfo=UTC)
@@ -70,7 +69,7 @@ def objectives(database_url: str, *options: str) -> list[dict[str, Any]]:
     result = report(database_url, "--format", "json", *options)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    Draft202012Validator(load_schema("slo-report"), format_checker=FormatChecker()).validate(told)
+    valid(told, "slo-report")
     found: list[dict[str, Any]] = told["objectives"]
     return found
 
