@@ -188,7 +188,7 @@ class StepObserver:
         self.add_optimizer(optimizer)
         watched = self._watched[id(optimizer)]
         watched.order.settle()
-        watched.left = sys.maxsize
+        watched.left = self.measures.look_at = sys.maxsize
         watched.observe, watched.may_be_thin = False, True
         return self._after_step
 
@@ -290,6 +290,8 @@ class StepObserver:
             watched.left = left = watched.left - 1
             if left <= 0:
                 self._observe(watched)
+                self._measure(watched, now)
+            elif now >= self.measures.look_at and watched.leads:
                 self._measure(watched, now)
         except Exception as error:  # noqa: BLE001
             internal_error(error, "optimizer post hook")
@@ -795,7 +797,8 @@ class StepObserver:
             watched.record_wait(now, self._waits.take())
         if was_observed and perf_counter_ns() - self._checked > _CHECK_NANOSECONDS:
             self._check_parameters()
-        if was_observed or watched.observe or self.measures.nvtx is not None:
+        measures = self.measures
+        if was_observed or watched.observe or measures.nvtx is not None or now >= measures.look_at:
             self._measure(watched, now, skipped=skipped)
 
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:
@@ -810,7 +813,6 @@ class StepObserver:
             self.roster.step,
             optimizers=self.roster.optimizer_count,
             skipped=skipped,
-            observed=watched.observe,
         )
 
     def _note_rates(self, watched: WatchedOptimizer, now: int, optimizer: Steps) -> None:

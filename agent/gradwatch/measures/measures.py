@@ -1,8 +1,8 @@
 """Everything that is measured beside gradients: weights, inputs, time by phase, data wait, collectives.
 
-The observer calls in at hooks that exist anyway; on a step that is not observed it does not call at all, but
-for the data wait of loops that wait. What is found goes to the export thread through a deque, which needs no
-lock, and what is on a device goes through the same ring as gradient norms.
+The observer calls in at hooks that exist anyway: at steps whose gradients it observes, and ten times a second,
+when a look is due; else only for the data wait of loops that wait. What is found goes to the export thread
+through a deque, which needs no lock, and what is on a device goes through the same ring as gradient norms.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 _WAITING: Final = 100_000
 # DDP's figures change every hundred iterations, and reading them costs 50 microseconds.
 _DDP_SECONDS: Final = 5.0
-# A shift of the data is to be seen within an export interval or two.
-_INPUT_SECONDS: Final = 1.0
 # Ten times a second is as often as anybody looks, and six clocks a step are too dear for a step of 1 ms.
-_PHASE_NANOSECONDS: Final = 100_000_000
+_LOOK_NANOSECONDS: Final = 100_000_000
+# A shift of the data is to be seen within an export interval or two, and to take a thousandth of the time.
+_INPUT_NANOSECONDS: Final = 1_000_000_000
+_INPUT_REST: Final = 1000
 
 
 @dataclass(slots=True)
@@ -76,8 +77,10 @@ class Measures:
 
     Attributes:
         waits: Data wait of the step in progress.
-        phases: Phases of the step in progress, when it is observed.
+        phases: Phases of the step in progress, when it is looked at.
         nvtx: None unless asked for and available.
+        look_at: When to call `step_ended` of the first optimizer, whether its step was observed or not, in Unix
+            nanoseconds.
     """
 
     def __init__(
@@ -100,10 +103,13 @@ class Measures:
         self.waits = DataWait(self.phases)
         self._started = False
         self._spent = 0
-        self._phased = 0
-        self._quiet_until = 0
+        self._looking = False
+        self._next_look = 0
+        self.look_at = 0
         self._weights: dict[int, _Weights] = {}
-        self._inputs = Cadence(_INPUT_SECONDS, monotonic) if inputs else None
+        self._inputs = inputs
+        self._inputs_at = 0
+        self._first_look = 0
         self._probes: list[InputProbe] = []
         self._input_vectors: list[tuple[str, Tensor]] = []
         self._times = CollectiveTimes(start)
@@ -184,9 +190,9 @@ class Measures:
             weights.reading = weights.rounds.after_step()
 
     def step_ended(
-        self, watched: WatchedOptimizer, now: int, step: int, *, optimizers: int, skipped: bool, observed: bool
+        self, watched: WatchedOptimizer, now: int, step: int, *, optimizers: int, skipped: bool
     ) -> int:
-        """A step ended at ``now`` (Unix nanoseconds), and ``step`` is next; ``observed``: whether it will be.
+        """A step ended at ``now`` (Unix nanoseconds), and ``step`` is next.
 
         Returns:
             Nanoseconds spent here, and in hooks of our own since the last call.
@@ -198,36 +204,44 @@ class Measures:
             if not skipped:
                 self._weights_found(watched, reading, now, optimizers)
         if watched.index == 0:
-            self._next_step(watched, now, observed)
+            if self._looking:
+                self._end_look(now)
+            if now >= self.look_at:
+                self._begin_look(watched, now)
             if self.nvtx is not None:
                 self.nvtx.next_step(step)
         spent, self._spent = self._spent, 0
         return spent + perf_counter_ns() - start
 
-    def _next_step(self, watched: WatchedOptimizer, now: int, observed: bool) -> None:
-        if self.phases.observed:
-            self.phases.end(now)
-        if self._input_vectors:
-            self._inputs_found(now)
-        if not observed or now < self._quiet_until:
-            return
+    def _begin_look(self, watched: WatchedOptimizer, now: int) -> None:
+        """Look at the step that begins."""
         # Steps may be taken by another thread than the one that called `watch()`.
         self.waits.thread = get_ident()
         if self._calls is not None:
             self._calls.thread = self.waits.thread
         if not self._started:
             self._started = True
+            self._first_look = now
             self.phases.use(self._stopwatch(next(iter(watched.reader.devices), None)))
         if self._ddp_cadence.due():
             self._ddp.read(self._modules())
-        if self._inputs is not None and self._inputs.due():
+        if self._inputs and now >= self._inputs_at:
             self._arm()
-        if now - self._phased >= _PHASE_NANOSECONDS:
-            self._phased = now
-            self.phases.drain()
-            self.phases.begin()
-        if self._ddp_cadence.began:
-            self._quiet_until = self._phased + _PHASE_NANOSECONDS
+            # More often at first: what comes later is compared with the beginning.
+            self._inputs_at = now + min(now - self._first_look, _INPUT_NANOSECONDS)
+        self.phases.drain()
+        self.phases.begin()
+        self._looking = True
+        self.look_at, self._next_look = now, now + _LOOK_NANOSECONDS
+
+    def _end_look(self, now: int) -> None:
+        """The step that was looked at ended."""
+        self._looking = False
+        self.look_at = self._next_look
+        if self.phases.observed:
+            self.phases.end(now)
+        if self._input_vectors:
+            self._inputs_found(now)
 
     # --- What was found --------------------------------------------------------------------------------
 
@@ -288,7 +302,7 @@ class Measures:
 
     def leave_models_alone(self) -> None:
         """Put no hooks into models that somebody may compile, see ``CompileWatch``."""
-        self._inputs = None
+        self._inputs = False
         self._disarm()
 
     def _disarm(self) -> None:
@@ -303,7 +317,9 @@ class Measures:
         def take_inputs(inputs: list[tuple[str, Tensor]]) -> None:
             start = perf_counter_ns()
             self._input_vectors += [(prefix + name, statistics_vector(tensor)) for name, tensor in inputs]
-            self._spent += perf_counter_ns() - start
+            spent = perf_counter_ns() - start
+            self._spent += spent
+            self._inputs_at = max(self._inputs_at, self.look_at + _INPUT_REST * spent)
 
         return take_inputs
 

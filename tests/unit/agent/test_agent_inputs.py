@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import count, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch.measures import inputs
+from gradwatch.loop.watched import Model
+from gradwatch.measures import inputs, measures
 from gradwatch.measures.inputs import InputProbe, floating_inputs, input_statistics, statistics_vector
 from gradwatch.testing import InMemoryExporter
 
@@ -122,7 +125,13 @@ def train(model: nn.Module, batches: Iterator[tuple[Any, ...]], after: Callable[
         after()
 
 
-def test_a_run_reports_its_inputs_once_early_and_with_the_time_of_their_step(
+@pytest.fixture
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "_LOOK_NANOSECONDS", 10**15)
+
+
+@pytest.mark.usefixtures("one_look")
+def test_a_run_reports_its_inputs_early_and_with_the_time_of_their_step(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:
     model = nn.Linear(4, 1)
@@ -134,7 +143,7 @@ def test_a_run_reports_its_inputs_once_early_and_with_the_time_of_their_step(
     (nonfinite,) = exporter.points(names.INPUT_NONFINITE)
     (step,) = (point.value for point in exporter.points(names.STEP_INDEX) if point.time == mean.time)
     seen = given_to_model[int(step)][0].double()
-    assert step == 10
+    assert step == 1
     assert mean.attributes == {names.INPUT_NAME: "0"}
     assert mean.value == pytest.approx(seen.mean().item())
     assert stddev.value == pytest.approx(seen.std(correction=0).item())
@@ -142,6 +151,7 @@ def test_a_run_reports_its_inputs_once_early_and_with_the_time_of_their_step(
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.usefixtures("one_look")
 def test_evaluation_in_between_is_not_taken_for_training(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:
@@ -156,6 +166,7 @@ def test_evaluation_in_between_is_not_taken_for_training(
     assert exporter.values(names.INPUT_MEAN) == [1.0]
 
 
+@pytest.mark.usefixtures("one_look")
 def test_evaluation_with_gradients_is_not_taken_for_training_where_it_is_marked(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:
@@ -170,6 +181,7 @@ def test_evaluation_with_gradients_is_not_taken_for_training_where_it_is_marked(
     assert exporter.values(names.INPUT_MEAN) == [1.0]
 
 
+@pytest.mark.usefixtures("one_look")
 def test_another_threads_forward_is_not_taken_for_training(
     watching: Watching, exporter: InMemoryExporter
 ) -> None:
@@ -183,6 +195,41 @@ def test_another_threads_forward_is_not_taken_for_training(
     with watching(model):
         train(model, iter([(torch.ones(2, 4),)] * 15), evaluate)
     assert exporter.values(names.INPUT_MEAN) == [1.0]
+
+
+SECOND = 10**9
+
+
+def looked_at(step: int, until: int, monkeypatch: pytest.MonkeyPatch, *, look: int = 0) -> list[int]:
+    """When inputs were looked at, of steps that take so long each, of which none is observed."""
+    model = nn.Linear(4, 1)
+    clock = count(0, look)
+    monkeypatch.setattr(measures, "perf_counter_ns", lambda: next(clock))
+    measuring = measures.Measures(None, [Model("net", model)], start=0)  # type: ignore[arg-type]
+    watched: Any = SimpleNamespace(index=0, reader=SimpleNamespace(devices=()))
+    for now in range(step, until, step):
+        if now >= measuring.look_at:
+            measuring.step_ended(watched, now, now // step, optimizers=1, skipped=False)
+        model(torch.ones(2, 4))
+    return [
+        point.time
+        for batch in measuring.points(until)
+        if batch.metric is names.INPUT_MEAN
+        for point in batch.points
+    ]
+
+
+def test_inputs_are_looked_at_often_at_first_and_then_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = looked_at(SECOND // 100, 10 * SECOND, monkeypatch)
+    assert sum(time < SECOND for time in times) >= 4
+    assert {later - earlier for earlier, later in pairwise(times) if earlier > 2 * SECOND} == {SECOND}
+
+
+def test_inputs_that_take_long_take_a_thousandth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = looked_at(SECOND // 100, 20 * SECOND, monkeypatch, look=SECOND // 200)
+    assert {later - earlier for earlier, later in pairwise(times)} == {5 * SECOND}
 
 
 def test_two_models_have_their_names_in_front(watching: Watching, exporter: InMemoryExporter) -> None:

@@ -1,7 +1,8 @@
-"""The model's inputs are not what they were at the run's start."""
+"""The model's inputs are not what they were."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,9 @@ from gradwatch_collector.findings.run_view import Doubles, Number, RunView
 class Parameters:
     """A shift: the mean moved by ``mean`` standard deviations, or the standard deviation by ``factor``.
 
-    That each of the newest ``times`` batches that were looked at did, from each of the first ``reference``, and
-    by ``chance`` times more than how far apart these are by chance.
+    That each of the newest ``times`` batches that were looked at did, from all of the first half of the time
+    till then (at least the first ``reference``), and by ``chance`` times more than these lie apart. What drifts
+    ever further, as what a generator makes for its critic does, is no shift.
     """
 
     reference: int = 4
@@ -43,13 +45,28 @@ def _place(number: Number) -> tuple[int, str]:
     return number.rank, str(number.attributes.get(c.INPUT_NAME))
 
 
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What was told of an input: at first ``least`` to ``most``, around ``middle``; then ``newest``."""
+
+    least: float
+    most: float
+    middle: float
+    newest: Doubles
+
+    def apart(self, chance: float, scale: Callable[[Doubles], Doubles] = np.asarray) -> float:
+        """Return how far the newest lie from the first, beyond so many times as far as these lie apart."""
+        least, most = scale(np.array([self.least, self.most]))
+        newest = scale(self.newest)
+        return float(max(np.min(newest) - most, least - np.max(newest)) - chance * (most - least))
+
+
 def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) -> Sighting | None:
-    means, spreads = (_ends(each.course.mean, each.recent.values, parameters) for each in (mean, spread))
-    if means is None or spreads is None or min(map(np.min, spreads)) <= 0:
+    means, spreads = (_ends(each, parameters) for each in (mean, spread))
+    if means is None or spreads is None or min(spreads.least, np.min(spreads.newest)) <= 0:
         return None
-    unit = median(spreads[0])
-    moved = _gap(*means, parameters.chance) / unit
-    widened = _gap(np.log(spreads[0]), np.log(spreads[1]), parameters.chance)
+    moved = means.apart(parameters.chance) / spreads.middle
+    widened = spreads.apart(parameters.chance, np.log)
     if moved < parameters.mean and widened < np.log(parameters.factor):
         return None
     since = int(mean.recent.times[-parameters.times])
@@ -59,26 +76,30 @@ def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) 
         since=since,
         evidence={
             "input": _place(mean)[1],
-            "mean": rounded(median(means[1])),
-            "mean_at_start": rounded(median(means[0])),
-            "stddev": rounded(median(spreads[1])),
-            "stddev_at_start": rounded(unit),
+            "mean": rounded(median(means.newest)),
+            "mean_at_start": rounded(means.middle),
+            "stddev": rounded(median(spreads.newest)),
+            "stddev_at_start": rounded(spreads.middle),
         },
     )
 
 
-def _ends(course: Doubles, recent: Doubles, parameters: Parameters) -> tuple[Doubles, Doubles] | None:
-    """Return what was told first and last of an input, None while there is not enough of both."""
-    if len(course) < parameters.reference + parameters.times:
+def _ends(number: Number, parameters: Parameters) -> _Ends | None:
+    """Return the first and the newest of a number, None while there is not enough of both."""
+    course, recent = number.course, number.recent
+    if (course.finite + course.nonfinite).sum() < parameters.reference + parameters.times:
         return None
-    first, newest = finite(course[: parameters.reference]), finite(recent[-parameters.times :])
-    return (first, newest) if len(first) and len(newest) else None
-
-
-def _gap(first: Doubles, newest: Doubles, chance: float) -> float:
-    """Return how far apart two groups of values are, beyond so many times as far as the first lie apart."""
-    apart = max(np.min(newest) - np.max(first), np.min(first) - np.max(newest))
-    return float(apart - chance * (np.max(first) - np.min(first)))
+    half = (course.times[0] + recent.times[-parameters.times]) / 2
+    early = (course.times <= half) | (np.arange(len(course)) * course.width < parameters.reference)
+    known, newest = early & (course.finite > 0), finite(recent.values[-parameters.times :])
+    if not known.any() or not len(newest):
+        return None
+    return _Ends(
+        least=float(np.min(course.least[known])),
+        most=float(np.max(course.most[known])),
+        middle=median(course.mean[known]),
+        newest=newest,
+    )
 
 
 RULE = RunRule(
@@ -86,7 +107,7 @@ RULE = RunRule(
     severity=Severity.TICKET,
     detect=detect,
     parameters=Parameters(),
-    cause="The model is fed something else than at the run's start: another source or shard, a changed "
+    cause="The model is fed something else than before: another source or shard, a changed "
     "preprocessing or unit, normalisation left out, or a broken reader.",
     action="Compare batches before and after the step; check which files the loader reads by then, and with "
     "which transforms.",
