@@ -254,7 +254,7 @@ DATA_WAIT: Final = Metric(
 )
 PHASE_DURATION: Final = Metric(
     "training.phase.duration", "s", "gauge",
-    "Time of a part of the step; on a device from its own events. Observed steps, at most ten a second.",
+    "Time of a part of ten steps a second; on a device from its own events. `optimizer`: of observed steps.",
     (PHASE,),
 )
 COLLECTIVE_DURATION: Final = Metric(

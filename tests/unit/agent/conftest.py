@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gradwatch
+from gradwatch import safety
 from gradwatch import training_run as runs
 from gradwatch.life.endings import RETURNED
 from gradwatch.testing import InMemoryExporter
@@ -28,6 +29,7 @@ def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
             monkeypatch.delenv(name)
     monkeypatch.setenv("GRADWATCH_TESTING", "1")
     monkeypatch.setattr(runs, "thin_cost", _thin_cost)
+    monkeypatch.setattr(safety, "_errors", safety.Throttle())
     monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     torch.manual_seed(0)
     frames = sys.modules.get("torch._dynamo.eval_frame")

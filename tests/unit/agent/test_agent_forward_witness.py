@@ -63,7 +63,7 @@ def test_the_hook_is_on_observed_steps_only_and_gone_after_close(watching: Watch
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     seen: list[int] = []
-    with watching(model, optimizer, every=3):
+    with watching(model, optimizer, every=3, inputs=False):
         train(model, optimizer, 7, lambda step: seen.append(min(hooks(model), 1)))
     assert seen == [1, 0, 0, 1, 0, 0, 1]
     assert hooks(model) == 0

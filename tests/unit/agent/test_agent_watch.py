@@ -480,7 +480,6 @@ def test_internal_errors_are_counted_and_never_surface(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("GRADWATCH_TESTING")
-    monkeypatch.setattr(safety, "_errors", safety.Throttle())
     before = patched()
     model, optimizer = make()
     with gradwatch.watch(model, optimizer, exporter=Raising()) as watch:
