@@ -105,6 +105,19 @@ def test_inputs_with_another_zero_or_another_unit_have_shifted() -> None:
     assert shifted(chance(0, 13), chance(1, 10) + chance(0.4, 3))
 
 
+def test_an_odd_batch_at_the_start_hides_no_shift() -> None:
+    assert shifted([5.0, *chance(0, 9), *chance(0.7, 3)], chance(1, 13))
+
+
+def test_inputs_that_drift_ever_further_have_not() -> None:
+    assert not shifted(np.linspace(0, 5, 100).tolist(), chance(1, 100))
+
+
+def test_a_shift_is_told_until_it_has_lasted_as_long_as_all_before() -> None:
+    told = [shifted(chance(0, 10) + chance(0.7, after), chance(1, 10 + after)) for after in range(1, 30)]
+    assert told == [False] + [True] * 12 + [False] * 16  # one that is odd among the first is left out
+
+
 def test_one_odd_batch_and_batches_that_always_differ_have_not() -> None:
     assert not shifted([*chance(0, 10), 3.0, 0.0], chance(1, 12))
     assert not shifted(chance(0, 300, deviation=0.3), chance(1, 300, deviation=0.1))

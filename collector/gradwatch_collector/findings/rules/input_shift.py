@@ -19,8 +19,9 @@ class Parameters:
     """A shift: the mean moved by ``mean`` standard deviations, or the standard deviation by ``factor``.
 
     That each of the newest ``times`` batches that were looked at did, from all of the first half of the time
-    till then (at least the first ``reference``), and by ``chance`` times more than these lie apart. What drifts
-    ever further, as what a generator makes for its critic does, is no shift.
+    till then (at least the first ``reference``), and by ``chance`` times more than these lie apart, the oddest
+    of them left out where there are more. What drifts ever further, as what a generator makes for its critic
+    does, is no shift.
     """
 
     reference: int = 4
@@ -94,6 +95,8 @@ def _ends(number: Number, parameters: Parameters) -> _Ends | None:
     known, newest = early & (course.finite > 0), finite(recent.values[-parameters.times :])
     if not known.any() or not len(newest):
         return None
+    if known.sum() > parameters.reference:
+        known[np.nanargmax(np.abs(course.mean - median(course.mean[known])) * known)] = False
     return _Ends(
         least=float(np.min(course.least[known])),
         most=float(np.max(course.most[known])),
