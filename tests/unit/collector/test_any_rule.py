@@ -1,8 +1,10 @@
-"""Whatever a sender tells, no rule about a run raises or warns."""
+"""What holds for every rule about a run: whatever a sender tells, none raises or warns."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import sys
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ ATTRIBUTES = st.dictionaries(
 )
 RANK = st.integers(0, 3)
 RIGHT = {c.DEVICE: "cuda:0", c.PHASE: "backward", c.COLLECTIVE: "all_reduce"}
-BROKEN = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e300, -1e300)
+BROKEN = (np.nan, np.inf, -np.inf, -1.0, 0.0, -0.0, 5e-324, 1e300, -1e300, sys.float_info.max)
 
 
 def numbers(seed: int) -> dict[str, list[Number]]:
@@ -119,7 +121,10 @@ VIEWS = st.builds(
 @given(VIEWS)
 def test_no_rule_raises_whatever_it_is_told(view: RunView) -> None:
     for rule in RUN_RULES:
-        rule.detect(view, rule.parameters)
+        found = rule.detect(view, rule.parameters)
+        if found is not None:
+            floats = [value for value in found.evidence.values() if isinstance(value, float)]
+            assert all(map(math.isfinite, floats)), rule.name
 
 
 @pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
@@ -127,3 +132,18 @@ def test_no_rule_raises_where_points_are_told_apart_by_what_is_no_text(rule: Run
     odd: dict[str, Any] = {name: [1, {"a": 2}] for name in c.ATTRIBUTES}
     told = replace(number(np.linspace(2.0, 1.0, 600).tolist()), attributes=odd)
     rule.detect(RunView(run=RUNNING, now=at(600), numbers={name: [told] for name in NAMES}), rule.parameters)
+
+
+@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
+def test_a_run_of_which_nothing_is_known_has_no_finding(rule: RunRule) -> None:
+    assert rule.detect(RunView(run=RUNNING, now=RUNNING.started_at), rule.parameters) is None
+
+
+@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
+def test_every_parameter_is_documented_and_what_is_said_of_a_rule_is_in_sentences(rule: RunRule) -> None:
+    documented = type(rule.parameters).__doc__ or ""
+    for each in fields(rule.parameters):
+        assert f"``{each.name}``" in documented or f"    {each.name}: " in documented, each.name
+    assert rule.cause.endswith(".")
+    assert rule.action.endswith(".")
+    assert rule.name in c.RULE_ALERTS

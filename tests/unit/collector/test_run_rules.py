@@ -1,88 +1,22 @@
-"""What holds for all rules about one run; and rules about inputs, seeds and how runs of one kind differ."""
+"""Rules about inputs, seeds and how runs of one kind differ."""
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gradwatch import conventions as c
 from gradwatch_collector.findings.observation import Severity
 from gradwatch_collector.findings.predecessors import Predecessor
-from gradwatch_collector.findings.rule import RunRule
-from gradwatch_collector.findings.rules import RUN_RULES, input_shift, missing_seed, run_variance
-from gradwatch_collector.findings.run_view import RunView
+from gradwatch_collector.findings.rules import input_shift, missing_seed, run_variance
 from gradwatch_slo.runs import Status
-from tests.run_views import RUNNING, layers, number, view
-
-STEP_NUMBERS = (
-    c.LOSS, c.LEARNING_RATE, c.GRADIENT_NORM, c.CLIP_RATIO, c.LOSS_SCALE, c.SKIPPED_STEPS, c.STEP_DURATION,
-    c.DATA_WAIT, c.INPUT_MEAN, c.INPUT_STDDEV, c.PROCESS_MEMORY, c.HOST_MEMORY_LIMIT, c.DEVICE_MEMORY_PEAK,
-)  # fmt: skip
-odd = st.floats() | st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1e-300, 1.7e308, -1e308])
-# Each value and how often it is told, one after the other.
-odd_series = st.lists(st.tuples(odd, st.integers(1, 300)), max_size=6)
-
-
-def told(series: Sequence[tuple[float, int]]) -> list[float]:
-    return [value for value, times in series for _ in range(times)]
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(STEP_NUMBERS),
-        st.lists(st.tuples(odd_series, st.sampled_from([1e-6, 1.0, 25.0])), max_size=2),
-    ),
-    st.dictionaries(st.sampled_from(["val_loss", "accuracy", c.GRADIENT_STALENESS]), odd_series),
-    st.integers(0, 4).flatmap(
-        lambda times: st.lists(st.lists(odd, min_size=times, max_size=times), max_size=5)
-    ),
-)
-def test_no_rule_fails_or_warns_of_any_numbers(
-    by_metric: Mapping[c.Metric, Sequence[tuple[list[tuple[float, int]], float]]],
-    logged: Mapping[str, list[tuple[float, int]]],
-    by_layer: Sequence[Sequence[float]],
-) -> None:
-    numbers = {
-        metric: [
-            number(told(series), rank=rank, every=every, OPTIMIZER=rank)
-            for rank, (series, every) in enumerate(by_rank)
-        ]
-        for metric, by_rank in by_metric.items()
-    }
-    numbers[c.LOGGED] = [number(told(series), METRIC_NAME=name) for name, series in logged.items()]
-    matrix = [layers({f"layer{place}": row for place, row in enumerate(by_layer)})] if by_layer else []
-    fields_told = {f"{c.LAYER_GRADIENT_NORM.name} {field}": matrix for field in ("mean", "max", "count", "sum")}
-    odd_view = view(numbers, layers=fields_told)
-    for rule in RUN_RULES:
-        found = rule.detect(odd_view, rule.parameters)
-        if found is not None:
-            floats = [value for value in found.evidence.values() if isinstance(value, float)]
-            assert all(map(math.isfinite, floats)), rule.name
-
-
-@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
-def test_a_run_of_which_nothing_is_known_has_no_finding(rule: RunRule) -> None:
-    assert rule.detect(RunView(run=RUNNING, now=RUNNING.started_at), rule.parameters) is None
-
-
-@pytest.mark.parametrize("rule", RUN_RULES, ids=lambda rule: rule.name)
-def test_every_parameter_is_documented_and_what_is_said_of_a_rule_is_in_sentences(rule: RunRule) -> None:
-    documented = type(rule.parameters).__doc__ or ""
-    for each in fields(rule.parameters):
-        assert f"``{each.name}``" in documented or f"    {each.name}: " in documented, each.name
-    assert rule.cause.endswith(".")
-    assert rule.action.endswith(".")
-    assert rule.name in c.RULE_ALERTS
-
+from tests.run_views import RUNNING, number, view
 
 # --- input_shift ----------------------------------------------------------------------------------------
 

@@ -62,13 +62,14 @@ class _Ends:
         return float(max(np.min(newest) - most, least - np.max(newest)) - chance * (most - least))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the largest of floats may lie apart by more than a float
 def _shift(view: RunView, mean: Number, spread: Number, parameters: Parameters) -> Sighting | None:
     means, spreads = (_ends(each, parameters) for each in (mean, spread))
     if means is None or spreads is None or min(spreads.least, np.min(spreads.newest)) <= 0:
         return None
     moved = means.apart(parameters.chance) / spreads.middle
     widened = spreads.apart(parameters.chance, np.log)
-    if moved < parameters.mean and widened < np.log(parameters.factor):
+    if not (moved >= parameters.mean or widened >= np.log(parameters.factor)):
         return None
     since = int(mean.recent.times[-parameters.times])
     return Sighting(
@@ -96,7 +97,8 @@ def _ends(number: Number, parameters: Parameters) -> _Ends | None:
     if not known.any() or not len(newest):
         return None
     if known.sum() > parameters.reference:
-        known[np.nanargmax(np.abs(course.mean - median(course.mean[known])) * known)] = False
+        distances = np.abs(course.mean - median(course.mean[known]))
+        known[np.argmax(np.where(known, distances, -1.0))] = False
     return _Ends(
         least=float(np.min(course.least[known])),
         most=float(np.max(course.most[known])),

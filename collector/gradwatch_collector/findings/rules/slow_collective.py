@@ -83,7 +83,7 @@ def interval_means(total: Number, count: Number) -> tuple[Times, Doubles]:
     times, sums, counts = total.recent.times, total.recent.values, count.recent.values
     if not np.array_equal(times, count.recent.times):
         return times[:0], sums[:0]
-    known = np.isfinite(sums) & np.isfinite(counts) & (counts > 0)
+    known = np.isfinite(sums) & np.isfinite(counts) & (counts >= 1)
     return times[known], sums[known] / counts[known]
 
 
