@@ -197,20 +197,41 @@ def test_repeated_means_three_bad_steps_in_a_hundred(
         ([(0, 1), (900, 10)], 9_910, False),
     ],
 )
-def test_after_so_many_good_steps_of_a_live_run_it_is_over(
+def test_after_so_many_good_steps_it_is_over_however_the_run_ends(
     database: Engine, reports: list[tuple[int, int]], last_step: int, is_open: bool
 ) -> None:
     note_nonfinite(database, *reports)
     later = replace(RUN, last_step=last_step)
-    sick, ended = (
-        replace(later, last_loss_nonfinite=True),
-        replace(later, status=Status.SUCCEEDED, ended_at=at(9)),
-    )
-    (found,) = detect(database, [later])
-    assert found.is_over is not is_open
-    for run in (sick, ended):
+    for run in (later, replace(later, status=Status.SUCCEEDED, ended_at=at(9))):
         (found,) = detect(database, [run])
-        assert not found.is_over
+        assert found.is_over is not is_open
+    (found,) = detect(database, [replace(later, last_loss_nonfinite=True)])
+    assert not found.is_over
+
+
+@pytest.mark.parametrize(
+    ("reports", "step", "repeated"),
+    [
+        ([(40, 1), (41, 2), (42, 3), (1042, 4)], 40, True),
+        ([(40, 1), (41, 2), (42, 3), (1043, 4)], 1043, False),
+        ([(40, 1), (41, 2), (42, 3), (5000, 4), (5001, 5), (5002, 6)], 5000, True),
+        # Ninety were bad between the last two.
+        ([(40, 1), (49, 10), (5000, 100)], 40, True),
+    ],
+)
+def test_what_comes_after_many_good_steps_is_judged_by_itself(
+    database: Engine, reports: list[tuple[int, int]], step: int, repeated: bool
+) -> None:
+    note_nonfinite(database, *reports)
+    (found,) = detect(database, [RUN])
+    assert (found.step, found.evidence["repeated"]) == (step, repeated)
+
+
+def test_steps_that_were_bad_for_another_rank_were_not_good(database: Engine) -> None:
+    note_nonfinite(database, (40, 1), (5000, 2))
+    note_nonfinite(database, (40, 1), (900, 2), (1800, 3), (2700, 4), (3600, 5), (4500, 6), rank=1)
+    (found,) = detect(database, [RUN])
+    assert found.step == 40
 
 
 def test_what_an_earlier_attempt_did_is_over_and_kept(database: Engine) -> None:

@@ -797,8 +797,8 @@ class StepObserver:
             watched.record_wait(now, self._waits.take())
         if was_observed and perf_counter_ns() - self._checked > _CHECK_NANOSECONDS:
             self._check_parameters()
-        measures = self.measures
-        if was_observed or watched.observe or measures.nvtx is not None or now >= measures.look_at:
+        is_looked_at = watched.leads and (self.measures.nvtx is not None or now >= self.measures.look_at)
+        if was_observed or watched.observe or is_looked_at:
             self._measure(watched, now, skipped=skipped)
 
     def _measure(self, watched: WatchedOptimizer, now: int, *, skipped: bool = False) -> None:

@@ -79,8 +79,8 @@ class Measures:
         waits: Data wait of the step in progress.
         phases: Phases of the step in progress, when it is looked at.
         nvtx: None unless asked for and available.
-        look_at: When to call `step_ended` of the first optimizer, whether its step was observed or not, in Unix
-            nanoseconds.
+        look_at: When to call `step_ended` of the optimizer that leads, whether its step was observed or not, in
+            Unix nanoseconds.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Measures:
             reading, weights.reading = weights.reading, None
             if not skipped:
                 self._weights_found(watched, reading, now, optimizers)
-        if watched.index == 0:
+        if watched.leads:
             if self._looking:
                 self._end_look(now)
             if now >= self.look_at:

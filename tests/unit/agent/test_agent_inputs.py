@@ -206,7 +206,7 @@ def looked_at(step: int, until: int, monkeypatch: pytest.MonkeyPatch, *, look: i
     clock = count(0, look)
     monkeypatch.setattr(measures, "perf_counter_ns", lambda: next(clock))
     measuring = measures.Measures(None, [Model("net", model)], start=0)  # type: ignore[arg-type]
-    watched: Any = SimpleNamespace(index=0, reader=SimpleNamespace(devices=()))
+    watched: Any = SimpleNamespace(index=0, leads=True, reader=SimpleNamespace(devices=()))
     for now in range(step, until, step):
         if now >= measuring.look_at:
             measuring.step_ended(watched, now, now // step, optimizers=1, skipped=False)

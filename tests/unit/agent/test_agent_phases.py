@@ -246,6 +246,26 @@ def test_of_steps_that_are_not_observed_only_forward_and_backward_are_told(
         assert found[step] == {"forward", "backward"} | ({"optimizer"} if step in observed else set())
 
 
+def test_where_another_optimizer_takes_over_its_steps_are_looked_at(
+    watching: Watching, exporter: InMemoryExporter
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+
+    def train(optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+
+    with watching(model, every=1000):
+        train(torch.optim.SGD(model[1].parameters(), lr=0.01))
+        train(torch.optim.SGD(model.parameters(), lr=0.01))
+    looked_at = {point.time for point in exporter.points(names.PHASE_DURATION)}
+    _, *steps = [point.time for point in exporter.points(names.STEP_INDEX)]
+    assert len(steps) >= 8
+    assert len(looked_at & set(steps)) >= 8
+
+
 def test_a_step_with_a_closure_has_no_phases(watching: Watching, exporter: InMemoryExporter) -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, select
@@ -17,7 +17,6 @@ from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.runs.telling import integer, text
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched
-from gradwatch_slo.runs import Status
 
 _Report = Mapping[str, Any]
 # Of a process's bad steps, so many are told one by one.
@@ -31,7 +30,7 @@ class Parameters:
     Attributes:
         steps: So many non-finite steps, or more, are repeated, and page,
         window: if they lie within so many steps.
-        good_steps: It is resolved after so many steps without one, in a live run.
+        good_steps: It is resolved after so many steps without one; what comes later is another occurrence.
     """
 
     steps: int = 3
@@ -42,14 +41,14 @@ class Parameters:
 def detect(scene: Scene, parameters_of: ParametersOf) -> Iterable[Observation]:
     """Yield one observation for each attempt with non-finite steps; repeated ones are loud.
 
-    Those of an earlier attempt are over, and so are they after enough good steps of a live run.
+    Those of an earlier attempt are over, and so are they after enough good steps.
     """
     runs = {run.run_id: run for run in scene.runs}
     parameters = {run.run_id: known for run in scene.runs if (known := parameters_of(run)) is not None}
     for (run_id, attempt), group in groupby(
         _reports(scene.connection, list(parameters)), key=lambda row: (row["run_id"], row["attempt"])
     ):
-        run, events = runs[run_id], list(group)
+        run, events = runs[run_id], _newest(list(group), parameters[run_id])
         first = _first(events)
         attributes = first["attributes"]
         repeated = is_repeated(events, parameters[run_id])
@@ -120,12 +119,31 @@ def is_repeated(events: Sequence[_Report], parameters: Parameters) -> bool:
     return False
 
 
+def _newest(events: Sequence[_Report], parameters: Parameters) -> Sequence[_Report]:
+    """Return what came after the last time that all was good for long."""
+    ranks = _by_rank(events).values()
+    steps = sorted({step for reports in ranks for step, _ in reports})
+    for before, after in reversed(list(pairwise(steps))):
+        if after - before > parameters.good_steps and all(_is_good(each, before, after) for each in ranks):
+            return [row for row in events if _step(row) >= after]
+    return events
+
+
+def _is_good(reports: Sequence[tuple[int, int]], before: int, after: int) -> bool:
+    """Return whether a rank had no bad step between two that it, or another, told."""
+    earlier = [count for step, count in reports if step <= before]
+    later = [count for step, count in reports if step >= after]
+    if not earlier:
+        return True
+    return later[0] - earlier[-1] <= 1 if later else earlier[-1] < _TOLD_EACH
+
+
 def _is_over(run: RunRow, events: Sequence[_Report], parameters: Parameters) -> bool:
-    """Return whether a live run has taken so many good steps since.
+    """Return whether the run has taken so many good steps since.
 
     The first ten are told one by one. After that ten times as many may have come before the next is told.
     """
-    if run.status is not Status.RUNNING or run.last_loss_nonfinite or run.last_step is None:
+    if run.last_loss_nonfinite or run.last_step is None:
         return False
     for reports in _by_rank(events).values():
         (first, _), (last, count) = reports[0], reports[-1]
