@@ -199,7 +199,7 @@ FINDINGS: Final = Group(
             names.RULE_INPUT_SHIFT,
             ML_ENGINEER,
             "gets other inputs than before",
-            "Mean or spread of a model input have moved away from the run's start: a changed source, a broken"
+            "Mean or spread of a model input are suddenly not what they were: a changed source, a broken"
             " transform, another order of the data. What it learns now is of the new data.",
         ),
         _finding(

@@ -184,6 +184,7 @@ def test_a_silenced_finding_is_shown_as_such_until_it_may_be_heard_again(
     ("arguments", "words"),
     [
         (["--for", "4h", "--reason", "why"], "expected --run, --job or --rule"),
+        (["--job", "", "--for", "4h", "--reason", "why"], "expected --run, --job or --rule"),
         (["--run", "a", "--for", "forever", "--reason", "why"], "a silence lasts, and ends"),
         (["--run", "a", "--for", "0h", "--reason", "why"], "a silence lasts, and ends"),
         (["--run", "a", "--for", "15000w", "--reason", "why"], "a silence lasts, and ends"),
@@ -202,6 +203,19 @@ def test_a_run_that_is_not_known_is_not_silenced_and_a_job_is(command: Command) 
     assert (refused.exit_code, "no run 'nosuch'" in refused.output) == (1, True)
     assert command("silences").output == "nothing is silenced\n"
     assert command("silence", "--job", "nosuch", "--for", "4h", "--reason", "why").exit_code == 0
+
+
+def test_a_run_of_another_job_is_not_silenced_as_one_of_this(database: Engine, command: Command) -> None:
+    fails(database, "a", 0)
+    refused = command("silence", "--run", "a", "--job", "nosuch", "--for", "4h", "--reason", "why")
+    assert (refused.exit_code, "run 'a' is of job" in refused.output) == (1, True)
+    assert command("silences").output == "nothing is silenced\n"
+
+
+def test_of_a_run_that_is_not_known_it_is_not_said_that_nothing_is_wrong(command: Command) -> None:
+    refused = command("list", "--run", "nosuch")
+    assert (refused.exit_code, "no run 'nosuch'" in refused.output) == (1, True)
+    assert command("list", "--job", "nosuch").output == "no such findings\n"
 
 
 @pytest.mark.parametrize("verb", ["ack", "show", "unsilence"])

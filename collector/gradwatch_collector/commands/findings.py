@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import click
 from rich.console import Console
 from rich.text import Text
+from sqlalchemy import Connection
 
 from gradwatch_collector.api.findings import FindingsQuery, list_findings, load_finding
 from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, timestamp
@@ -18,7 +19,7 @@ from gradwatch_collector.findings import RULES, Severity
 from gradwatch_collector.findings.acknowledging import UnknownFindingError, acknowledge
 from gradwatch_collector.findings.silences import About, UnknownSilenceError, load_silences, silence, unsilence
 from gradwatch_collector.findings.store import OPEN, RESOLVED
-from gradwatch_collector.runs.facts import load_runs
+from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import FOREVER
@@ -78,6 +79,8 @@ def list_command(
     engine = open_database(database)
     try:
         with engine.connect() as connection:
+            if run_id is not None:
+                _known(connection, run_id)
             page = list_findings(connection, query)
     except BadCursorError as error:
         raise click.ClickException(str(error)) from error
@@ -85,11 +88,19 @@ def list_command(
         click.echo(json.dumps(page, indent=2))
         return
     if not page["findings"]:
-        click.echo("nothing is wrong" if state == OPEN else "no such findings")
+        is_chosen = state != OPEN or any(each is not None for each in (severity, rule, job, cursor))
+        click.echo("no such findings" if is_chosen else "nothing is wrong")
         return
     _print_findings(Console(), page["findings"])
     if page["next_cursor"]:
         click.echo(f"more: gradwatch findings list --cursor {page['next_cursor']}")
+
+
+def _known(connection: Connection, run_id: str) -> RunRow:
+    known = load_runs(connection, schema.run.c.run_id == run_id)
+    if not known:
+        raise click.ClickException(f"no run {printable(run_id)!r}; `gradwatch runs list` names them")
+    return known[0]
 
 
 def _print_findings(console: Console, rows: list[Json]) -> None:
@@ -217,7 +228,7 @@ def silence_command(
     """
     if not reason.strip():
         raise click.BadParameter("expected a reason", param_hint="'--reason'")
-    if run_id is None and job is None and rule is None:
+    if run_id is None and not job and rule is None:
         raise click.UsageError("expected --run, --job or --rule: which findings?")
     now = time.time_ns()
     if not 0 < age < FOREVER - now:
@@ -225,13 +236,11 @@ def silence_command(
             "a silence lasts, and ends: expected an age such as 4h, 2d or 1w", param_hint="'--for'"
         )
     engine = open_database(database)
-    about = About(single_run=run_id, job=job, rule=rule)
+    about = About(single_run=run_id, job=job or None, rule=rule)
     with transaction(engine) as connection:
         # Most likely misspelt: who silences what is to come silences a job.
-        if run_id is not None and not load_runs(connection, schema.run.c.run_id == run_id):
-            raise click.ClickException(
-                f"no run {printable(run_id)!r}; `gradwatch runs list` names them, --job is for those to come"
-            )
+        if run_id is not None and not about.fits(run_id, (found := _known(connection, run_id)).job, rule or ""):
+            raise click.ClickException(f"run {printable(run_id)!r} is of job {printable(found.job)!r}")
         number = silence(connection, about, now + age, reason, now=now)
     click.echo(f"silent until {timestamp(now + age)}: {_words(about)} (number {number})")
 

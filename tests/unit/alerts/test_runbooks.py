@@ -91,6 +91,13 @@ def test_the_metrics_and_rules_that_a_runbook_names_exist(page: str) -> None:
     assert set(re.findall(r"--rule (\S+)", commands)) <= c.RULE_ALERTS.keys()
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_runbook_says_of_a_loop_s_own_numbers_is_what_rules_read(page: str) -> None:
+    text = text_of(page)
+    told = set(re.findall(rf"{c.METRIC_NAME}=(\w+)", text)) | set(re.findall(r"watch\.log\((\w+)=", text))
+    assert told <= {c.GRADIENT_STALENESS, "val_loss", "loss"}
+
+
 @pytest.mark.parametrize(
     ("command", "what"),
     [

@@ -254,15 +254,15 @@ def test_an_operation_that_was_slow_from_the_start_is_held_against_predecessors(
     assert seen(slow_collective, collectives({0: [SLOW] * 9}, predecessors=earlier[:2])) is None
 
 
-def backwards(seconds: Mapping[int, Any], *, step: float = 0.1) -> RunView:
+def backwards(seconds: Mapping[int, Any], *, step: float = 0.1, every: float | None = None) -> RunView:
     """Ranks that tell of the backward of each step; all of their steps last equally long, for they wait."""
     return view(
         {
             c.PHASE_DURATION: [
-                number(each, rank=rank, every=step, PHASE="backward") for rank, each in seconds.items()
+                number(each, rank=rank, every=every or step, PHASE="backward") for rank, each in seconds.items()
             ],
             c.STEP_DURATION: [
-                number([step] * len(each), rank=rank, every=step) for rank, each in seconds.items()
+                number([step] * len(each), rank=rank, every=every or step) for rank, each in seconds.items()
             ],
             c.DATA_WAIT: [
                 number([0.01 * rank] * len(each), rank=rank, every=step) for rank, each in seconds.items()
@@ -280,6 +280,11 @@ def test_the_rank_that_waits_least_is_the_straggler() -> None:
         "others_wait_seconds": 0.065, "it_waits_seconds": 0.02, "share_of_step": 0.45, "step_seconds": 0.1,
         "by": "backward", "data_wait_seconds": 0.02,
     }  # fmt: skip
+
+
+def test_a_straggler_is_seen_though_now_and_then_a_step_takes_longer() -> None:
+    sighting = found(straggler, backwards({0: [1.2] * 60, 1: [0.2] * 60}, step=2.0, every=3.0))
+    assert sighting.rank == 1
 
 
 LEVEL = np.full(300, 0.06)

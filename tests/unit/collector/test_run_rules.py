@@ -47,9 +47,20 @@ def test_inputs_that_drift_ever_further_have_not() -> None:
     assert not shifted(np.linspace(0, 5, 100).tolist(), chance(1, 100))
 
 
-def test_a_shift_is_told_until_it_has_lasted_as_long_as_all_before() -> None:
-    told = [shifted(chance(0, 10) + chance(0.7, after), chance(1, 10 + after)) for after in range(1, 30)]
-    assert told == [False] + [True] * 12 + [False] * 16  # one that is odd among the first is left out
+@pytest.mark.parametrize("before", [10, 700])
+def test_a_shift_is_told_until_the_inputs_are_what_they_were(before: int) -> None:
+    def told(after: int, again: int = 0) -> bool:
+        means = chance(0, before) + chance(0.7, after) + chance(0, again)
+        return shifted(means, chance(1, len(means)))
+
+    assert all(told(after) for after in (2, 5, 20, 100, 3000))
+    assert not told(100, again=1)
+
+
+def test_constant_batches_are_a_shift_and_two_of_them_hide_none() -> None:
+    assert shifted(chance(5, 10) + [0.0] * 2, chance(1, 10) + [0.0] * 2)
+    blank = [*chance(5, 5), 0.0, 0.0, *chance(5, 5)]
+    assert shifted(blank + chance(300, 2), [*chance(1, 5), 0.0, 0.0, *chance(1, 7)])
 
 
 def test_one_odd_batch_and_batches_that_always_differ_have_not() -> None:

@@ -64,8 +64,8 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
         return None
     until = min(int(each.times[-1]) for each in told)
     step = max(median(each.values[-64:]) for each in told)
-    # Of phases there are at most ten values a second, and so many of each rank are wanted.
-    seconds = max(parameters.intervals * export_seconds(view), parameters.values * max(step, _EACH_PHASE))
+    # Of phases there are at most ten values a second. Twice as many as are wanted: no step is like the next.
+    seconds = max(parameters.intervals * export_seconds(view), 2 * parameters.values * max(step, _EACH_PHASE))
     for source, waits in _sources(view, durations):
         lags = [_lag(waits, window, parameters) for window in _windows(until, seconds)]
         known = [lag for lag in lags if lag is not None]
@@ -179,6 +179,8 @@ RULE = RunRule(
     severity=Severity.TICKET,
     detect=detect,
     parameters=Parameters(),
+    # What is a window of slow steps: one that cannot be told from chance is no all-clear.
+    clears_after=600.0,
     cause="One rank takes longer than the others for its own part of a step, and all wait for it: a device "
     "that is hot or shared, a slow host or disk, or more work than the others have.",
     action="Look at the rank's host: clocks and temperature of its device (`nvidia-smi -q -d PERFORMANCE`), "
