@@ -123,9 +123,9 @@ class WatchedOptimizer:
 
     __slots__ = (
         "begun", "budget", "capturing", "clip_ratio", "clip_total", "counted", "depth", "ends", "frame",
-        "index", "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch",
-        "last_known", "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left",
-        "local", "log", "looked", "losses", "may_be_thin", "nonfinite", "observe", "order", "own", "paused",
+        "index", "is_aligned", "is_elsewhere", "is_late", "is_never_thin", "kinds", "last_epoch", "last_known",
+        "last_nonfinite", "last_observed", "last_step", "late_clip", "layers", "leads", "left", "local", "log",
+        "looked", "losses", "may_be_thin", "memory", "nonfinite", "observe", "order", "own", "paused",
         "planned", "poisoned", "rate", "rates", "reader", "reading", "reading_epoch", "reference", "scale",
         "seen", "settled", "spent", "stock", "together", "told", "total", "trust", "unseen", "witness",
     )  # fmt: skip
@@ -183,8 +183,9 @@ class WatchedOptimizer:
         # Steps that had ended when one was told to be non-finite.
         self.told = -1
         self.poisoned = False
-        # The first step after somebody looked at all parameters and found them good.
+        # The first step after somebody looked at all parameters and found them good, and which state it was.
         self.looked = log.first_step
+        self.memory = identity_of_state(optimizer)
         # Whether the parameters were good when this optimizer last let go of them.
         self.settled = True
         self.witness: DeviceWitness | None = None
@@ -360,6 +361,15 @@ class WatchedOptimizer:
             set(map(id, parameters)) == set(map(id, parameters_of(optimizer)))
         )
 
+    def found_good(self, step: int) -> None:
+        """Somebody looked at all parameters and found them good; ``step`` is next."""
+        self.looked = step
+        self.memory = identity_of_state(self.reference())
+
+    def is_state_kept(self) -> bool:
+        """Whether what the optimizer remembers has come of gradients alone since then: nobody loaded it."""
+        return self.memory == identity_of_state(self.reference())
+
     def enter(self, frame: FrameType) -> None:
         """A step of this optimizer runs in this frame, which is not held: a step that raises would pin it."""
         self.frame = (id(frame), frame.f_code)
@@ -374,6 +384,11 @@ class WatchedOptimizer:
                 return True
             caller = caller.f_back
         return False  # an earlier step raised before its post hook
+
+
+def identity_of_state(optimizer: Any) -> tuple[int, int]:
+    """Tells an optimizer's state from one that ``load_state_dict`` put in its place."""
+    return id(getattr(optimizer, "state", None)), id(getattr(optimizer, "param_groups", None))
 
 
 def unwrap(optimizer: Any) -> Optimizer:

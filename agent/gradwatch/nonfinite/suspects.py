@@ -103,7 +103,7 @@ class Suspects:
         others = [p for _, p in self._loose() if p.is_cpu and not is_distributed_tensor(p)]
         self._meant.update(id(p) for p in (*mine, *others) if bool(torch.isinf(p.detach()).any()))
         if all(map(self._is_meant, mine)):
-            watched.looked = step
+            watched.found_good(step)
 
     def bad_parameters(self, watched: WatchedOptimizer) -> tuple[int, ...]:
         """Which of its parameters on the host are bad; infinities that were there from the start are not."""
@@ -266,7 +266,7 @@ class Suspects:
         if bad and not watched.poisoned:
             self._report_update(step, watched, bad, None, watched.looked)
         elif not bad:
-            watched.looked = step + 1
+            watched.found_good(step + 1)
         watched.poisoned = bool(bad)
 
     def _report_update(
@@ -405,6 +405,8 @@ class Suspects:
             sure = (
                 is_finite(watched.last_loss)
                 and not _has_peers()
+                and self._is_ordinary(watched)
+                and watched.is_state_kept()
                 and is_of_backward(bad, order, order, self._matrices(watched), watched.layers)
             )
             self._report_update(watched.last_step, watched, bad, "backward" if sure else None)

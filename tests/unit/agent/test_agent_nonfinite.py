@@ -455,6 +455,43 @@ def test_a_step_that_nobody_observed_is_told_for_certain_or_as_one_of_two(
     assert (*span(first), first.get(names.BORN_IN)) == (by_user if fault is by_hand else by_backward)
 
 
+def spoilt_by_decay(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["weight_decay"] = math.nan
+
+
+def spoilt_by_loading(optimizer: torch.optim.Optimizer) -> None:
+    state = optimizer.state_dict()
+    for index in range(4):
+        state["state"][index]["exp_avg"] = torch.full_like(state["state"][index]["exp_avg"], math.nan)
+    optimizer.load_state_dict(state)
+
+
+def spoilt_by_backward(optimizer: torch.optim.Optimizer) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad.fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "born_in"),
+    [(spoilt_by_decay, None), (spoilt_by_loading, None), (spoilt_by_backward, "backward")],
+)
+def test_a_memory_that_is_spoilt_tells_of_gradients_only_where_nothing_else_makes_it(
+    exporter: InMemoryExporter, spoil: Callable[[Any], None], born_in: str | None
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    below, top = list(model[:4].parameters()), list(model[4].parameters())
+    optimizer = torch.optim.Adam([{"params": below}, {"params": top}])
+    with gradwatch.watch(model, optimizer, every=1000, exporter=exporter):
+        for step in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().mean().backward()
+            if step == 6:
+                spoil(optimizer)
+            optimizer.step()
+    first = exporter.find_events(names.NONFINITE_STEP.name)[0].attributes
+    assert (first[names.STEP], first.get(names.BORN_IN)) == (6, born_in)
+
+
 def test_a_row_that_is_not_read_at_once_was_spoilt_at_any_step_since_the_last_look(
     exporter: InMemoryExporter,
 ) -> None:
