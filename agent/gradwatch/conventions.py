@@ -26,6 +26,7 @@ TIER: Final = "training.tier"
 TARGET: Final = "training.target"
 DEADLINE: Final = "training.deadline"
 SEED: Final = "training.seed"
+DETERMINISTIC: Final = "training.deterministic"
 GIT_COMMIT: Final = "vcs.ref.head.revision"
 TORCH_VERSION: Final = "training.torch.version"
 CUDA_VERSION: Final = "training.cuda.version"
@@ -57,6 +58,7 @@ RESOURCE_ATTRIBUTES: Final[dict[str, str]] = {
     TARGET: "The run's target, such as `val_loss<=0.5`, when told.",
     DEADLINE: "Seconds from the start within which the target should hold, when told.",
     SEED: "`torch.initial_seed()` at the start.",
+    DETERMINISTIC: "Whether torch is held to deterministic algorithms at the start.",
     GIT_COMMIT: "Commit of the working directory, when it is a git checkout.",
     TORCH_VERSION: "Version of torch.",
     CUDA_VERSION: "CUDA version torch was built for.",

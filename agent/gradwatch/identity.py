@@ -120,6 +120,7 @@ def resource_attributes(settings: Settings, identity: Identity, model: str | Non
         conventions.DEADLINE: settings.deadline,
         # Text: an unseeded generator has 64 unsigned bits, and OTLP integers are signed.
         conventions.SEED: str(torch.initial_seed()),
+        conventions.DETERMINISTIC: torch.are_deterministic_algorithms_enabled(),
         conventions.GIT_COMMIT: git_commit(Path.cwd()),
         conventions.TORCH_VERSION: str(torch.__version__),
         conventions.CUDA_VERSION: torch.version.cuda,

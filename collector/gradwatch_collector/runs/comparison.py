@@ -37,6 +37,7 @@ _COLUMNS: Final = frozenset(
 _CONFIGURATION: Final = {
     c.CONFIG_HASH: "hyper-parameters (hash)",
     c.SEED: "seed",
+    c.DETERMINISTIC: "deterministic",
     c.PROCESS_COMMAND: "command",
     c.HOST_NAME: "host",
     c.DEVICE_NAME: "device",

@@ -196,6 +196,19 @@ def test_hyper_parameters_of_any_kind_are_hashed(watching: Watching, exporter: I
     assert len(str(exporter.resource[names.CONFIG_HASH])) == 16
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_whether_torch_is_held_to_determinism_is_told(
+    watching: Watching, exporter: InMemoryExporter, held: bool
+) -> None:
+    model = nn.Linear(4, 1)
+    torch.use_deterministic_algorithms(held)
+    try:
+        watching(model, torch.optim.SGD(model.parameters(), lr=0.01)).close()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert exporter.resource[names.DETERMINISTIC] is held
+
+
 @pytest.mark.parametrize("every", [1, 7])
 def test_steps_go_on_when_the_optimizer_is_replaced(exporter: InMemoryExporter, every: int) -> None:
     model = nn.Linear(4, 1)

@@ -118,6 +118,17 @@ def test_runs_of_one_configuration_that_end_far_apart_vary() -> None:
     assert varying(predecessors([-0.2, -0.5, -0.3, -0.9, -0.4]))
 
 
+@pytest.mark.parametrize(("told", "shown"), [(True, True), (False, False), ("yes", None), (None, None)])
+def test_whether_torch_was_held_to_deterministic_algorithms_is_told_with_it(
+    told: Any, shown: bool | None
+) -> None:
+    resource = {c.CONFIG_HASH: "a", c.DETERMINISTIC: told}
+    run = view(resource=resource, predecessors=predecessors([-0.2, -0.5, -0.3, -0.9, -0.4]))
+    sighting = run_variance.detect(run, run_variance.Parameters())
+    assert sighting is not None
+    assert sighting.evidence["deterministic"] is shown
+
+
 def test_runs_that_end_alike_but_for_one_do_not() -> None:
     assert not varying(predecessors([-0.2, -0.21, -0.19, -0.2, -0.22, -3.0]))
 

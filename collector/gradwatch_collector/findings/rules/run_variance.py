@@ -51,6 +51,7 @@ def detect(view: RunView, parameters: Parameters) -> Sighting | None:
             "median_quality": rounded(float(middle)),
             "worst_quality": rounded(float(np.min(qualities))),
             "best_quality": rounded(float(np.max(qualities))),
+            "deterministic": flag if isinstance(flag := view.resource.get(c.DETERMINISTIC), bool) else None,
         },
     )
 
