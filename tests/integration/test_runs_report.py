@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from tests.batches import SECOND, at, event, frame, scalar
+from tests.browser import chromium, needs_chromium
 from tests.collector_process import collector, train
 from tests.pages import Page
 from tests.told_runs import flight_record, look, tell_run
@@ -331,6 +332,34 @@ def test_pictures_go_on_in_what_was_rolled_up(database: Engine, database_url: st
     (loss,) = (each for each in page.texts if each.startswith("The loss: "))
     # Means of 64 steps, and of the 44 at the end.
     assert loss == "The loss: first 268.5, last 22.5, lowest 22.5, highest 268.5."
+
+
+@needs_chromium
+@pytest.mark.parametrize("media", ["print", "screen"])
+def test_however_long_names_are_a_page_is_no_wider_than_what_it_is_printed_on(
+    database: Engine, database_url: str, media: Literal["print", "screen"], tmp_path: Path
+) -> None:
+    run_id, layer, file = "run-" + 185 * "x", 30 * "encoder." + "weight", tmp_path / "report.html"
+    tell_run(database, "good", 0)
+    tell_run(
+        database,
+        run_id,
+        100,
+        event(c.CHECKPOINT_SAVED, 103, 1, STEP=1, CHECKPOINT_NAME=200 * "n"),
+        event(c.FLIGHT_RECORD, 115, 2, STEP=4, FLIGHT_TRIGGER="nonfinite", FLIGHT_STEPS=6,
+              FLIGHT_DATA=flight_record(GONE_BAD, (layer,))),
+        losses=GONE_BAD,
+        layers=(layer,),
+        resource={c.GIT_COMMIT: 200 * "a"},
+    )  # fmt: skip
+    report(database_url, run_id, "--format", "html", "-o", str(file))
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 760, "height": 900})
+        page.emulate_media(media=media)
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 760
+        # Of what is not long no word is broken.
+        assert page.get_by_text("outcome", exact=True).bounding_box()["height"] < 40  # type: ignore[index]
 
 
 def test_the_page_is_written_where_it_is_wanted(database: Engine, database_url: str, tmp_path: Path) -> None:
