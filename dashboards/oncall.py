@@ -18,7 +18,7 @@ from panels import (
     over_replicas,
 )
 from runs import FINDING_MARKS, NO_RUN, memory_headroom, nonfinite_steps
-from stored import CHECKPOINT_MARKS, checkpoints, collectives_of_runs
+from stored import CHECKPOINT_MARKS, checkpoints, collectives_of_runs, nonfinite_log
 from variables import select
 
 from gradwatch import conventions as names
@@ -132,6 +132,7 @@ _RUNS: Final = Row(
     (
         nonfinite_steps(width=12),
         memory_headroom(width=12),
+        nonfinite_log(),
         collectives_of_runs(width=12),
         checkpoints(width=12),
         Panel(

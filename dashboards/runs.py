@@ -17,7 +17,9 @@ def nonfinite_steps(*, width: int) -> Panel:
     return Panel(
         kind="timeseries",
         title="Non-finite steps",
-        description="Steps with a NaN or infinite loss or gradient, by run.",
+        description="Steps with a NaN or infinite loss or gradient, by run, as they are added. What a run told"
+        " before it was scraped twice is missing, and so is all of a short one: they are among the non-finite"
+        " batches.",
         unit="none",
         empty=NO_RUN,
         queries=(

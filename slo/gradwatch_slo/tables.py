@@ -25,7 +25,7 @@ def print_table(
     columns that are aligned to the right.
     """
     if console.is_terminal:
-        console.print(ruled(headings, rows, right=right))
+        console.print(_ruled(headings, rows, right=right))
         return
     cells = [[_text(cell) for cell in row] for row in rows]
     lines = [list(headings), *([cell.plain for cell in row] for row in cells)]
@@ -38,7 +38,7 @@ def print_table(
         console.print(Text("  ".join(aligned).rstrip()), soft_wrap=True)
 
 
-def ruled(
+def _ruled(
     headings: Sequence[str], rows: Sequence[Sequence[Text | str]], *, right: Collection[str] = ()
 ) -> Table:
     """Return the table that ``print_table`` prints on a terminal."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ import requests
 import yaml
 
 from gradwatch.cli import main
-from tests.collector_process import collector, free_port
+from tests.collector_process import Collector, collector, free_port, train
 from tests.prometheus_servers import get_json, needs_prometheus, running, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,17 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 PROVISIONING = ROOT / "dashboards" / "provisioning"
 # Where a server listens unless told.
 DEFAULT_PORTS = {"postgres": 5432, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
+
+TRAINING = """
+import torch, gradwatch
+
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+gradwatch.watch(model, optimizer)
+for _ in range(20):
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+"""
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -148,16 +162,22 @@ def parsed(arguments: list[str]) -> click.Context:
     return command.make_context(command.name, list(arguments), parent=context)
 
 
+@contextmanager
+def composed(folder: Path) -> Iterator[Collector]:
+    """The collector as it is composed, but for where it listens and stores."""
+    _, _, *options = laid_out("collector", folder)
+    kept = [each for each in options if not each.startswith(("--listen", "--grpc"))]
+    with collector(f"sqlite:///{folder}/gradwatch.db", *kept) as serving:
+        yield serving
+
+
 @pytest.mark.parametrize("name", ["migrate", "collector"])
-def test_gradwatch_takes_its_command_lines(name: str) -> None:
-    assert parsed(SERVICES[name]["command"]).info_name in SERVICES[name]["command"]
+def test_gradwatch_takes_its_command_lines(name: str, tmp_path: Path) -> None:
+    assert parsed(laid_out(name, tmp_path)).info_name in SERVICES[name]["command"]
 
 
 def test_prometheus_may_ask_the_collector_by_its_name_and_nobody_by_another(tmp_path: Path) -> None:
-    serve = [
-        each for each in SERVICES["collector"]["command"][2:] if not each.startswith(("--listen", "--grpc"))
-    ]
-    with collector(f"sqlite:///{tmp_path}/gradwatch.db", *serve) as serving:
+    with composed(tmp_path) as serving:
         answer = {
             host: requests.get(f"{serving.url}/metrics", headers={"Host": host}, timeout=10).status_code
             for host in ("collector:4318", "127.0.0.1:4318", "localhost:4318", "evil.example:4318")
@@ -167,8 +187,23 @@ def test_prometheus_may_ask_the_collector_by_its_name_and_nobody_by_another(tmp_
     }  # fmt: skip
 
 
-def test_the_collector_listens_beyond_its_container_without_tokens_only_because_it_says_so() -> None:
-    options = parsed(SERVICES["collector"]["command"]).params
+def test_what_an_epoch_costs_is_known_of_a_run_that_ended(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINING, encoding="utf-8")
+    with composed(tmp_path) as serving:
+        training = train(script, serving, GRADWATCH_RUN_ID="run")
+        _, errors = training.communicate(timeout=120)
+        assert training.returncode == 0, errors
+        with closing(sqlite3.connect(tmp_path / "gradwatch.db")) as database:
+            wait_for(lambda: database.execute("SELECT 1 FROM run_summary").fetchone(), what="a summary")
+            (cost,) = database.execute("SELECT step_cost FROM run_summary").fetchone()
+    assert cost > 0
+
+
+def test_the_collector_listens_beyond_its_container_without_tokens_only_because_it_says_so(
+    tmp_path: Path,
+) -> None:
+    options = parsed(laid_out("collector", tmp_path)).params
     assert (options["address"], options["grpc_address"]) == ("0.0.0.0:4318", "0.0.0.0:4317")
     assert options["allow_anonymous"] is True
 

@@ -49,7 +49,11 @@ RUNS: dict[str, dict[str, str]] = {
         "GRADWATCH_EVERY": "1",
     },
     "r-bad": {"GRADWATCH_JOB": "gpt", "FAULT": "raise"},
+    # Over before it is scraped twice.
+    "r-brief": {"GRADWATCH_JOB": "gpt", "FAULT": "nan", "GRADWATCH_EVERY": "1", "STEPS": "30"},
 }
+# Losses of these are NaN, and shown as such.
+WENT_BAD = {"r-nan", "r-brief"}
 # No process here has a GPU: what one sends is sent for it.
 GPU_RUN = "r-gpu"
 RUN_IDS = (*RUNS, GPU_RUN)
@@ -258,10 +262,11 @@ def stored(serving: Collector, database_of_runs: str) -> Iterator[Connection]:
         assert granted.returncode == 0, granted.stderr
     serving.await_status("r-done", "succeeded")
     serving.await_status("r-bad", "failed")
+    serving.await_status("r-brief", "succeeded")
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         summarised = text("SELECT count(*) FROM run_summary WHERE step_cost IS NOT NULL")
-        wait_for(lambda: connection.scalar(summarised) == 2, seconds=60, what="summaries of both runs")
+        wait_for(lambda: connection.scalar(summarised) == 3, seconds=60, what="summaries of what ended")
         wait_for(lambda: went_bad(serving.show("r-nan")), seconds=60, what="ten bad batches and their finding")
         connection.execute(text("SET ROLE grafana"))
         yield connection
@@ -292,8 +297,7 @@ def numbers_of(series: dict[str, Any]) -> list[float]:
 def test_every_query_of_prometheus_finds_what_the_collector_shows(server: Prometheus, case: Case) -> None:
     found = execute(server, case)
     assert found, f"{case.panel!r} is empty"
-    # A loss that is NaN is shown as such.
-    healthy = [series for series in found if series["metric"].get("run_id") != "r-nan"]
+    healthy = [series for series in found if series["metric"].get("run_id") not in WENT_BAD]
     assert all(math.isfinite(number) for series in healthy for number in numbers_of(series))
 
 
@@ -348,7 +352,7 @@ def test_every_query_of_postgresql_finds_what_is_stored_of_the_run_that_is_chose
             assert row.get("run_id", run_id) == run_id
             if not case.instant:
                 assert {"time", "value"} <= row.keys()
-            if run_id != "r-nan":  # a loss that is NaN is shown as such
+            if run_id not in WENT_BAD:
                 assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     columns = next(iter(told for told in found.values() if told))[0].keys()
     for column in columns - SELDOM_KNOWN:
@@ -393,6 +397,15 @@ def test_the_log_of_bad_batches_names_step_layer_and_birthplace(stored: Connecti
     assert (found[-1]["layer"], found[-1]["born_in"]) == ("2.weight", "backward")
 
 
+@pytest.mark.parametrize("uid", ["oncall", "debug"])
+def test_a_run_that_was_over_before_it_was_scraped_is_in_the_log_of_bad_batches(
+    stored: Connection, uid: str
+) -> None:
+    of_all = rows(stored, SQL[f"{uid}: Non-finite batches A"].query, training_job="gpt")
+    told = [row["step"] for row in of_all if row["run_id"] == "r-brief"]
+    assert told == [str(step) for step in range(29, 19, -1)]
+
+
 def test_collectives_are_told_apart_by_rank_and_kind(stored: Connection) -> None:
     found = rows(stored, SQL["debug: Network latency A"].query, run_id="r-done")
     assert {row["rank"] for row in found} == {"0", "1"}
@@ -404,7 +417,7 @@ def test_of_several_runs_that_are_let_through_the_newest_is_shown(stored: Connec
     started = {
         run["run_id"]: run["started"] for run in rows(stored, SQL["run: Runs of this selection A"].query)
     }
-    assert shown["run_id"] == max(("r-nan", "r-bad"), key=lambda run_id: started[run_id])
+    assert shown["run_id"] == max(("r-nan", "r-bad", "r-brief"), key=lambda run_id: started[run_id])
 
 
 @pytest.mark.parametrize("query", _annotations(in_sql=True))

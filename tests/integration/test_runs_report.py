@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.image import imread
 from sqlalchemy import Engine, update
 
 from gradwatch import conventions as c
@@ -20,6 +24,8 @@ from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from tests.batches import SECOND, at, event, frame, scalar
+from tests.browser import chromium, needs_chromium
+from tests.collector_process import collector, train
 from tests.pages import Page
 from tests.told_runs import flight_record, look, tell_run
 
@@ -27,6 +33,19 @@ NAN = float("nan")
 DAY = 86_400 * 1_000_000_000
 GONE_BAD = [2.0, 1.5, 1.2, 1.0, NAN, NAN]
 HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
+
+TRAINED_TO_NAN = """
+import os, torch, gradwatch
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+gradwatch.watch(model, optimizer)
+for step in range(80):
+    optimizer.zero_grad()
+    loss = model(torch.ones(8, 4)).square().mean() * (float("nan") if step == int(os.environ["SINCE"]) else 1)
+    loss.backward()
+    optimizer.step()
+"""
 
 
 def report(database_url: str, run_id: str, *options: str) -> str:
@@ -235,11 +254,73 @@ def test_pictures_of_sharded_parameters_are_of_all_ranks(database: Engine, datab
     page = Page(report(database_url, "run", "--format", "html"))
     assert any(each.startswith("The norm: first 6, last 9, lowest 3, highest 9.") for each in page.texts)
     assert any(
-        "2 layers over time; red where a norm was NaN or Inf, of which there are 2 cells. Norms from 1 to 6."
-        in each
+        "2 layers over time; red where a norm was NaN or Inf: at least 2 known, the first at step 3."
+        " Norms from 1 to 6." in each
         for each in page.texts
     )
     assert {"conv.weight", "fc.weight"} <= {each.strip() for each in page.texts}
+
+
+@pytest.mark.parametrize("since", [0, 40], ids=["from the first step on", "half way through"])
+def test_layers_that_a_training_had_as_nan_are_red_in_the_picture(
+    database_url: str, since: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINED_TO_NAN, encoding="utf-8")
+    with collector(database_url) as serving:
+        training = train(
+            script, serving, GRADWATCH_RUN_ID="bad", GRADWATCH_EVERY="1", SINCE=str(since),
+            # One report at the end, whose largest norms are those of good steps.
+            GRADWATCH_EXPORT_INTERVAL="60",
+        )  # fmt: skip
+        _, errors = training.communicate(timeout=120)
+        assert training.returncode == 0, errors
+        serving.await_status("bad", "succeeded")
+        known = serving.get("/api/v1/layer-map", params={"run": "bad"}).json()["nonfinite_count"]
+    assert known >= 4
+    text = report(database_url, "bad", "--format", "html")
+    told = " ".join(layers_told(text))
+    assert f"4 layers over time; red where a norm was NaN or Inf: at least {known} known" in told
+    assert f"the first at step {since}." in told
+    assert red_cells(text) >= 4
+
+
+def test_a_norm_of_zero_is_the_palest_and_not_a_gap(database: Engine, database_url: str) -> None:
+    tell_run(database, "run", 0, losses=[2.0, 1.0, 0.0, 0.5])
+    text = report(database_url, "run", "--format", "html")
+    (told,) = layers_told(text)
+    assert told == (
+        "2 layers over time; none is known to have been NaN or Inf."
+        " Norms from 0 to 4, exactly zero in 2 of 8 cells."
+    )
+    cells = picture_of_cells(text)
+    assert (cells[..., 3] == 1).all()
+    palest = cells[np.unravel_index(cells[..., :3].sum(axis=2).argmax(), cells.shape[:2])]
+    # Of eight the two zeros, and the least that is not.
+    assert (cells == palest).all(axis=2).mean() == pytest.approx(3 / 8, abs=0.03)
+
+
+def layers_told(text: str) -> list[str]:
+    return [each for each in Page(text).texts if "layers over time" in each]
+
+
+def layers_drawn(text: str) -> str:
+    """The heat map, as SVG."""
+    (drawn,) = re.findall(r'<svg[^>]*aria-labelledby="layers-title.*?</svg>', text, re.DOTALL)
+    return str(drawn)
+
+
+def picture_of_cells(text: str) -> Any:
+    """The heat map's cells without its marks and scale, as reds, greens, blues and opacities from 0 to 1."""
+    images = [
+        imread(BytesIO(base64.b64decode(each)))
+        for each in re.findall(r"data:image/png;base64,([^\"]+)", layers_drawn(text))
+    ]
+    return images[0]  # the scale is drawn after it
+
+
+def red_cells(text: str) -> int:
+    return len(re.findall(r"<use [^>]*var\(--bad\)", layers_drawn(text)))
 
 
 def test_pictures_go_on_in_what_was_rolled_up(database: Engine, database_url: str) -> None:
@@ -251,6 +332,34 @@ def test_pictures_go_on_in_what_was_rolled_up(database: Engine, database_url: st
     (loss,) = (each for each in page.texts if each.startswith("The loss: "))
     # Means of 64 steps, and of the 44 at the end.
     assert loss == "The loss: first 268.5, last 22.5, lowest 22.5, highest 268.5."
+
+
+@needs_chromium
+@pytest.mark.parametrize("media", ["print", "screen"])
+def test_however_long_names_are_a_page_is_no_wider_than_what_it_is_printed_on(
+    database: Engine, database_url: str, media: Literal["print", "screen"], tmp_path: Path
+) -> None:
+    run_id, layer, file = "run-" + 185 * "x", 30 * "encoder." + "weight", tmp_path / "report.html"
+    tell_run(database, "good", 0)
+    tell_run(
+        database,
+        run_id,
+        100,
+        event(c.CHECKPOINT_SAVED, 103, 1, STEP=1, CHECKPOINT_NAME=200 * "n"),
+        event(c.FLIGHT_RECORD, 115, 2, STEP=4, FLIGHT_TRIGGER="nonfinite", FLIGHT_STEPS=6,
+              FLIGHT_DATA=flight_record(GONE_BAD, (layer,))),
+        losses=GONE_BAD,
+        layers=(layer,),
+        resource={c.GIT_COMMIT: 200 * "a"},
+    )  # fmt: skip
+    report(database_url, run_id, "--format", "html", "-o", str(file))
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 760, "height": 900})
+        page.emulate_media(media=media)
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 760
+        # Of what is not long no word is broken.
+        assert page.get_by_text("outcome", exact=True).bounding_box()["height"] < 40  # type: ignore[index]
 
 
 def test_the_page_is_written_where_it_is_wanted(database: Engine, database_url: str, tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
 from sqlalchemy import Engine
 
 from gradwatch import conventions as c
@@ -43,12 +47,14 @@ def train(database: Engine, run_id: str, losses: Sequence[float], since: int = 0
     )  # fmt: skip
 
 
-def find(database: Engine, run_id: str, rule: str, severity: Severity) -> None:
-    seen = Observation(
-        run_id=run_id, attempt=1, rule=rule, severity=severity, first_seen=at(1), last_seen=at(1)
-    )
+def find(database: Engine, severity: Severity, *found: tuple[str, str]) -> None:
+    """Open findings, of each the run and the rule; all others are over."""
+    seen = [
+        Observation(run_id=run_id, attempt=1, rule=rule, severity=severity, first_seen=at(1), last_seen=at(1))
+        for run_id, rule in found
+    ]
     with transaction(database) as connection:
-        reconcile(connection, [seen], at(1))
+        reconcile(connection, seen, at(1))
 
 
 def shown(database_url: str, *arguments: str) -> dict[str, str]:
@@ -63,7 +69,7 @@ def test_a_pipe_is_given_each_live_run_with_its_course_pace_and_findings(
 ) -> None:
     train(database, "good", [8.0, 4.0, 2.0, 1.0])
     train(database, "sick", [1.0, float("nan"), float("nan")])
-    find(database, "sick", c.RULE_NONFINITE, Severity.PAGE)
+    find(database, Severity.PAGE, ("sick", c.RULE_NONFINITE))
     lines = shown(database_url)
     assert set(lines) == {"good", "sick"}
     assert lines["good"].split()[1:9] == [
@@ -124,6 +130,50 @@ def test_a_terminal_is_shown_what_is_new_until_it_is_interrupted(database: Engin
         process.wait()
         os.close(ours)
     assert (process.returncode, errors) == (0, b"")
+
+
+ALIKE = [f"sweep-2025-06-15-transformer-lr-0.001-seed-{seed}" for seed in (1, 2)]
+LONG = f"{'x' * 90}-{'層' * 90}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [(60, {"JOB", "STEP TAKES", "HEARD"}), (80, {"JOB", "STEP TAKES", "HEARD"}), (140, set()), (400, set())],
+)
+def test_on_a_terminal_of_any_width_a_run_takes_a_line_and_is_told_from_others(
+    database: Engine, database_url: str, columns: int, left_out: set[str]
+) -> None:
+    for run_id in (*ALIKE, LONG):
+        train(database, run_id, [123456.78, 0.00012345, float("nan")] * 20, job="a-job-of-a-longer-name")
+    rules = (c.RULE_GRADIENT_EXPLOSION, c.RULE_NONFINITE)
+    find(database, Severity.PAGE, *itertools.product((*ALIKE, LONG), rules))
+    heading, _, *lines = (line for line in printed(database_url, columns) if line.strip())
+    assert len(lines) == 3
+    assert len({line.split()[0] for line in lines}) == 3
+    assert {line.split()[0][:2] for line in lines} == {"sw", "xx"}
+    for name in ("JOB", "STEP TAKES", "HEARD"):
+        assert (name in heading) == (name not in left_out)
+    for line in lines:
+        assert cell_len(line.rstrip()) <= columns
+        assert re.search(r" running +60 +NaN +[▁▂▃▄▅▆▇█x]{6,24} ", line)
+        assert "gradi" in line
+
+
+def printed(database_url: str, columns: int) -> list[str]:
+    """Lines that are printed on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gradwatch.cli", "runs", "watch", "--once", "--db", database_url]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # how Linux tells that the other side was closed
+        while read := os.read(ours, 65536):
+            seen += read
+    os.close(ours)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+    return re.sub(r"\x1b\[[\d;]*m", "", seen.decode()).splitlines()
 
 
 def read_until(terminal: int, text: str) -> None:

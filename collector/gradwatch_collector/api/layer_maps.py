@@ -24,7 +24,7 @@ FEW_ROWS: Final = 150
 # After the first, nearly every layer is NaN in nearly every step.
 _MOST_MARKS: Final = 2_000
 
-_Mark = tuple[str, int]  # layer and step
+Mark = tuple[str, int]  # layer and step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +42,11 @@ class LayerMapQuery:
 
 
 def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
-    """Return the largest norms of each stretch of steps, and where they were not finite.
-
-    Where comes from whatever tells it: of norms that arrived as NaN or infinite it is the last step of their
-    stretch; of events and of black boxes the step itself.
-    """
+    """Return the largest norms of each stretch of steps, and where they were not finite."""
     attempt = query.attempt or _newest_attempt(connection, query.run_id)
     clock = read_step_clock(connection, query.run_id)
     found = layer_map(connection, query.run_id, attempt, clock, query.stretches)
-    marks = {
-        *_of_map(found),
-        *_of_events(connection, query.run_id, attempt),
-        *nonfinite_norms(connection, query.run_id, attempt),
-    }
+    marks = nonfinite_marks(connection, query.run_id, attempt, found)
     known = () if found is None else found.layers
     # Layers that were never finite are at the end.
     layers = [*known, *sorted({layer for layer, _ in marks}.difference(known))]
@@ -81,6 +73,19 @@ def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
     }
 
 
+def nonfinite_marks(connection: Connection, run_id: str, attempt: int, found: LayerMap | None) -> set[Mark]:
+    """Return where gradients are known not to have been finite, from whatever tells it.
+
+    Of norms that arrived as NaN or infinite it is the last step of their stretch; of events and of black boxes
+    the step itself.
+    """
+    return {
+        *_of_map(found),
+        *_of_events(connection, run_id, attempt),
+        *nonfinite_norms(connection, run_id, attempt),
+    }
+
+
 def _newest_attempt(connection: Connection, run_id: str) -> int:
     attempt = schema.attempt.c
     newest = select(attempt.attempt).where(attempt.run_id == run_id).order_by(attempt.attempt.desc()).limit(1)
@@ -91,13 +96,13 @@ def _first_step(clock: StepClock, attempt: int) -> int:
     return min((int(known.last[0]) for (of, _), known in clock.items() if of == attempt), default=0)
 
 
-def _of_map(found: LayerMap | None) -> Iterator[_Mark]:
+def _of_map(found: LayerMap | None) -> Iterator[Mark]:
     if found is not None:
         for row, column in zip(*np.nonzero(found.nonfinite), strict=True):
             yield found.layers[row], int(found.ends[column])
 
 
-def _of_events(connection: Connection, run_id: str, attempt: int) -> Iterator[_Mark]:
+def _of_events(connection: Connection, run_id: str, attempt: int) -> Iterator[Mark]:
     event = schema.event.c
     told = connection.scalars(
         select(event.attributes)

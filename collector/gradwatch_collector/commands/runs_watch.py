@@ -14,6 +14,7 @@ import click
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
@@ -22,6 +23,7 @@ from gradwatch_collector.api.findings import FindingsQuery, list_findings
 from gradwatch_collector.api.shapes import Json
 from gradwatch_collector.commands.colours import OF_SEVERITY, OF_STATUS
 from gradwatch_collector.commands.options import FiniteRange, database_option, open_database
+from gradwatch_collector.commands.watch_table import HEADINGS, MOST_BARS, RIGHT, bars_within, fitted
 from gradwatch_collector.findings.figures import SECOND, newest
 from gradwatch_collector.findings.levels import median
 from gradwatch_collector.findings.losses import own_losses
@@ -30,13 +32,10 @@ from gradwatch_collector.findings.run_view import RunView
 from gradwatch_collector.reports.wording import clock_time, duration, number
 from gradwatch_collector.runs.facts import RunRow, load_runs, recent
 from gradwatch_collector.storage import schema
-from gradwatch_slo.tables import print_table, ruled
+from gradwatch_slo.tables import print_table
 
-_HEADINGS: Final = ("RUN", "JOB", "STATUS", "STEP", "LOSS", "SO FAR", "STEP TAKES", "HEARD", "OPEN FINDINGS")
-_RIGHT: Final = ("STEP", "LOSS", "STEP TAKES", "HEARD")
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _NOT_FINITE: Final = "x"
-_WIDTH: Final = 24
 _NOTHING: Final = "no run is live or ended within the last hour: add gradwatch.watch(model, optimizer) to one"
 
 
@@ -59,17 +58,20 @@ def watch_command(
     engine, console = open_database(database), Console()
     watched = _Watched(engine, run_ids, job, limit)
     if once or not console.is_terminal:
-        rows = watched.look(time.time_ns())
-        if rows:
-            print_table(console, _HEADINGS, _cells(rows, time.time_ns()), right=_RIGHT)
-        else:
+        now = time.time_ns()
+        rows = watched.look(now)
+        if not rows:
             click.echo(_NOTHING)
+        elif console.is_terminal:
+            console.print(_table(rows, now, console.width))
+        else:
+            print_table(console, HEADINGS, _cells(rows, now, MOST_BARS), right=RIGHT)
         return
     try:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
                 now = time.time_ns()
-                live.update(_picture(watched.look(now), now), refresh=True)
+                live.update(_picture(watched.look(now), now, console.width), refresh=True)
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
@@ -109,15 +111,19 @@ class _Watched:
         return [_Row(run, self._views.get(run.run_id), findings[run.run_id]) for run in runs]
 
 
-def _picture(rows: Sequence[_Row], now: int) -> Group:
+def _picture(rows: Sequence[_Row], now: int, width: int) -> Group:
     counts: Mapping[str, int] = {
         status: len(list(each)) for status, each in itertools.groupby(sorted(row.run.status for row in rows))
     }
     heading = ", ".join(f"{count} {status}" for status, count in counts.items()) or _NOTHING
-    return Group(Text(f"{clock_time(now)} UTC  {heading}"), ruled(_HEADINGS, _cells(rows, now), right=_RIGHT))
+    return Group(Text(f"{clock_time(now)} UTC  {heading}"), _table(rows, now, width))
 
 
-def _cells(rows: Sequence[_Row], now: int) -> list[tuple[Text | str, ...]]:
+def _table(rows: Sequence[_Row], now: int, width: int) -> Table:
+    return fitted(_cells(rows, now, bars_within(width)), width)
+
+
+def _cells(rows: Sequence[_Row], now: int, bars: int) -> list[tuple[Text | str, ...]]:
     return [
         (
             row.run.run_id,
@@ -125,7 +131,7 @@ def _cells(rows: Sequence[_Row], now: int) -> list[tuple[Text | str, ...]]:
             Text(row.run.status, style=OF_STATUS[row.run.status]),
             "" if row.run.last_step is None else str(row.run.last_step + 1),
             _loss(row.run),
-            sparkline(_course(row.view)),
+            sparkline(_course(row.view, bars)),
             _pace(row.view),
             duration(max(0, now - row.run.last_seen_at) / SECOND),
             _findings(row.findings),
@@ -140,13 +146,13 @@ def _loss(run: RunRow) -> str:
     return "" if run.last_loss is None else number(run.last_loss)
 
 
-def _course(view: RunView | None) -> Sequence[float]:
-    """The loss so far in a few means; NaN where no value was finite."""
+def _course(view: RunView | None, bars: int) -> Sequence[float]:
+    """The loss so far in at most so many means; NaN where no value was finite."""
     told = own_losses(view) if view is not None and view.every(c.LOSS) else ()
     if not told or not len(told[0].course):
         return []
     course = told[0].course
-    stretches = np.array_split(np.arange(len(course)), min(_WIDTH, len(course)))
+    stretches = np.array_split(np.arange(len(course)), min(bars, len(course)))
     means = np.nan_to_num(course.mean)
     return [
         float(np.average(means[each], weights=course.finite[each])) if course.finite[each].any() else math.nan

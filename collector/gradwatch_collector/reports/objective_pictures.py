@@ -158,7 +158,8 @@ def cost_picture(found: Spending) -> Picture:
         axes.barh(range(len(shown)), amounts, color=LINE, height=0.62)
         for place, (_, amount) in enumerate(shown):
             told = wording.money(amount, found.currency)
-            axes.text(amounts[place], place, f" {told}", va="center", fontsize=9)
+            # A page drops other spaces at the beginning of a text.
+            axes.text(amounts[place], place, f"\u00a0{told}", va="center", fontsize=9)
         axes.set_yticks(range(len(shown)), [_short(name) for name, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(0, max([*amounts, 0.01]) * 1.35)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.layer_map import LayerMap, layer_map
+from gradwatch_collector.api.layer_maps import Mark, nonfinite_marks
 from gradwatch_collector.reports import wording
 from gradwatch_collector.reports.pictures import (
     BAD,
@@ -65,10 +66,12 @@ def run_pictures(
     headroom = read_curves(connection, run_id, c.DEVICE_MEMORY_HEADROOM, clock, every_rank=True)
     if headroom:
         yield _headroom_picture(headroom, span)
-    layers = layer_map(connection, run_id, attempt, clock)
-    if layers is not None:
+    told = layer_map(connection, run_id, attempt, clock)
+    marks = nonfinite_marks(connection, run_id, attempt, told)
+    if told is not None or marks:
         title = "Gradient norms by layer, largest of each stretch"
-        yield _layers_picture(layers, f"{title} of attempt {attempt}" if attempt > 1 else title)
+        layers = _with_marks(told or _without_norms(marks), marks)
+        yield _layers_picture(layers, marks, f"{title} of attempt {attempt}" if attempt > 1 else title)
 
 
 def _span(curves: Iterable[Curve]) -> _Span:
@@ -202,22 +205,53 @@ def _described(what: str, curves: Sequence[Curve], words: _Words, bad: Doubles) 
     return f"{told} NaN or Inf from step {bad[0]:g} on, {len(bad)} steps known." if len(bad) else told
 
 
-def _layers_picture(layers: LayerMap, title: str) -> Picture:
+def _without_norms(marks: Collection[Mark]) -> LayerMap:
+    """Return the map of an attempt of which no norm was stored: each step that is known as bad is a stretch."""
+    ends = np.unique([float(step) for _, step in marks])
+    return LayerMap((), ends, np.empty((0, len(ends))), np.zeros((0, len(ends)), bool))
+
+
+def _with_marks(layers: LayerMap, marks: Collection[Mark]) -> LayerMap:
+    """Return the map with the marks in their cells; layers that were never finite are at the end."""
+    names = (*layers.layers, *sorted({layer for layer, _ in marks}.difference(layers.layers)))
+    row_of = {name: row for row, name in enumerate(names)}
+    added = ((0, len(names) - len(layers.layers)), (0, 0))
+    nonfinite = np.pad(layers.nonfinite, added)
+    if not layers.is_timed:  # among seconds, steps have no place
+        whole = np.floor(layers.ends)
+        for layer, step in marks:
+            nonfinite[row_of[layer], min(int(np.searchsorted(whole, step)), len(whole) - 1)] = True
+    values = np.pad(layers.values, added, constant_values=np.nan)
+    return LayerMap(names, layers.ends, values, nonfinite, layers.is_timed)
+
+
+def _layers_picture(layers: LayerMap, marks: Collection[Mark], title: str) -> Picture:
     names = [printable(name) for name in layers.layers[:_MOST_ROWS]]
     values, nonfinite = layers.values[:_MOST_ROWS], layers.nonfinite[:_MOST_ROWS]
+    norm = _norm(values)
     with drawing(min(1.2 + 0.2 * min(len(names), _ROWS_NAMED), 6.0)) as figure:
         axes = figure.subplots()
         axes.grid(visible=False)
         image = axes.imshow(
-            np.ma.masked_invalid(np.where(values > 0, values, np.nan)),
+            # A logarithm has no place for zero, which is a norm like others.
+            np.ma.masked_invalid(np.maximum(values, norm.vmin or 0.0)),
             aspect="auto",
             interpolation="none",
-            cmap="viridis",
-            norm=_norm(values),
+            cmap="viridis_r",
+            norm=norm,
             extent=(0, values.shape[1], len(names), 0),
         )
         row, column = np.nonzero(nonfinite)
-        axes.plot(column + 0.5, row + 0.5, color=BAD, linestyle="", marker="s", markersize=2.5)
+        axes.plot(
+            column + 0.5,
+            row + 0.5,
+            color=BAD,
+            linestyle="",
+            marker="s",
+            markersize=4,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+        )
         every = -(-len(names) // _ROWS_NAMED)
         axes.set_yticks(np.arange(0, len(names), every) + 0.5, [_short(name) for name in names[::every]])
         axes.tick_params(axis="y", length=0, labelsize=8)
@@ -230,12 +264,24 @@ def _layers_picture(layers: LayerMap, title: str) -> Picture:
             bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=6))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.number(value)))
         bar.ax.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
-        seen = values[np.isfinite(values)]
-        words = f"{len(names)} layers over time; red where a norm was NaN or Inf"
-        words += f", of which there are {len(row)} cells." if len(row) else "; there is none."
-        if seen.size:
-            words += f" Norms from {wording.number(float(seen.min()))} to {wording.number(float(seen.max()))}."
-        return picture(figure, "layers", title, words)
+        return picture(figure, "layers", title, _layers_described(layers, len(names), marks))
+
+
+def _layers_described(layers: LayerMap, shown: int, marks: Collection[Mark]) -> str:
+    """Return a map in words; of layers beyond ``shown`` they tell as well."""
+    count = len(layers.layers)
+    words = f"{count} layers over time" if shown == count else f"{shown} of {count} layers over time"
+    if marks:
+        words += f"; red where a norm was NaN or Inf: at least {len(marks)} known"
+        words += "." if layers.is_timed else f", the first at step {min(step for _, step in marks)}."
+    else:
+        words += "; none is known to have been NaN or Inf."
+    seen = layers.values[np.isfinite(layers.values)]
+    if seen.size:
+        words += f" Norms from {wording.number(float(seen.min()))} to {wording.number(float(seen.max()))}"
+        zeros = int(np.count_nonzero(seen == 0))
+        words += f", exactly zero in {zeros} of {seen.size} cells." if zeros else "."
+    return words
 
 
 def _norm(values: Doubles) -> Normalize:
@@ -243,7 +289,7 @@ def _norm(values: Doubles) -> Normalize:
     if not positive.size:
         return Normalize(0, 1)
     low, high = float(positive.min()), float(positive.max())
-    # Some layers' norms are a billionth of others': what is below is as dark as it gets.
+    # Some layers' norms are a billionth of others': what is below is as pale as it gets.
     return LogNorm(max(low, high * 1e-8), high if high > low else low * 1.01)
 
 
