@@ -217,6 +217,37 @@ def test_what_was_not_finite_is_marked_whoever_told_of_it(database: Engine) -> N
     assert found["values"][1] == [None] * len(found["ends"])
 
 
+def test_steps_whose_loss_or_norm_was_not_finite_are_told_of_though_no_layer_is(database: Engine) -> None:
+    losses = [1.0] * 100
+    losses[21:80] = [NAN] * 59
+    losses[90] = NAN
+    born = event(c.NONFINITE_STEP, 5, 1, STEP=20, LAYER_NAME="block", BORN_IN="forward")
+    tell_run(database, "run", 0, born, losses=losses, layers=("norm",))
+    found = layers(database)
+    assert found["nonfinite_steps"] == {"first": 20, "last": 90, "count": 61}
+    assert found["nonfinite_spans"] == [[20, 79], [90, 90]]
+    # Values are born in a module's output: that is no gradient, and no row.
+    assert [row["layer"] for row in found["rows"]] == ["norm"]
+    assert layers(database, text="none")["nonfinite_steps"] == found["nonfinite_steps"]
+
+
+def test_the_first_bad_step_is_told_to_the_step_however_few_points_a_curve_has(database: Engine) -> None:
+    told = event(c.NONFINITE_STEP, 5, 1, STEP=503, LAYER_NAME="fc.weight", BORN_IN="backward")
+    tell_run(database, "run", 0, told, losses=[*[1.0] * 504, *[NAN] * 96])
+    tell_run(database, "run", 900, losses=[1.0, 2.0], attempt=2)
+    with database.connect() as connection:
+        asked = CurvesQuery(run_id="run", metrics=[c.LOSS.name, c.GRADIENT_NORM.name], points=6)
+        answer = valid(list_curves(connection, asked), "curve-list")
+        of_loss = list_curves(connection, CurvesQuery(run_id="run", metrics=[c.LOSS.name]))
+        by_layer = layer_map_json(connection, LayerMapQuery(run_id="run", attempt=1))
+    loss, _, norm, _ = answer["curves"]
+    assert loss["nonfinite_steps"] == {"first": 504, "last": 599, "count": 96}
+    assert norm["nonfinite_steps"] == loss["nonfinite_steps"]
+    assert answer["nonfinite_gradients"] == [{"attempt": 1, "first": 503, "last": 599, "count": 97}]
+    assert by_layer["nonfinite_steps"] == {"first": 503, "last": 599, "count": 97}
+    assert of_loss["nonfinite_gradients"] == []
+
+
 def test_of_several_attempts_the_newest_is_shown_unless_told_otherwise(database: Engine) -> None:
     tell_run(database, "run", 0, layers=("old",), ending={"STATUS": "failed", "WILL_RETRY": True})
     tell_run(database, "run", 30, layers=("new",), attempt=2)

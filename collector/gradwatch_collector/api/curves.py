@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from gradwatch_collector.runs.curves import (
     read_gradient_norms,
     read_step_clock,
 )
+from gradwatch_collector.runs.nonfinite_steps import Steps, nonfinite_steps, nonfinite_told
 
 MAX_POINTS: Final = 2_000
 FEW_POINTS: Final = 400
@@ -45,10 +46,11 @@ class CurvesQuery:
 
 
 def list_curves(connection: Connection, query: CurvesQuery) -> Json:
-    """Return ``{"run_id": ..., "curves": [...], "left_out": ...}``, by metric, attempt and rank.
+    """Return ``{"run_id": ..., "curves": [...], ...}``, by metric, attempt and rank.
 
     A curve has a point for each step, or for each of ``query.points`` stretches of steps: the last step of it,
-    the mean, the least and the greatest finite value, and how many values were not finite.
+    the mean, the least and the greatest finite value, and how many values were not finite. Gradient norms are
+    told of in some steps only: beside them stands in which steps of an attempt gradients are known to be bad.
     """
     clock = read_step_clock(connection, query.run_id)
     found = [
@@ -60,7 +62,30 @@ def list_curves(connection: Connection, query: CurvesQuery) -> Json:
         "run_id": query.run_id,
         "curves": [_curve_json(metric, curve, query.points) for metric, curve in found[:MAX_CURVES]],
         "left_out": max(0, len(found) - MAX_CURVES),
+        "nonfinite_gradients": list(
+            _nonfinite_gradients(
+                connection, query.run_id, [curve for metric, curve in found if metric is c.GRADIENT_NORM], clock
+            )
+        ),
     }
+
+
+def _nonfinite_gradients(
+    connection: Connection, run_id: str, norms: Sequence[Curve], clock: StepClock
+) -> Iterator[Json]:
+    # A loss that is not finite has such gradients, seen or not.
+    losses = read_curves(connection, run_id, c.LOSS, clock) if norms else []
+    for attempt in sorted({norm.attempt for norm in norms}):
+        told = nonfinite_told(connection, run_id, attempt)
+        bad = nonfinite_steps((each for each in (*losses, *norms) if each.attempt == attempt), told.steps)
+        known = nonfinite_json(bad)
+        if known is not None:
+            yield {"attempt": attempt, **known}
+
+
+def nonfinite_json(steps: Steps) -> Json | None:
+    """Return the first and the last of some steps, and how many there are; None without any."""
+    return {"first": int(steps[0]), "last": int(steps[-1]), "count": len(steps)} if len(steps) else None
 
 
 def _read(connection: Connection, query: CurvesQuery, metric: c.Metric, clock: StepClock) -> list[Curve]:
@@ -88,6 +113,7 @@ def _curve_json(metric: c.Metric, curve: Curve, points: int) -> Json:
         "least": _rounded(np.fmin.reduceat(curve.least, begins)),
         "most": _rounded(np.fmax.reduceat(curve.most, begins)),
         "nonfinite": np.add.reduceat(curve.nonfinite, begins).astype(np.int64).tolist(),
+        "nonfinite_steps": nonfinite_json(nonfinite_steps([curve])),
     }
 
 

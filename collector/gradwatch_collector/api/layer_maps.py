@@ -10,12 +10,17 @@ import numpy as np
 from sqlalchemy import Connection, select
 
 from gradwatch import conventions as c
-from gradwatch_collector.api.curves import shown
+from gradwatch_collector.api.curves import nonfinite_json, shown
 from gradwatch_collector.api.layer_map import STRETCHES, LayerMap, layer_map
 from gradwatch_collector.api.shapes import Json
-from gradwatch_collector.runs.black_box import nonfinite_norms
-from gradwatch_collector.runs.curves import Doubles, StepClock, read_step_clock
-from gradwatch_collector.runs.telling import integer, text
+from gradwatch_collector.runs.curves import (
+    Doubles,
+    StepClock,
+    read_curves,
+    read_gradient_norms,
+    read_step_clock,
+)
+from gradwatch_collector.runs.nonfinite_steps import Mark, nonfinite_steps, nonfinite_told, spans
 from gradwatch_collector.storage import schema
 
 MAX_ROWS: Final = 400
@@ -23,8 +28,7 @@ MAX_STRETCHES: Final = 400
 FEW_ROWS: Final = 150
 # After the first, nearly every layer is NaN in nearly every step.
 _MOST_MARKS: Final = 2_000
-
-Mark = tuple[str, int]  # layer and step
+_MOST_SPANS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +46,22 @@ class LayerMapQuery:
 
 
 def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
-    """Return the largest norms of each stretch of steps, and where they were not finite."""
+    """Return the largest norms of each stretch of steps, and where they were not finite.
+
+    Where comes from whatever tells it: of norms that arrived as NaN or infinite it is the last step of their
+    stretch; of events and of black boxes the step itself. Of most bad steps no layer is known: that they were
+    bad is told by the loss and the global norm.
+    """
     attempt = query.attempt or _newest_attempt(connection, query.run_id)
     clock = read_step_clock(connection, query.run_id)
     found = layer_map(connection, query.run_id, attempt, clock, query.stretches)
-    marks = nonfinite_marks(connection, query.run_id, attempt, found)
+    told = nonfinite_told(connection, query.run_id, attempt)
+    curves = (
+        *read_curves(connection, query.run_id, c.LOSS, clock),
+        *read_gradient_norms(connection, query.run_id, clock),
+    )
+    bad = nonfinite_steps((each for each in curves if each.attempt == attempt), told.steps)
+    marks = {*_of_map(found), *told.gradients}
     known = () if found is None else found.layers
     # Layers that were never finite are at the end.
     layers = [*known, *sorted({layer for layer, _ in marks}.difference(known))]
@@ -70,20 +85,14 @@ def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
             {"layer": layer, "row": row_of[layer], "step": step} for layer, step in shown_marks[:_MOST_MARKS]
         ],
         "nonfinite_count": len(shown_marks),
+        "nonfinite_steps": nonfinite_json(bad),
+        "nonfinite_spans": [list(span) for span in spans(bad, _MOST_SPANS)],
     }
 
 
 def nonfinite_marks(connection: Connection, run_id: str, attempt: int, found: LayerMap | None) -> set[Mark]:
-    """Return where gradients are known not to have been finite, from whatever tells it.
-
-    Of norms that arrived as NaN or infinite it is the last step of their stretch; of events and of black boxes
-    the step itself.
-    """
-    return {
-        *_of_map(found),
-        *_of_events(connection, run_id, attempt),
-        *nonfinite_norms(connection, run_id, attempt),
-    }
+    """Return where gradients are known not to have been finite, from whatever tells of layers."""
+    return {*_of_map(found), *nonfinite_told(connection, run_id, attempt).gradients}
 
 
 def _newest_attempt(connection: Connection, run_id: str) -> int:
@@ -100,20 +109,6 @@ def _of_map(found: LayerMap | None) -> Iterator[Mark]:
     if found is not None:
         for row, column in zip(*np.nonzero(found.nonfinite), strict=True):
             yield found.layers[row], int(found.ends[column])
-
-
-def _of_events(connection: Connection, run_id: str, attempt: int) -> Iterator[Mark]:
-    event = schema.event.c
-    told = connection.scalars(
-        select(event.attributes)
-        .where(event.run_id == run_id, event.attempt == attempt, event.name == c.NONFINITE_STEP.name)
-        .order_by(event.time)
-        .limit(_MOST_MARKS)
-    )
-    for attributes in told:
-        layer, step = text(attributes.get(c.LAYER_NAME)), integer(attributes.get(c.STEP))
-        if layer is not None and step is not None:
-            yield layer, step
 
 
 def _largest(values: Doubles, places: Sequence[int]) -> list[float | None]:

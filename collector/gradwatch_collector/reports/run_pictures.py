@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from gradwatch import conventions as c
 from gradwatch_collector.api.layer_map import LayerMap, layer_map
-from gradwatch_collector.api.layer_maps import Mark, nonfinite_marks
+from gradwatch_collector.api.layer_maps import nonfinite_marks
 from gradwatch_collector.reports import wording
 from gradwatch_collector.reports.pictures import (
     BAD,
@@ -29,6 +29,7 @@ from gradwatch_collector.reports.pictures import (
     thinned,
 )
 from gradwatch_collector.runs.curves import Curve, read_curves, read_gradient_norms, read_step_clock
+from gradwatch_collector.runs.nonfinite_steps import Mark
 from gradwatch_slo.problems import printable
 
 _HEIGHT: Final = 2.2
