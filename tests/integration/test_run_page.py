@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import textwrap
@@ -9,19 +10,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect
 
-from gradwatch_collector.auth import Role, create_token
+from gradwatch import conventions as c
+from gradwatch_collector.auth import Role, create_token, revoke_token
 from gradwatch_collector.storage import database as db
 from gradwatch_collector.storage.database import transaction
+from tests.batches import scalar
 from tests.browser import DARK, LIGHT, PHONE, Visit, chromium, needs_chromium, visiting
 from tests.collector_process import Collector, collector, eventually, train
 from tests.fleet import store_fleet, tell_wide_run
+from tests.fuzzing.samples import events_request
 from tests.odd_ids import ODD_IDS
+from tests.otlp_clients import ProtobufClient, gauge, metrics_request
 from tests.told_runs import tell_run
 
 pytestmark = needs_chromium
@@ -29,6 +34,10 @@ pytestmark = needs_chromium
 FLEET = 10_000
 LAYERS = 1_000
 BAD_STEP, BAD_LAYER = 25, "2.weight"
+LAST_STEP = 60
+# A link to whoever reads it as HTML, and a value to whoever reads it as a template.
+MARKUP = '<a href="https://evil.example/">x</a>%{x}'
+LONG = f"long-{'x' * 184}"
 # Goes on until a file appears; a bad one has a gradient that is NaN in one layer and step, and then everywhere.
 TRAINING = """
 import os, pathlib, time, torch, gradwatch
@@ -80,6 +89,12 @@ def served(folder: Path) -> Iterator[Collector]:
     tell_wide_run(engine, "wide", layers=LAYERS, steps=400, bad_step=321, bad_layer=543)
     tell_run(engine, "twice", 0, layers=("old",), ending={"STATUS": "failed", "WILL_RETRY": True})
     tell_run(engine, "twice", 30, layers=("new",), attempt=2, first_step=10)
+    tell_run(engine, "zeros", 0, losses=[0.0, 0.0, 1e-12, 2.0], layers=("layer",))
+    other = scalar(c.LEARNING_RATE, [1, 2], [0.05, 0.05], **{c.OPTIMIZER: 1})
+    tell_run(engine, "two-optimizers", 0, frames=[other])
+    logged = scalar(c.LOGGED, [1, 2], [0.5, math.nan], **{c.METRIC_NAME: MARKUP})
+    tell_run(engine, MARKUP, 0, losses=[1.0, 2.0, math.nan], layers=(MARKUP,), frames=[logged])
+    tell_run(engine, LONG, 0, resource={c.SERVICE_NAME: "job" * 60})
     engine.dispose()
     # Whatever year the tests' time is of.
     with collector(database, "--keep-raw", "forever", "--keep-rollups", "forever") as running:
@@ -173,7 +188,7 @@ def test_a_nan_is_marked_at_its_layer_and_step(trained: Collector, browser: Brow
     with visiting(browser, trained.url) as visit:
         page = visit.open("/runs/sick")
         charts_of(page)
-        heat, crosses = plotted(page, "#layers")
+        heat, hatched, crosses = plotted(page, "#layers")
         assert heat["type"] == "heatmap"
         assert crosses["name"] == "NaN or Inf"
         rows = page.locator("#layers .js-plotly-plot").evaluate("plot => plot.layout.yaxis.ticktext")
@@ -189,7 +204,50 @@ def test_a_nan_is_marked_at_its_layer_and_step(trained: Collector, browser: Brow
         assert any("nonfinite" in (trace["y"] or []) for trace in plotted(page, "#timeline"))
         marks = page.locator(".js-plotly-plot").first.evaluate("plot => plot.layout.shapes.map(s => s.x0)")
         assert marks == [BAD_STEP]
+
+        # Of most of the steps after it no layer is told, but each loss says that they were no better.
+        known = [step for step in hatched["x"] if step is not None]
+        assert (min(known), max(known)) == (BAD_STEP - 0.5, LAST_STEP + 0.5)
+        span = f"the first {BAD_STEP}, the last {LAST_STEP}."
+        expect(page.locator("figure:has-text('Global gradient norm') .told")).to_contain_text(span)
+        expect(page.locator("#layers .told")).to_contain_text(
+            f"NaN or Inf first at step {BAD_STEP} in {BAD_LAYER}, last at step {LAST_STEP}."
+        )
+        expect(page.locator("#layers summary")).to_have_text(
+            re.compile(f"At least \\d+ gradients not finite, in steps {BAD_STEP} to {LAST_STEP}$")
+        )
         visit.picture("run-with-nan")
+
+
+def test_a_norm_of_exactly_zero_is_pale_and_not_blank(visit: Visit) -> None:
+    page = visit.open("/runs/zeros")
+    charts_of(page)
+    (heat,) = plotted(page, "#layers")
+    palest = math.log10(2.0) - 8
+    assert heat["z"] == [pytest.approx([palest, palest, -12, math.log10(2.0)])]
+    expect(page.locator("#layers .told")).to_have_text(
+        "1 layer. Norms from 1.00e-12 to 2; 2 cells exactly 0; the palest are below 2.00e-8. All finite."
+    )
+
+
+def test_each_of_several_curves_is_told_of_by_its_name(visit: Visit) -> None:
+    page = visit.open("/runs/two-optimizers")
+    charts_of(page)
+    expect(page.locator("figure:has-text('Loss and learning rate') .told")).to_contain_text(
+        "learning rate: Always 0.1. learning rate, optimizer 1: Always 0.05."
+    )
+
+
+@pytest.mark.parametrize("path", [f"/runs/{quote(MARKUP, safe='')}", f"/compare?run={quote(MARKUP)}&run=twice"])
+def test_names_are_shown_as_they_are_and_never_read(visit: Visit, path: str) -> None:
+    page = visit.open(path)
+    label = page.locator(".legendtext", has_text=MARKUP).first
+    expect(label).to_be_visible()
+    figure = page.locator("figure", has=page.locator(".legendtext", has_text=MARKUP)).first
+    figure.locator(".plot").focus()
+    page.keyboard.press("Home")
+    expect(figure.locator(".hoverlayer")).to_contain_text(MARKUP)
+    assert page.locator("svg a").count() == 0
 
 
 def test_a_run_shows_its_curves_its_checkpoints_and_its_configuration(
@@ -244,6 +302,27 @@ def test_a_run_of_any_id_has_a_page(visit: Visit) -> None:
         assert run_id in (told.text_content() or "")
 
 
+def test_of_a_run_that_is_none_nothing_is_drawn_and_nothing_asked_again(visit: Visit) -> None:
+    page, visit.expected = visit.open("/"), ("404 (Not Found)",)
+    expect(page.locator("#live")).to_have_text("● live")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    visit.open("/runs/nobody")
+    expect(page.get_by_role("alert")).to_contain_text("There is no run nobody here, or it is another team's.")
+    expect(page.get_by_role("heading", name="Charts")).to_be_hidden()
+    expect(page.locator("#live")).to_be_empty()
+    visit.assert_accessible()
+    assert not [url for url in asked if "/events" in url]
+
+    visit.open("/runs/%E0%A4%A")
+    expect(page.get_by_role("alert")).to_contain_text("it names no run")
+    visit.assert_accessible()
+    visit.open("/compare?run=twice&run=nobody&run=none")
+    expect(page.get_by_role("alert")).to_contain_text("There is no run nobody and no run none here")
+    visit.open("/compare?run=nobody")
+    expect(page.get_by_role("alert")).to_contain_text("There is no run nobody here")
+
+
 def test_the_arrow_keys_read_a_chart_out(trained: Collector, browser: Browser) -> None:
     with visiting(browser, trained.url) as visit:
         page = visit.open("/runs/healthy")
@@ -287,16 +366,16 @@ def test_a_thousand_layers_are_a_bounded_map_that_a_filter_looks_into(visit: Vis
     page.on("response", lambda answer: maps.append(answer.body()) if "/layer-map" in answer.url else None)
     visit.open("/runs/wide")
     charts_of(page)
-    heat, crosses = plotted(page, "#layers")
+    heat, hatched, crosses = plotted(page, "#layers")
     assert (len(heat["z"]), max(len(row) for row in heat["z"])) == (150, 120)
-    assert crosses["x"] == [321]
+    assert (crosses["x"], hatched["x"][:2]) == ([321], [320.5, 321.5])
     expect(page.locator("#layers .told")).to_contain_text("NaN or Inf first at step 321 in block.543.weight.")
     assert len(maps[0]) < 400_000
     assert page.evaluate("document.querySelectorAll('*').length") < 2_500
 
     page.get_by_role("searchbox", name="Filter layers").fill("block.543.")
     expect(page.locator("#layers .told")).to_contain_text("1 of 1,000 layers.")
-    heat, crosses = plotted(page, "#layers")
+    heat, _, crosses = plotted(page, "#layers")
     assert (len(heat["z"]), crosses["y"]) == (1, [0])
 
 
@@ -324,6 +403,42 @@ def test_filters_and_order_are_the_collectors_and_stand_in_the_address(visit: Vi
     page.get_by_role("searchbox").fill("no such thing")
     page.get_by_role("button", name="Show all runs").click()
     expect(page.locator("[data-run]")).to_have_count(50)
+
+
+def test_a_sorted_list_stays_sorted_while_runs_go_on(visit: Visit, served: Collector) -> None:
+    steps = dict.fromkeys(("sorted-a", "sorted-b"), 0)
+
+    def about(run_id: str) -> dict[str, Any]:
+        return {c.SERVICE_NAME: "sorting", c.RUN_ID: run_id, c.RANK: 0}
+
+    def leads(leader: str) -> bool:
+        """Whether it is the first in the list, all going on."""
+        for run_id in steps:
+            steps[run_id] += 1
+            told = gauge(c.STEP_INDEX.name, (time.time_ns(), float(steps[run_id])))
+            assert client.send(metrics_request(about(run_id), told)).code == 0
+        page.wait_for_timeout(500)
+        return shown(page)[:1] == [leader]
+
+    with ProtobufClient(served.url, "") as client:
+        for run_id in steps:
+            assert client.send(events_request(about(run_id), [c.RUN_STARTED], time.time_ns())).code == 0
+        page = visit.open("/?text=sorted-&sort=-step")
+        expect(page.locator("#live")).to_have_text("● live")
+        # More than once: what is found of a run as it begins has the list read, too.
+        for leader in ("sorted-a", "sorted-b") * 2:
+            steps[leader] += 1_000 + abs(steps["sorted-a"] - steps["sorted-b"])
+            eventually(lambda leader=leader: leads(leader), f"{leader} to lead")  # type: ignore[misc]
+        for run_id in steps:
+            client.send(events_request(about(run_id), [c.RUN_STARTED, c.RUN_ENDED], time.time_ns()))
+
+
+def test_no_more_runs_are_compared_than_fit_beside_each_other(visit: Visit) -> None:
+    runs = [("run", f"fleet-{number:05}") for number in (*range(9), 0)]
+    page = visit.open(f"/compare?{urlencode(runs)}")
+    expect(page.get_by_text("Up to 8 runs are compared: these are the first of 9.")).to_be_visible()
+    table = page.get_by_role("region", name="What differs between runs")
+    expect(table.get_by_role("columnheader")).to_have_count(9)
 
 
 def test_runs_are_chosen_in_the_list_and_compared(trained: Collector, browser: Browser) -> None:
@@ -415,6 +530,20 @@ def test_every_page_is_accessible(
                 assert wide <= 0, f"{path} is {wide} px too wide"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_very_long_id_makes_no_page_wider(served: Collector, browser: Browser, width: int) -> None:
+    with visiting(browser, served.url, viewport={"width": width, "height": 844}) as visit:
+        for path in (f"/?text={LONG}", f"/runs/{LONG}", f"/compare?run={LONG}&run=twice"):
+            page = visit.open(path)
+            expect(page.get_by_text(LONG).first).to_be_visible()
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{path} is {wide} px too wide"
+        visit.open(f"/?text={LONG}")
+        table = page.locator(".scroll")
+        expect(table.locator("[data-run]")).to_be_visible()
+        assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0
+
+
 def test_colours_follow_the_reader_while_the_page_is_open(trained: Collector, browser: Browser) -> None:
     with visiting(browser, trained.url) as visit:
         page = visit.open("/runs/healthy")
@@ -456,6 +585,7 @@ def guarded(folder: Path) -> Iterator[tuple[Collector, dict[str, str]]]:
             "people": create_token(connection, "people", [Role.READ], team="vision", now=now),
             "sender": create_token(connection, "sender", [Role.INGEST], now=now),
             "admin": create_token(connection, "admin", [Role.ADMIN], now=now),
+            "leaver": create_token(connection, "leaver", [Role.READ], now=now),
         }
     engine.dispose()
     with collector(database, "--require-token") as running:
@@ -491,6 +621,32 @@ def test_whoever_has_a_token_signs_in_sees_its_teams_runs_and_signs_out(
         page.goto(served.url)
         page.get_by_role("button", name="Sign out").click()
         expect(field).to_be_visible()
+
+
+def test_an_open_page_whose_token_is_revoked_asks_for_another(
+    browser: Browser, guarded: tuple[Collector, dict[str, str]]
+) -> None:
+    served, tokens = guarded
+    with visiting(browser, served.url) as visit:
+        page, visit.expected = visit.page, ("401 (Unauthorized)",)
+        page.goto(f"{served.url}/runs/fleet-00000")
+        page.get_by_label("Token").fill(tokens["leaver"])
+        page.keyboard.press("Enter")
+        expect(page.locator("#live")).to_have_text("● live")
+        # A connection that is there stays for a while: this is its end.
+        page.evaluate("dispatchEvent(new Event('pagehide'))")
+        engine = db.connect(served.database)
+        with transaction(engine) as connection:
+            revoke_token(connection, "leaver", time.time_ns())
+        engine.dispose()
+        shown_token = {"Authorization": f"Bearer {tokens['leaver']}"}
+        eventually(lambda: served.get("/api/v1/runs", headers=shown_token).status_code == 401, "no access")
+        page.evaluate("dispatchEvent(new Event('pageshow'))")
+        expect(page.get_by_label("Token")).to_be_focused()
+        page.get_by_label("Token").fill(tokens["people"])
+        page.keyboard.press("Enter")
+        expect(page.locator("#live")).to_have_text("● live")
+        expect(page.locator("#session")).to_contain_text("people, team vision")
 
 
 def test_a_browsers_cookie_only_reads(guarded: tuple[Collector, dict[str, str]]) -> None:

@@ -43,6 +43,16 @@ export async function read(path, parameters = {}, signal = undefined) {
   }
 }
 
+/** What is said of runs that are not there, or not to be seen. */
+export function noRun(runIds) {
+  return `There is no run ${runIds.join(" and no run ")} here, or it is another team's.`;
+}
+
+/** Resolves once nobody is being asked for a token. */
+export async function signedIn() {
+  await signingIn;
+}
+
 /** The path of a run's page, whatever its id. */
 export function runPath(runId) {
   return `/runs/${encodeURIComponent(runId)}`;

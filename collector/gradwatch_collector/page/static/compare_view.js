@@ -1,6 +1,6 @@
 /** Runs beside each other: what differs, and their curves over each other. */
 
-import { read, runPath } from "./api.js";
+import { ApiError, noRun, read, runPath } from "./api.js";
 import { Chart } from "./charts.js";
 import { isWide, lineStyle, nonfiniteMarks, spelled, traces, words } from "./curves.js";
 import { fill, h, table } from "./dom.js";
@@ -8,23 +8,27 @@ import { bytes, counted, duration, number, percent } from "./format.js";
 import { status } from "./standing.js";
 
 const PICTURES = [["training.loss", "Loss"], ["training.gradient.norm", "Global gradient norm"], ["training.step.duration", "Step time, seconds"]];
+// What fits beside each other.
+const MOST_COMPARED = 8;
 
 export async function show(main) {
   const told = new URLSearchParams(location.search);
-  const runIds = told.getAll("run");
+  const named = [...new Set(told.getAll("run"))];
+  const runIds = named.slice(0, MOST_COMPARED);
   const everything = told.get("facts") === "all";
   document.title = "Compare runs · gradwatch";
   fill(main, h("h1", {}, "Compare runs"));
   if (runIds.length < 2) {
-    main.append(await choice(runIds[0]));
+    main.append(await choice(runIds[0]).catch((error) => nameUnknown(error, runIds)));
     return;
   }
   const [found, ...curves] = await Promise.all([
     read("/api/v1/comparison", { run: runIds, facts: everything ? "all" : "different" }),
     ...runIds.map((run) => read("/api/v1/curves", { run, metric: PICTURES.map(([metric]) => metric), points: 300 })),
-  ]);
+  ]).catch((error) => nameUnknown(error, runIds));
   const charts = h("section", { class: "charts", "aria-label": "Charts" });
   main.append(
+    named.length > runIds.length ? h("p", { class: "notice" }, `Up to ${MOST_COMPARED} runs are compared: these are the first of ${named.length}.`) : "",
     h("p", { class: "soft" }, "Changes are relative to the first run, ", h("a", { href: runPath(runIds[0]) }, runIds[0]), "."),
     h("h2", {}, "Charts"), charts,
     h("h2", {}, everything ? "All that is known" : "What differs"),
@@ -38,11 +42,21 @@ function toggled(runIds, everything) {
   return new URLSearchParams([...runIds.map((run) => ["run", run]), ...(everything ? [] : [["facts", "all"]])]);
 }
 
-/** Of each run the newest attempt's first curve. */
+/** The API does not say which of several runs is not there. */
+async function nameUnknown(error, runIds) {
+  if (error.status !== 404) throw error;
+  const asked = await Promise.allSettled(runIds.map((run) => read(`/api/v1/runs/${encodeURIComponent(run)}`, { section: ["attempts"] })));
+  throw new ApiError(noRun(runIds.filter((_, place) => asked[place].reason?.status === 404)), 404);
+}
+
+/** Of each run the newest attempt's first curve; of a gradient norm with all that is known of bad gradients. */
 function newestOf(told, metric) {
   const curves = told.curves.filter((curve) => curve.metric === metric);
   const attempt = Math.max(...curves.map((curve) => curve.attempt));
-  return curves.filter((curve) => curve.attempt === attempt).slice(0, 1).map((curve) => ({ ...curve, run: told.run_id }));
+  const bad = metric === "training.gradient.norm" ? told.nonfinite_gradients.find((each) => each.attempt === attempt) : null;
+  return curves.filter((curve) => curve.attempt === attempt).slice(0, 1).map((curve) => ({
+    ...curve, run: told.run_id, nonfinite_steps: bad ?? curve.nonfinite_steps,
+  }));
 }
 
 async function drawOver(charts, title, curves) {
@@ -68,7 +82,7 @@ function factsTable(found) {
     h("span", { class: fact.differs ? "differs" : "soft" }, fact.name, h("small", { class: "soft" }, ` ${fact.section}`)),
     ...fact.values.map((value) => h("span", {}, spell(value, fact.unit), value.change === null ? null : h("small", { class: "soft" }, ` (${change(value.change)})`))),
   ]);
-  return table("What differs between runs", headings, rows);
+  return table("What differs between runs", headings, rows, "compared");
 }
 
 function spell({ value, nonfinite }, unit) {

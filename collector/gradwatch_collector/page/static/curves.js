@@ -1,17 +1,20 @@
 /** Curves over steps: how traces, marks and words are made of what the API tells. */
 
 import { colour } from "./charts.js";
-import { number } from "./format.js";
+import { count, counted, number } from "./format.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const COLOURS = ["line", "line-2", "line-3", "line-4"];
 const MOST_LABELLED = 6;
 // More are a thick line.
 const MOST_CROSSES = 60;
+// A legend of longer names leaves a curve no room.
+const LONGEST_NAME = 48;
+const MOST_TOLD = 8;
 
 /** Whether positive values need a logarithmic scale to be told apart. */
 export function isWide(curves) {
-  const known = curves.flatMap((curve) => curve.values).filter((value) => value !== null);
+  const known = present(curves.flatMap((curve) => curve.values));
   const least = Math.min(...known);
   return known.length > 0 && least > 0 && Math.max(...known) / least > 50;
 }
@@ -26,11 +29,12 @@ export function traces(curves, { name = () => null, style = lineStyle, axis = "y
   return curves.flatMap((curve, place) => {
     const line = style(place, curve);
     const isThinned = curve.values.some((value, index) => value !== null && curve.most[index] > curve.least[index]);
-    const label = name(curve);
+    const told = name(curve);
+    const label = told === null ? null : labelled(told);
     const common = { x: curve.steps, yaxis: axis, type: "scatter", mode: "lines", legendgroup: String(place) };
     const trace = {
       ...common, y: curve.values, line, name: label ?? "", showlegend: label !== null,
-      hovertemplate: `%{y:${format}}${label === null ? "" : `<extra>${escaped(label)}</extra>`}`,
+      hovertemplate: `%{y:${format}}${label === null ? "" : `<extra>${label}</extra>`}`,
     };
     if (curve.values.length <= 40) Object.assign(trace, { mode: "lines+markers", marker: { size: 4 } });
     if (!isThinned) return [trace];
@@ -40,19 +44,19 @@ export function traces(curves, { name = () => null, style = lineStyle, axis = "y
 }
 
 /** Crosses at the bottom where values were not finite. */
-export function nonfiniteMarks(curves, { axis = "y", steps = [], name = "NaN or Inf", tone = colour("bad") } = {}) {
+export function nonfiniteMarks(curves, { steps = [], name = "NaN or Inf", tone = colour("bad") } = {}) {
   const bad = [...new Set([...steps, ...nonfiniteSteps(curves)])].sort((a, b) => a - b);
-  const known = curves.flatMap((curve) => curve.values).filter((value) => value !== null);
+  const known = present(curves.flatMap((curve) => curve.values));
   if (!bad.length) return [];
   const some = thinned(bad, MOST_CROSSES);
   return [{
-    x: some, y: some.map(() => (known.length ? Math.min(...known) : 0)), yaxis: axis, type: "scatter", mode: "markers",
-    name, marker: { symbol: "x", size: 8, color: tone, line: { width: 1, color: colour("card") } },
+    x: some, y: some.map(() => (known.length ? Math.min(...known) : 0)), type: "scatter", mode: "markers",
+    name: labelled(name), marker: { symbol: "x", size: 8, color: tone, line: { width: 1, color: colour("card") } },
     hovertemplate: "step %{x}<extra>NaN or Inf</extra>",
   }];
 }
 
-/** Steps at which something was not finite. */
+/** Steps at which something was not finite, of stretches of steps the last. */
 export function nonfiniteSteps(curves) {
   return curves.flatMap((curve) => curve.steps.filter((_, index) => curve.nonfinite[index] > 0));
 }
@@ -80,13 +84,30 @@ export function spanOf(curves) {
   return [first - room, last + room];
 }
 
-/** What a look at curves tells: where they begin and end, how far they go, and since when they are not finite. */
-export function words(curves, format = number) {
-  const known = curves.flatMap((curve) => curve.values).filter((value) => value !== null);
-  const bad = Math.min(...nonfiniteSteps(curves));
-  const since = Number.isFinite(bad) ? ` NaN or Inf from step ${Math.round(bad)} on.` : "";
+/**
+ * What a look at curves tells: of each where it begins and ends, how far it goes, and when it was not finite. Several
+ * are told apart by their names.
+ */
+export function words(curves, { name = () => null, format = number } = {}) {
+  if (curves.length === 1) return wordsOf(curves[0], format);
+  const told = curves.slice(0, MOST_TOLD).map((curve) => `${name(curve)}: ${wordsOf(curve, format)}`);
+  return [...told, ...(curves.length > MOST_TOLD ? [`And ${counted(curves.length - MOST_TOLD, "more curve")}.`] : [])].join(" ");
+}
+
+function wordsOf(curve, format) {
+  const known = present(curve.values);
+  const since = nonfiniteWords(curve.nonfinite_steps);
   if (!known.length) return `Never finite.${since}`;
-  return `First ${format(known[0])}, last ${format(known.at(-1))}, from ${format(Math.min(...known))} to ${format(Math.max(...known))}.${since}`;
+  const [least, most] = [Math.min(...present(curve.least)), Math.max(...present(curve.most))];
+  const course = least === most ? `Always ${format(least)}.` : `First ${format(known[0])}, last ${format(known.at(-1))}, from ${format(least)} to ${format(most)}.`;
+  return course + since;
+}
+
+/** When something was not finite, as a sentence after others; `told` is null for never. */
+export function nonfiniteWords(told) {
+  if (!told) return "";
+  if (told.count === 1) return ` NaN or Inf in step ${told.first}.`;
+  return ` NaN or Inf in ${count(told.count)} steps, the first ${told.first}, the last ${told.last}.`;
 }
 
 /** What the first of some curves says at a place. */
@@ -101,9 +122,19 @@ export function spelled(curves, names, format = number) {
   };
 }
 
-/** Plotly reads some HTML in labels; what telemetry says is none. */
+/** Plotly reads some HTML in labels, and names in braces in templates; what telemetry says is neither. */
 export function escaped(text) {
-  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return String(text).replace(/[&<>%]/g, (character) => `&#${character.codePointAt(0)};`);
+}
+
+/** A name for a legend: as escaped, and so short that a chart has room beside it. */
+export function labelled(name) {
+  const characters = [...String(name)];
+  return escaped(characters.length <= LONGEST_NAME ? name : `${characters.slice(0, LONGEST_NAME - 9).join("")}…${characters.slice(-8).join("")}`);
+}
+
+function present(values) {
+  return values.filter((value) => value !== null);
 }
 
 function thinned(list, most) {

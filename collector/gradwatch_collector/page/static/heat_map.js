@@ -1,4 +1,7 @@
-/** Gradient norms by layer over steps, dark where they are large; what was not finite is crossed. */
+/**
+ * Gradient norms by layer over steps, dark where they are large. What was not finite is crossed where its layer is
+ * known, and hatched over all layers where only the step is.
+ */
 
 import { read } from "./api.js";
 import { Chart, colour } from "./charts.js";
@@ -63,36 +66,48 @@ export class HeatMap {
   /** Which layer was not finite, where: in words, for those who cannot hover. */
   tell(map) {
     const first = map.nonfinite.slice(0, 8);
+    const steps = map.nonfinite_steps;
+    // Of most steps in which all is NaN no layer is told.
+    const many = map.nonfinite_count ? `At least ${counted(map.nonfinite_count, "gradient")} not finite` : "Not finite, of layers that are not known";
     fill(
       this.crosses,
-      first.length
+      steps || first.length
         ? h("details", { open: true },
-          h("summary", {}, `✕ ${counted(map.nonfinite_count, "gradient")} not finite`),
-          h("ul", { class: "small columns", "aria-label": "Where gradients were not finite" },
-            first.map((mark) => h("li", {}, `step ${mark.step}: `, h("code", {}, mark.layer))),
-            map.nonfinite_count > first.length ? h("li", { class: "soft" }, `and ${map.nonfinite_count - first.length} more`) : null))
+          h("summary", {}, `✕ ${many}${steps ? `, in ${stepsOf(steps)}` : ""}`),
+          first.length
+            ? h("ul", { class: "small columns", "aria-label": "Where gradients were not finite" },
+              first.map((mark) => h("li", {}, `step ${mark.step}: `, h("code", {}, mark.layer))),
+              map.nonfinite_count > first.length ? h("li", { class: "soft" }, `and ${count(map.nonfinite_count - first.length)} more that are told of`) : null)
+            : null)
         : null,
     );
   }
 }
 
+function stepsOf({ first, last }) {
+  return first === last ? `step ${first}` : `steps ${first} to ${last}`;
+}
+
 function picture(map) {
   const names = map.rows.map(rowName);
-  const values = map.values.map((row) => row.map((value) => (value === null || value <= 0 ? null : Math.log10(value))));
-  const known = values.flat().filter((value) => value !== null);
-  const high = known.length ? Math.max(...known) : 1;
-  const low = known.length ? Math.max(Math.min(...known), high - DECADES) : 0;
+  const norms = normsOf(map);
+  // A norm of exactly zero has no logarithm, and is as pale as it gets.
+  const high = norms.known.length ? Math.log10(norms.most) : 1;
+  const low = norms.known.length ? Math.max(Math.log10(norms.least), high - DECADES) : 0;
+  const shade = (value) => (value > 0 ? Math.log10(value) : low);
   const edges = [map.first_step - 0.5, ...map.ends.map((end) => end + 0.5)];
   const every = Math.max(1, Math.ceil(names.length / 24));
   const ticks = names.map((_, row) => row).filter((row) => row % every === 0);
   const data = [{
-    type: "heatmap", z: values, x: edges, y: names.map((_, row) => row), zmin: low, zmax: high > low ? high : low + 1,
+    type: "heatmap", z: map.values.map((row) => row.map((value) => (value === null ? null : shade(value)))),
+    x: edges, y: names.map((_, row) => row), zmin: low, zmax: high > low ? high : low + 1,
     colorscale: [[0, colour("heat-low")], [0.5, colour("heat-mid")], [1, colour("heat-high")]],
     customdata: map.values, text: names.map((name) => map.ends.map(() => escaped(name))),
     hovertemplate: "%{text}<br>to step %{x:.0f}<br>norm %{customdata:.4~g}<extra></extra>",
-    hoverongaps: false,
+    hoverongaps: false, showscale: norms.known.length > 0,
     colorbar: { thickness: 10, outlinewidth: 0, tickvals: decades(low, high), ticktext: decades(low, high).map((value) => number(10 ** value)), title: { text: "norm", side: "right" } },
   }];
+  if (map.nonfinite_spans.length && !map.is_timed) data.push(hatched(map.nonfinite_spans, names.length));
   const marks = map.nonfinite.slice(0, MOST_CROSSES);
   if (marks.length) {
     data.push({
@@ -102,27 +117,65 @@ function picture(map) {
       hovertemplate: "<b>NaN or Inf</b><br>%{text}<br>step %{x}<extra></extra>",
     });
   }
-  const lines = marks.length ? [{ type: "line", x0: marks[0].step, x1: marks[0].step, y0: 0, y1: 1, yref: "paper", line: { color: colour("bad"), width: 1, dash: "dash" } }] : [];
+  const first = map.nonfinite_steps?.first ?? marks[0]?.step;
+  const lines = first === undefined ? [] : [{ type: "line", x0: first, x1: first, y0: 0, y1: 1, yref: "paper", line: { color: colour("bad"), width: 1, dash: "dash" } }];
   return {
     data,
-    words: wordsOf(map, low, high, known.length > 0),
+    words: wordsOf(map, norms),
     layout: {
       hovermode: "closest", shapes: lines,
       xaxis: { title: map.is_timed ? "up to second" : "up to step", showgrid: false, zeroline: false },
-      yaxis: { autorange: "reversed", tickvals: ticks, ticktext: ticks.map((row) => escaped(tick(map.rows[row]))), showgrid: false, zeroline: false, fixedrange: names.length < 20 },
+      yaxis: { range: [names.length - 0.5, -0.5], tickvals: ticks, ticktext: ticks.map((row) => escaped(tick(map.rows[row]))), showgrid: false, zeroline: false, fixedrange: names.length < 20 },
       margin: { l: 60, r: 10, t: 8, b: 40 },
     },
   };
 }
 
-function wordsOf(map, low, high, isKnown) {
+/** What is told of norms: those that are `known`, `zeros` among them, whether some are `blank`, and the range. */
+function normsOf(map) {
+  const told = map.values.flat();
+  const known = told.filter((value) => value > 0);
+  return {
+    known, zeros: told.filter((value) => value === 0).length, blank: told.includes(null),
+    least: known.reduce((one, other) => Math.min(one, other), Infinity), most: known.reduce((one, other) => Math.max(one, other), 0),
+  };
+}
+
+/** Steps that are known to be bad, over all layers; a pattern, so that it needs no colour. */
+function hatched(spans, rows) {
+  const [top, bottom] = [-0.5, rows - 0.5];
+  return {
+    type: "scatter", mode: "lines", name: "steps with NaN or Inf", showlegend: false, hoverinfo: "skip", fill: "toself",
+    x: spans.flatMap(([first, last]) => [first - 0.5, last + 0.5, last + 0.5, first - 0.5, first - 0.5, null]),
+    y: spans.flatMap(() => [top, top, bottom, bottom, top, null]),
+    line: { color: colour("bad"), width: 1 }, fillcolor: "transparent",
+    fillpattern: { shape: "/", fgcolor: colour("bad"), size: 8, solidity: 0.3 },
+  };
+}
+
+function wordsOf(map, norms) {
   const shared = map.rows.some((row) => row.layer_count > 1) ? `, several a row (${counted(map.rows.length, "row")})` : "";
-  const range = isKnown ? ` Norms from ${number(10 ** low)} to ${number(10 ** high)}; blank: nothing finite was told.` : "";
-  const first = map.nonfinite[0];
-  const bad = first ? ` NaN or Inf first at step ${first.step} in ${first.layer}.` : " All finite.";
   const shown = map.rows.reduce((sum, row) => sum + row.layer_count, 0);
   const some = shown < map.layer_count ? `${count(shown)} of ` : "";
-  return `${some}${counted(map.layer_count, "layer")}${shared}.${range}${bad}`;
+  return `${some}${counted(map.layer_count, "layer")}${shared}.${rangeOf(norms)}${badOf(map)}`;
+}
+
+function rangeOf({ known, zeros, blank, least, most }) {
+  const palest = most * 10 ** -DECADES;
+  const told = [
+    known.length ? `Norms from ${number(least)} to ${number(most)}` : null,
+    zeros ? `${counted(zeros, "cell")} exactly 0` : null,
+    known.length && least < palest ? `the palest are below ${number(palest)}` : null,
+    blank ? "blank: nothing finite was told" : null,
+  ].filter(Boolean);
+  return told.length ? ` ${told.join("; ")}.` : "";
+}
+
+function badOf({ nonfinite: [mark], nonfinite_steps: steps, is_timed: isTimed }) {
+  if (!steps) return mark ? ` NaN or Inf first by step ${mark.step} in ${mark.layer}.` : " All finite.";
+  const where = mark?.step === steps.first ? ` in ${mark.layer}` : "";
+  const last = steps.last > steps.first ? `, last at step ${steps.last}` : "";
+  return ` NaN or Inf first at step ${steps.first}${where}${last}.${isTimed ? "" : " Hatched: steps whose loss or a gradient was not finite."}`;
 }
 
 function rowName(row) {

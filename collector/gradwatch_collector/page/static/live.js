@@ -1,5 +1,6 @@
 /** Keeping a page up to date: server-sent events say what changed, while somebody looks. */
 
+import { signedIn } from "./api.js";
 import { fill, h } from "./dom.js";
 
 // The browser's own reconnecting gives up where it is refused.
@@ -35,7 +36,9 @@ export function follow(onChange, runId = null) {
       show("waiting");
       if (source?.readyState !== EventSource.CLOSED) return;
       stop();
-      timer = setTimeout(start, AGAIN_MS);
+      // It does not say why: whatever is read now does, and asks for a token that is no longer valid.
+      onChange({ missed: true });
+      timer = setTimeout(() => signedIn().then(start), AGAIN_MS);
     });
   }
 

@@ -35,6 +35,6 @@ try {
   await view.show(main);
 } catch (error) {
   const words = error instanceof ApiError ? error.message : `This page failed: ${error.message}`;
-  fill(main, h("p", { class: "notice bad", role: "alert" }, words), h("p", {}, h("a", { href: "/" }, "All runs")));
+  fill(main, h("h1", {}, "This page cannot be shown"), h("p", { class: "notice bad", role: "alert" }, words), h("p", {}, h("a", { href: "/" }, "All runs")));
   if (!(error instanceof ApiError)) throw error;
 }

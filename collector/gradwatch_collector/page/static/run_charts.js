@@ -1,7 +1,7 @@
 /** The charts of one run over its steps: each knows which metrics it needs and what it makes of them. */
 
 import { Chart, colour } from "./charts.js";
-import { findingMarks, isWide, lineStyle, nonfiniteMarks, nonfiniteSteps, spelled, traces, words } from "./curves.js";
+import { findingMarks, isWide, lineStyle, nonfiniteMarks, nonfiniteSteps, nonfiniteWords, spelled, traces, words } from "./curves.js";
 import { bytes, percent } from "./format.js";
 import { timeSplit } from "./time_split.js";
 
@@ -49,12 +49,12 @@ class StepChart {
     return this.chart.element;
   }
 
-  /** `curves`: by metric. `findings`: of the run. `span`: the run's first and last step. */
-  async load(curves, findings, span) {
+  /** `curves`: by metric. `findings`: of the run. `bad`: steps of bad gradients. `span`: the first and last step. */
+  async load(curves, findings, bad, span) {
     this.chart.span = span;
-    const isThere = this.picture(curves, findings) !== null;
+    const isThere = this.picture(curves, findings, bad) !== null;
     this.element.hidden = !isThere;
-    if (isThere) await this.chart.draw(() => this.picture(curves, findings));
+    if (isThere) await this.chart.draw(() => this.picture(curves, findings, bad));
   }
 }
 
@@ -72,15 +72,16 @@ function lossPicture(curves, findings) {
   const rates = (curves.get("training.learning_rate") ?? []).slice(0, MOST_LINES);
   if (!losses.length) return null;
   const lossName = named("loss", losses);
+  const rateName = named("learning rate", rates);
   const data = [
     ...traces(losses, { name: lossName }),
     ...nonfiniteMarks(losses),
-    ...traces(rates, { name: named("learning rate", rates), axis: "y2", style: (place) => ({ ...lineStyle(place), color: colour("line-2") }) }),
+    ...traces(rates, { name: rateName, axis: "y2", style: (place) => ({ ...lineStyle(place), color: colour("line-2") }) }),
   ];
   const marks = findingMarks(findings);
   return {
-    data, words: `Loss: ${words(losses)}${rates.length ? ` Learning rate: ${words(rates)}` : ""}`,
-    spell: spelled([...losses, ...rates], [...losses.map(lossName), ...rates.map(named("learning rate", rates))]),
+    data, words: [...told("Loss", losses, lossName), ...told("Learning rate", rates, rateName)].join(" "),
+    spell: spelled([...losses, ...rates], [...losses.map(lossName), ...rates.map(rateName)]),
     layout: {
       ...marks,
       xaxis: { title: "step", anchor: rates.length ? "y2" : "y" },
@@ -90,15 +91,23 @@ function lossPicture(curves, findings) {
   };
 }
 
-function normPicture(curves, findings) {
+/** One that stands alone needs no name but what it is. */
+function told(what, curves, name) {
+  if (!curves.length) return [];
+  return [curves.length === 1 ? `${what}: ${words(curves)}` : words(curves, { name })];
+}
+
+function normPicture(curves, findings, bad) {
   const norms = curves.get("training.gradient.norm") ?? [];
   if (!norms.length) return null;
-  // A loss that is not finite has such gradients, seen or not.
-  const bad = nonfiniteSteps(curves.get("training.loss") ?? []);
   const name = named("norm", norms);
+  // A loss that is not finite has such gradients, seen or not; others are told of by events.
+  const steps = [...nonfiniteSteps(curves.get("training.loss") ?? []), ...bad.flatMap(({ first, last }) => [first, last])];
+  const isTriedAgain = new Set(norms.map((norm) => norm.attempt)).size > 1;
+  const since = bad.map((each) => `${isTriedAgain ? ` Attempt ${each.attempt}:` : ""}${nonfiniteWords(each)}`);
   return {
-    data: [...traces(norms, { name }), ...nonfiniteMarks(norms, { steps: bad })],
-    words: words(norms), spell: spelled(norms, norms.map(name)),
+    data: [...traces(norms, { name }), ...nonfiniteMarks(norms, { steps })],
+    words: [words(norms.map((norm) => ({ ...norm, nonfinite_steps: null })), { name }), ...since].join(""), spell: spelled(norms, norms.map(name)),
     layout: { ...findingMarks(findings), xaxis: { title: "step" }, yaxis: { title: "L2 norm", type: isWide(norms) ? "log" : "linear" } },
   };
 }

@@ -1,6 +1,6 @@
 /** One run: how it stands, what was found, its charts, and all that is known of it. */
 
-import { ApiError, read } from "./api.js";
+import { ApiError, noRun, read } from "./api.js";
 import { spanOf } from "./curves.js";
 import { facts, fill, h, table } from "./dom.js";
 import { ago, bytes, count, counted, duration, moment, number, percent, secondsBetween } from "./format.js";
@@ -16,13 +16,26 @@ const CHECKPOINTS_SHOWN = 30;
 const CALM_MS = 2_000;
 
 export async function show(main) {
-  const runId = decodeURIComponent(location.pathname.slice("/runs/".length));
+  const runId = idOf(location.pathname);
+  if (runId === null) throw new ApiError("This address is cut or mistyped: it names no run.");
   document.title = `${runId} · gradwatch`;
   const view = new RunView(main, runId);
   await view.refresh();
+  // There is nothing to be told of.
+  if (view.isMissing) return;
   const reload = calmly(() => view.refresh(), CALM_MS);
   follow(() => reload(), runId);
   setInterval(() => view.tick(), 5_000);
+}
+
+/** The run of a page's path; null where it is not as browsers write it. */
+function idOf(path) {
+  try {
+    return decodeURIComponent(path.slice("/runs/".length)) || null;
+  } catch (error) {
+    if (error instanceof URIError) return null;
+    throw error;
+  }
 }
 
 class RunView {
@@ -41,7 +54,9 @@ class RunView {
       loss.element, norm.element, this.layers.element, this.timeline.element, rest.map((chart) => chart.element),
     );
     this.details = h("div");
-    fill(main, this.problem, this.head, this.findings, h("h2", {}, "Charts"), this.noCharts, this.plots, this.details);
+    this.whole = h("div", {}, this.head, this.findings, h("h2", {}, "Charts"), this.noCharts, this.plots, this.details);
+    this.isMissing = false;
+    fill(main, this.problem, this.whole);
   }
 
   async refresh() {
@@ -54,6 +69,8 @@ class RunView {
         read("/api/v1/last-steps", { run: this.runId }),
       ]);
       fill(this.problem);
+      this.isMissing = false;
+      this.whole.hidden = false;
       this.run = run;
       this.drawHead();
       this.drawFindings();
@@ -62,14 +79,18 @@ class RunView {
       this.noCharts.hidden = curves.size > 0;
       const span = spanOf(lowest.curves);
       await Promise.all([
-        ...this.charts.map((chart) => chart.load(curves, run.findings, span)), this.layers.load(run.attempt, span), this.timeline.load(run),
+        ...this.charts.map((chart) => chart.load(curves, run.findings, lowest.nonfinite_gradients, span)), this.layers.load(run.attempt, span), this.timeline.load(run),
       ]);
       this.plots.dataset.step = String(run.last_step ?? "");
     } catch (error) {
-      const words = error.status === 404 ? `There is no run ${this.runId} here, or it is another team's.` : error.message;
-      fill(this.problem, h("p", { class: "notice bad" }, words, " ", h("a", { href: "/" }, "All runs")));
+      this.isMissing = error.status === 404;
+      this.whole.hidden = this.isMissing || !this.run;
+      fill(
+        this.problem, this.run && !this.isMissing ? null : h("h1", {}, "This run cannot be shown"),
+        h("p", { class: "notice bad" }, this.isMissing ? noRun([this.runId]) : error.message, " ", h("a", { href: "/" }, "All runs")),
+      );
       if (!(error instanceof ApiError)) throw error;
-      if (error.status !== 404) again(() => this.refresh());
+      if (!this.isMissing) again(() => this.refresh());
     }
   }
 

@@ -19,6 +19,10 @@ const COLUMNS = [
   ["duration", "Took", true],
   ["started", "Started", true],
 ];
+// What of a run an order goes by that may change.
+const SORTED_BY = {
+  status: ["status"], step: ["last_step"], loss: ["last_loss", "last_loss_nonfinite"], duration: ["last_seen_at", "ended_at"], seen: ["last_seen_at"],
+};
 const NUMBERS = new Set(["step", "loss", "duration"]);
 const EXAMPLE = "import gradwatch\nwatch = gradwatch.watch(model, optimizer)  # in the training script";
 
@@ -232,9 +236,11 @@ class RunsView {
     );
   }
 
-  /** Show newer facts of runs that are on the page; false if there are runs that are not, and may belong there. */
+  /** Show newer facts of runs that are on the page; false if others may belong there, or in another order. */
   update(runs) {
     let areKnown = true;
+    let areInOrder = true;
+    const facts = SORTED_BY[this.query.sort.replace("-", "")] ?? [];
     for (const run of runs) {
       const entry = this.rows.get(run.run_id);
       if (!entry) {
@@ -243,11 +249,12 @@ class RunsView {
       }
       // What it stands by may no longer be what was asked for.
       if (entry.run.status !== run.status && this.query.status.length) areKnown = false;
+      areInOrder &&= facts.every((fact) => entry.run[fact] === run[fact]);
       entry.run = run;
       if (entry.row.contains(document.activeElement)) this.keepingFocus(() => this.drawRow(entry), entry.row);
       else this.drawRow(entry);
     }
-    return areKnown || Boolean(this.query.cursor);
+    return areInOrder && (areKnown || Boolean(this.query.cursor));
   }
 
   /** Of very many that train, nearly all are on other pages. */

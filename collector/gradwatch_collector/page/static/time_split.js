@@ -1,6 +1,7 @@
 /** Where the time of steps goes: parts stacked to the whole. Parts are measured in some steps only, each in its own. */
 
 import { colour } from "./charts.js";
+import { labelled } from "./curves.js";
 import { duration, percent } from "./format.js";
 
 const BINS = 100;
@@ -35,7 +36,7 @@ export function timeSplit(curves) {
   const sum = sums.reduce((one, other) => one + other, 0);
   return {
     data: all.map((column, place) => ({
-      type: "scatter", mode: "lines", stackgroup: "time", x: centres, y: column.map((value) => value ?? 0), name: shown[place],
+      type: "scatter", mode: "lines", stackgroup: "time", x: centres, y: column.map((value) => value ?? 0), name: labelled(shown[place]),
       line: { width: 0.6, color: tone(shown[place]) }, fillcolor: `${tone(shown[place])}88`, fillpattern: { shape: PATTERNS[shown[place]] ?? "", fillmode: "overlay", fgopacity: 0.6, size: 6 },
       hovertemplate: "%{y:.3~s}s",
     })),
