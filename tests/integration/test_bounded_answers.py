@@ -20,7 +20,7 @@ from gradwatch_collector.api.slo_courses import list_courses
 from gradwatch_collector.api.views import SECTIONS, show_run
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_slo.objectives import default_objectives
-from tests.batches import at, event
+from tests.batches import at, event, scalar
 from tests.fleet import store_fleet
 from tests.schemas import valid
 from tests.told_runs import flight_record, look, tell_run
@@ -161,6 +161,13 @@ def test_every_rank_is_told_of_only_if_asked_for(database: Engine) -> None:
         tell_run(database, "run", 0, rank=rank)
     assert [each["rank"] for each in curves(database, c.DEVICE_MEMORY_HEADROOM)] == [0]
     assert [each["rank"] for each in curves(database, c.DEVICE_MEMORY_HEADROOM, every_rank=True)] == [0, 1, 2]
+
+
+def test_curves_of_one_process_are_in_the_order_in_which_they_appeared(database: Engine) -> None:
+    rates = [scalar(c.LEARNING_RATE, [1], [0.1], **{c.OPTIMIZER: number}) for number in range(1, 9)]
+    tell_run(database, "run", 0, frames=rates)
+    found = [curve["labels"].get(c.OPTIMIZER) for curve in curves(database, c.LEARNING_RATE)]
+    assert found == [None, *range(1, 9)]
 
 
 def test_a_metric_that_was_never_sent_has_no_curve(database: Engine) -> None:

@@ -166,7 +166,7 @@ def _told_by(
     for each in read_rollups(connection, run_id, metric.name, attempt=attempt, rank=rank):
         older.setdefault(each.key, []).append(each)
     found = []
-    for key in sorted({*older, *sent}, key=lambda key: key[:2]):
+    for key in sorted(dict.fromkeys([*older, *sent]), key=lambda key: key[:2]):
         any_of = sent.get(key) or older[key][0]
         found.append(
             _Told(any_of.attempt, any_of.rank, any_of.attributes, sent.get(key), tuple(older.get(key, ())))
