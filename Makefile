@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Many tests wait for servers and processes of theirs: one more at a time than there are cores. A file's servers
-# are started once, since one worker runs all of it.
+# are started once, since one worker runs all of it; in their own order, for the longest come first.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 # PYTEST_ARGS narrows them down, such as PYTEST_ARGS="-k spool".
 PYTEST_ARGS ?=
@@ -22,7 +22,7 @@ demo: $(VENV)/.demo ## Train healthy and sick models on real data and report on 
 	$(BIN)/gradwatch demo
 
 test: $(VENV)/.dev lint servers ## Lint, then run all tests
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, generated files and known vulnerabilities of dependencies
 	$(BIN)/ruff check .
