@@ -23,7 +23,7 @@ class Cadence:
         self._next = float("-inf")
 
     def due(self) -> bool:
-        """Whether to measure now; asked once an observed step."""
+        """Whether to measure now; asked whenever it could be."""
         self._asked += 1
         if self._asked < _EARLY:
             return False
@@ -32,8 +32,3 @@ class Cadence:
             return False
         self._next = now + self._seconds
         return True
-
-    @property
-    def began(self) -> bool:
-        """Whether it has been due yet."""
-        return self._asked >= _EARLY

@@ -20,7 +20,7 @@ from gradwatch_collector.runs.curves import (
     read_gradient_norms,
     read_step_clock,
 )
-from gradwatch_collector.runs.nonfinite_steps import Mark, nonfinite_steps, nonfinite_told, spans
+from gradwatch_collector.runs.nonfinite_steps import Mark, NonfiniteTold, nonfinite_steps, nonfinite_told, spans
 from gradwatch_collector.storage import schema
 
 MAX_ROWS: Final = 400
@@ -61,7 +61,7 @@ def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
         *read_gradient_norms(connection, query.run_id, clock),
     )
     bad = nonfinite_steps((each for each in curves if each.attempt == attempt), told.steps)
-    marks = {*_of_map(found), *told.gradients}
+    marks = nonfinite_marks(found, told)
     known = () if found is None else found.layers
     # Layers that were never finite are at the end.
     layers = [*known, *sorted({layer for layer, _ in marks}.difference(known))]
@@ -90,9 +90,9 @@ def layer_map_json(connection: Connection, query: LayerMapQuery) -> Json:
     }
 
 
-def nonfinite_marks(connection: Connection, run_id: str, attempt: int, found: LayerMap | None) -> set[Mark]:
+def nonfinite_marks(found: LayerMap | None, told: NonfiniteTold) -> set[Mark]:
     """Return where gradients are known not to have been finite, from whatever tells of layers."""
-    return {*_of_map(found), *nonfinite_told(connection, run_id, attempt).gradients}
+    return {*_of_map(found), *told.gradients}
 
 
 def _newest_attempt(connection: Connection, run_id: str) -> int:

@@ -29,7 +29,7 @@ from gradwatch_collector.reports.pictures import (
     thinned,
 )
 from gradwatch_collector.runs.curves import Curve, read_curves, read_gradient_norms, read_step_clock
-from gradwatch_collector.runs.nonfinite_steps import Mark
+from gradwatch_collector.runs.nonfinite_steps import Mark, nonfinite_told
 from gradwatch_slo.problems import printable
 
 _HEIGHT: Final = 2.2
@@ -68,7 +68,7 @@ def run_pictures(
     if headroom:
         yield _headroom_picture(headroom, span)
     told = layer_map(connection, run_id, attempt, clock)
-    marks = nonfinite_marks(connection, run_id, attempt, told)
+    marks = nonfinite_marks(told, nonfinite_told(connection, run_id, attempt))
     if told is not None or marks:
         title = "Gradient norms by layer, largest of each stretch"
         layers = _with_marks(told or _without_norms(marks), marks)
