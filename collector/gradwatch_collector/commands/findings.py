@@ -9,18 +9,21 @@ from collections.abc import Iterator
 import click
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy import Connection
 
 from gradwatch_collector.api.findings import FindingsQuery, list_findings, load_finding
 from gradwatch_collector.api.shapes import MAX_LIMIT, BadCursorError, Json, timestamp
 from gradwatch_collector.commands.colours import OF_SEVERITY
-from gradwatch_collector.commands.options import AGE, database_option, format_option, open_database
+from gradwatch_collector.commands.options import (
+    AGE,
+    database_option,
+    existing_run,
+    format_option,
+    open_database,
+)
 from gradwatch_collector.findings import RULES, Severity
 from gradwatch_collector.findings.acknowledging import UnknownFindingError, acknowledge
 from gradwatch_collector.findings.silences import About, UnknownSilenceError, load_silences, silence, unsilence
 from gradwatch_collector.findings.store import OPEN, RESOLVED
-from gradwatch_collector.runs.facts import RunRow, load_runs
-from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import FOREVER
 from gradwatch_slo.problems import printable
@@ -80,7 +83,7 @@ def list_command(
     try:
         with engine.connect() as connection:
             if run_id is not None:
-                _known(connection, run_id)
+                existing_run(connection, run_id)
             page = list_findings(connection, query)
     except BadCursorError as error:
         raise click.ClickException(str(error)) from error
@@ -94,13 +97,6 @@ def list_command(
     _print_findings(Console(), page["findings"])
     if page["next_cursor"]:
         click.echo(f"more: gradwatch findings list --cursor {page['next_cursor']}")
-
-
-def _known(connection: Connection, run_id: str) -> RunRow:
-    known = load_runs(connection, schema.run.c.run_id == run_id)
-    if not known:
-        raise click.ClickException(f"no run {printable(run_id)!r}; `gradwatch runs list` names them")
-    return known[0]
 
 
 def _print_findings(console: Console, rows: list[Json]) -> None:
@@ -238,9 +234,11 @@ def silence_command(
     engine = open_database(database)
     about = About(single_run=run_id, job=job or None, rule=rule)
     with transaction(engine) as connection:
-        # Most likely misspelt: who silences what is to come silences a job.
-        if run_id is not None and not about.fits(run_id, (found := _known(connection, run_id)).job, rule or ""):
-            raise click.ClickException(f"run {printable(run_id)!r} is of job {printable(found.job)!r}")
+        if run_id is not None:
+            # Most likely misspelt: who silences what is to come silences a job.
+            run = existing_run(connection, run_id)
+            if not about.fits(run_id, run.job, rule or ""):
+                raise click.ClickException(f"run {printable(run_id)!r} is of job {printable(run.job)!r}")
         number = silence(connection, about, now + age, reason, now=now)
     click.echo(f"silent until {timestamp(now + age)}: {_words(about)} (number {number})")
 

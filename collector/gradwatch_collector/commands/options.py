@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.storage import database as db
+from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import DatabaseError
 from gradwatch_collector.storage.retention import age
 from gradwatch_slo.cost import PriceTable
-from gradwatch_slo.problems import ObjectiveFileError
+from gradwatch_slo.problems import ObjectiveFileError, printable
 
 DEFAULT_DATABASE: Final = "sqlite:///gradwatch.db"
 
@@ -144,3 +146,14 @@ def open_database(url: str, *, upgrade_sqlite: bool = False) -> Engine:
     except DatabaseError as error:
         raise click.ClickException(str(error)) from error
     return engine
+
+
+def existing_run(connection: Connection, run_id: str) -> RunRow:
+    """Return a run.
+
+    Raises:
+        click.ClickException: there is none of this id.
+    """
+    for row in load_runs(connection, schema.run.c.run_id == run_id):
+        return row
+    raise click.ClickException(f"no run {printable(run_id)!r}; `gradwatch runs list` names them")

@@ -10,11 +10,16 @@ from rich.console import Console
 from sqlalchemy import Connection
 
 from gradwatch_collector.api.comparisons import comparison_json
-from gradwatch_collector.commands.options import database_option, format_option, open_database, prices_option
+from gradwatch_collector.commands.options import (
+    database_option,
+    existing_run,
+    format_option,
+    open_database,
+    prices_option,
+)
 from gradwatch_collector.reports import comparison_table
 from gradwatch_collector.runs.comparison import compare, last_good_run
-from gradwatch_collector.runs.facts import RunRow, load_runs
-from gradwatch_collector.storage import schema
+from gradwatch_collector.runs.facts import RunRow
 from gradwatch_slo import markdown
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.problems import printable
@@ -52,17 +57,6 @@ def compare_command(
         click.echo(markdown.table(comparison_table.headings(found), rows))
     else:
         print_table(Console(), comparison_table.headings(found), rows)
-
-
-def existing_run(connection: Connection, run_id: str) -> RunRow:
-    """Return a run.
-
-    Raises:
-        click.ClickException: there is none of this id.
-    """
-    for row in load_runs(connection, schema.run.c.run_id == run_id):
-        return row
-    raise click.ClickException(f"no run {printable(run_id)!r}; `gradwatch runs list` names them")
 
 
 def _chosen(connection: Connection, run_ids: Sequence[str]) -> list[RunRow]:

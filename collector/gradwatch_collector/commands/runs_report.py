@@ -10,13 +10,13 @@ from sqlalchemy import Connection
 
 from gradwatch_collector.commands.options import (
     database_option,
+    existing_run,
     format_option,
     open_database,
     output_option,
     prices_option,
     write_output,
 )
-from gradwatch_collector.commands.runs_compare import existing_run
 from gradwatch_collector.reports.post_mortem import post_mortem
 from gradwatch_collector.reports.run_report import to_html, to_markdown
 from gradwatch_slo.cost import PriceTable
