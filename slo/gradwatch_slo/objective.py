@@ -236,7 +236,9 @@ class _Catalogue:
         objective = slo.spec.objectives[0]
         if objective.op is None or objective.value is None:
             return None  # told with the objective
-        return Threshold(value, objective.op, objective.value, source.min_duration or timedelta(0))
+        return Threshold(
+            value, objective.op, objective.value, source.min_duration or timedelta(0), _pinned(source)
+        )
 
     def _judged(
         self, document: Document, path: FieldPath, ratio: RatioMetric, source: GradwatchSource
@@ -252,8 +254,7 @@ class _Catalogue:
         if source.measure == "success":
             return SuccessRate(source.min_duration or timedelta(0))
         if source.measure == "convergence":
-            pinned = None if source.baseline is None else source.baseline.run
-            return Convergence(source.deadline, pinned)
+            return Convergence(source.deadline, _pinned(source))
         expected: Iterable[str] = ("success", "convergence")
         if source.unit == "step" or source.unit == "checkpoint":
             if fault is not None:
@@ -337,6 +338,10 @@ def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:
     else:
         values = {name: value for name, value in values.items() if name not in ("status", "reason")}
     return Selection(tuple(values.items()))
+
+
+def _pinned(source: GradwatchSource) -> str | None:
+    return None if source.baseline is None else source.baseline.run
 
 
 def _team(slo: SLO) -> str | None:

@@ -12,7 +12,7 @@ reports them apart::
         measure: success            # how a unit is judged, see below
         minDuration: 60s            # success, count: succeeded runs shorter than this are not counted
         deadline: 2h                # convergence: threshold of runs that bring no deadline of their own
-        baseline: {run: RUN_ID}     # convergence: the threshold is 1.5 x what this run took
+        baseline: {run: RUN_ID}     # convergence, and values that compare runs: this run, not the usual ones
         groupBy: [tier]             # any of job, model, dataset, team, tier
 
 ``success`` and ``convergence`` judge a run good, bad or not counted by themselves (see
@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
-from gradwatch_slo.indicators import RUN_VALUES, UNIT_FAULTS, RunValue, UnitFault
+from gradwatch_slo.indicators import COMPARISONS, RUN_VALUES, UNIT_FAULTS, RunValue, UnitFault
 from gradwatch_slo.runs import Status
 from gradwatch_slo.strict import Length, Mismatch, StrictModel, given
 
@@ -47,9 +47,12 @@ Measure = Literal[
     "count",
     "nonfinite_steps",
     "gpu_utilization",
+    "collective_p95",
     "collective_p95_ratio",
     "memory_headroom",
+    "step_cost",
     "step_cost_ratio",
+    "quality",
     "quality_delta",
     "effective_time_ratio",
     "unhealthy",
@@ -130,11 +133,12 @@ def _misfits(measure: str, unit: Any, fields: Mapping[str, Any]) -> Iterator[Mis
             yield (("where", name), message)
     if measure not in ("success", "count", *RUN_VALUES) and given(fields, "minDuration"):
         yield (("minDuration",), f"found a minDuration, expected none with the measure {measure}")
-    told = given(fields, "deadline", "baseline")
-    if measure != "convergence":
-        for name in told:
-            yield ((name,), f"found a {name}, expected it only with the measure convergence")
-    elif len(told) > 1:
+    has = {"deadline": ("convergence",), "baseline": ("convergence", *COMPARISONS)}
+    told = given(fields, *has)
+    for name in told:
+        if measure not in has[name]:
+            yield ((name,), f"found a {name}, expected it only with the measure {' or '.join(has[name])}")
+    if measure == "convergence" and len(told) > 1:
         yield (("baseline",), "found a baseline beside a deadline, expected one of them")
 
 

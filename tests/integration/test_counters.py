@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, func, select, update
 from gradwatch_collector.objectives import counters
 from gradwatch_collector.objectives.changes import load_changed, tell_changed
 from gradwatch_collector.objectives.counters import keep_counted
-from gradwatch_collector.objectives.counting import load_kept
+from gradwatch_collector.objectives.counting import Tallies, load_kept
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
 from gradwatch_collector.objectives.indicator import Indicator
@@ -67,6 +67,7 @@ OBJECTIVES = (
     objective(CountRatio(Selection(), Selection((("reason", ("OOM",)),)), inverted=True), MONTH, "tier"),
     objective(UnitRatio("step", "nonfinite"), WEEK, "team"),
     objective(Threshold("memory_headroom", "gt", Decimal("0.1"), 30 * MINUTE), MONTH, tier=("production",)),
+    objective(Convergence(baseline_run="pinned"), WEEK, "team"),
 )
 INDICATORS = [Indicator.of(each) for each in OBJECTIVES]
 
@@ -90,20 +91,23 @@ class Exclusion:
         return within and all(row[name] in values for name, values in self.what.fields.items())
 
 
-def counted(measure: Measure, row: StoredRun, as_of: int) -> tuple[int, int]:
+def counted(measure: Measure, row: StoredRun, as_of: int, pinned: StoredRun | None) -> tuple[int, int]:
     if isinstance(measure, UnitRatio):
         steps, nonfinite, _ = row.get("summary", (None, None, None))
         is_open = row["ended_at"] is None or row["ended_at"] > as_of
         return (0, 0) if is_open or nonfinite is None else (steps - nonfinite, nonfinite)
-    found = quality(measure, row, as_of)
+    found = quality(measure, row, as_of, pinned)
     return int(found == "good"), int(found == "bad")
 
 
-def quality(measure: Measure, row: StoredRun, as_of: int) -> str | None:
+def quality(measure: Measure, row: StoredRun, as_of: int, pinned: StoredRun | None) -> str | None:
     is_open = row["ended_at"] is None
     if isinstance(measure, Convergence):
         own = row["deadline_seconds"]
         fixed = None if measure.deadline is None else measure.deadline.total_seconds()
+        if measure.baseline_run is not None and pinned not in (None, row):
+            reached = pinned["target_reached_at"]  # type: ignore[index]
+            fixed = None if reached is None else 1.5 * (reached - pinned["started_at"]) / 10**9  # type: ignore[index]
         limit = own if own is not None else fixed
         if row["target"] is None or limit is None:
             return None
@@ -149,7 +153,7 @@ def plainly(
             continue
         group = tuple(row[name] for name in each.group_by)
         good, bad = counts.get(group, (0, 0))
-        more, worse = counted(each.measure, row, at)
+        more, worse = counted(each.measure, row, at, rows.get("pinned"))
         counts[group] = good + more, bad + worse
     return {group: found for group, found in counts.items() if any(found)}
 
@@ -283,9 +287,20 @@ def test_counts_kept_by_the_hour_are_what_a_plain_count_of_all_runs_is(
     monkeypatch.setattr(counters, "_RUNS_AT_ONCE", 3)
 
     @settings(max_examples=30, deadline=None)
-    @given(st.lists(stored_runs, max_size=20), st.lists(acts, max_size=12), st.integers(0, 3 * 24 * 60))
-    def check(before: list[StoredRun], story: list[tuple[str, Any]], minutes_ago: int) -> None:
+    @given(
+        st.lists(st.sampled_from([20 * MINUTE, None]), max_size=1),
+        st.lists(stored_runs, max_size=20),
+        st.lists(acts, max_size=12),
+        st.integers(0, 3 * 24 * 60),
+    )
+    def check(
+        pinned: list[timedelta | None],
+        before: list[StoredRun],
+        story: list[tuple[str, Any]],
+        minutes_ago: int,
+    ) -> None:
         def happens(world: World) -> None:
+            world.store([run(run_id="pinned", reached=reached, started=NOW - DAY) for reached in pinned])
             world.store(before)
             world.count(20)
             for act, what in story:
@@ -395,12 +410,31 @@ def test_a_run_that_ends_while_its_period_is_being_excluded_is_excluded(database
     assert (report.good, report.bad) == (1, 0)
 
 
+def test_what_is_held_against_a_pinned_run_is_counted_anew_once_that_changes(database: Engine) -> None:
+    pinned = run(run_id="pinned", reached=20 * MINUTE, started=NOW - 60 * DAY)
+    with database.begin() as connection:
+        store_runs(connection, [pinned, *(run(reached=25 * MINUTE, started=NOW - DAY) for _ in range(3))])
+        count_until_settled(connection, NOW)
+        by_week = evaluate_objectives(connection, OBJECTIVES[-1:], nanos(NOW))
+        assert [(each.good, each.bad) for each in by_week] == [(3, 0)]
+        tallies = Tallies(connection)
+        assert tallies.key(INDICATORS[-1]) in load_kept(connection)
+        reached_at = pinned["started_at"] + 10 * 60 * 10**9
+        of_pinned = schema.run.c.run_id == "pinned"
+        connection.execute(update(schema.run).where(of_pinned).values(target_reached_at=reached_at))
+        for _ in range(2):
+            by_week = evaluate_objectives(connection, OBJECTIVES[-1:], nanos(NOW))
+            assert [(each.good, each.bad) for each in by_week] == [(0, 3)]
+            count_until_settled(connection, NOW)
+        assert set(load_kept(connection)) == set(map(Tallies(connection).key, INDICATORS))
+
+
 def test_what_is_asked_for_no_more_is_forgotten(database: Engine) -> None:
     with database.begin() as connection:
         store_runs(connection, [run(started=NOW - DAY)])
         count_until_settled(connection, NOW)
         keep_counted(connection, INDICATORS[:1], nanos(NOW))
-        assert set(load_kept(connection)) == {INDICATORS[0].key}
+        assert set(load_kept(connection)) == {Tallies(connection).key(INDICATORS[0])}
         counts = schema.slo_count.c
         assert connection.scalar(select(func.count(counts.indicator_id.distinct()))) == 1
 

@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
@@ -21,6 +21,7 @@ from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude, withdraw
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import nanos
+from gradwatch_collector.runs.quality import WORST
 from gradwatch_collector.storage import schema
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import (
@@ -45,6 +46,7 @@ MINUTE_OR_LONGER = SuccessRate(min_duration=MINUTE)
 SECOND = timedelta(seconds=1)
 GOOD, BAD, NOT_COUNTED = (1, 0), (0, 1), (0, 0)
 ZONES = ("UTC", "Europe/London")
+finite = st.floats(min_value=WORST, max_value=-WORST, exclude_min=True)
 MONTHLY = TimeWindow(Duration(1, "M"), NOW.replace(month=1, day=1, hour=0))
 
 
@@ -193,6 +195,79 @@ def test_a_threshold_counts_runs_whose_value_is_known(database: Engine) -> None:
     assert judged(database, Threshold("memory_headroom", "gte", Decimal("0.1"))) == (2, 1)
     assert judged(database, Threshold("memory_headroom", "lt", Decimal("0.1"))) == (1, 2)
     assert judged(database, Threshold("memory_headroom", "lte", Decimal("0.1"))) == (2, 1)
+
+
+def summarised(database: Engine, runs: Sequence[StoredRun], name: str, values: Sequence[float | None]) -> None:
+    """Tell one value of each run."""
+    with database.begin() as connection:
+        rows = [{"run_id": each["run_id"], name: value} for each, value in zip(runs, values, strict=True)]
+        connection.execute(schema.run_summary.insert(), rows)
+
+
+def test_a_value_that_compares_runs_may_be_held_against_a_pinned_run(database: Engine) -> None:
+    usual, pinned, *runs = (run(run_id=each) for each in ("usual", "pinned", "a", "b", "c", "d"))
+    summarised(database, [pinned, *runs], "step_cost", [0.5, 0.55, 0.6, 0.61, None])
+    summarised(database, [usual], "step_cost_ratio", [0.1])
+    measure = Threshold("step_cost_ratio", "lte", Decimal("1.2"), baseline_run="pinned")
+    # What is usual says nothing any more, and the pinned run is not held against itself.
+    assert judged(database, measure, usual, pinned, *runs) == (2, 1)
+    with database.begin() as connection:
+        costs = schema.run_summary.update().where(schema.run_summary.c.run_id == "pinned")
+        connection.execute(costs.values(step_cost=0.46))
+    assert judged(database, measure) == (1, 2)
+
+
+@pytest.mark.parametrize("pinned", [None, 0.0, -WORST, WORST])
+def test_nothing_is_held_against_a_pinned_run_of_which_nothing_is_known(
+    database: Engine, pinned: float | None
+) -> None:
+    runs = [run(run_id="pinned"), run(), run()]
+    summarised(database, runs, "collective_p95", [pinned, 0.001, 0.002])
+    measure = Threshold("collective_p95_ratio", "lte", Decimal("1.5"), baseline_run="pinned")
+    assert judged(database, measure, *runs) == ((2, 0) if pinned == -WORST else NOT_COUNTED)
+    unknown = Threshold("collective_p95_ratio", "lte", Decimal("1.5"), baseline_run="nobody")
+    assert judged(database, unknown) == NOT_COUNTED
+
+
+def test_quality_is_held_against_a_pinned_run_of_the_same_aim(database: Engine) -> None:
+    pinned = run(run_id="pinned", target="val_loss<=0.5")
+    runs = [run(target=target) for target in ("val_loss <0.3", "val_loss<=0.9", "val_loss<=0.9")]
+    others = [
+        run(target=target) for target in ("val_loss>=0.9", "VAL_LOSS<=0.9", "val_loss2<1", "accuracy>0", None)
+    ]
+    summarised(database, [pinned, *runs], "quality", [-0.4, -0.3, -0.4, WORST])
+    summarised(database, others, "quality", [1.0] * len(others))
+    better = Threshold("quality_delta", "gt", Decimal(0), baseline_run="pinned")
+    assert judged(database, better, pinned, *runs, *others) == (1, 2)
+    no_worse = Threshold("quality_delta", "gte", Decimal(0), baseline_run="pinned")
+    assert judged(database, no_worse) == (2, 1)
+    with database.begin() as connection:
+        diverged = schema.run_summary.update().where(schema.run_summary.c.run_id == "pinned")
+        connection.execute(diverged.values(quality=WORST))
+    assert judged(database, better) == NOT_COUNTED
+
+
+def test_any_numbers_may_be_held_against_a_pinned_run(database: Engine) -> None:
+    pinned, other = run(run_id="pinned", target="loss<1"), run(target="loss<1")
+    with database.begin() as connection:
+        store_runs(connection, [pinned, other])
+    summarised(database, [pinned, other], "quality", [0.0, 0.0])
+    of_both = schema.run_summary.c
+
+    @settings(max_examples=100, deadline=None)
+    @given(finite, finite, st.decimals(allow_nan=False, allow_infinity=False, places=6))
+    def check(base: float, value: float, bound: Decimal) -> None:
+        with database.begin() as connection:
+            for run_id, quality in (("pinned", base), (other["run_id"], value)):
+                change = schema.run_summary.update().where(of_both.run_id == run_id)
+                connection.execute(change.values(quality=quality))
+        found = judged(database, Threshold("quality_delta", "gt", bound, baseline_run="pinned"))
+        limit = Fraction(base) + Fraction(bound)
+        at_limit = abs(Fraction(value) - limit) <= abs(limit) / 2**52
+        # What a float cannot tell apart may be judged either way.
+        assert found == ((1, 0) if value > limit else (0, 1)) or at_limit
+
+    check()
 
 
 def test_a_run_shorter_than_the_threshold_asks_for_is_not_counted(database: Engine) -> None:

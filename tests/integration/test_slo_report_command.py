@@ -271,6 +271,38 @@ def test_runs_that_are_still_to_be_summarised_are_warned_of(
     assert "warning: more than 1000 ended runs are not summarised yet" in report(database_url, *asked).stderr
 
 
+@pytest.mark.parametrize(
+    ("measure", "metric", "bound", "lacks"),
+    [
+        ("convergence", "ratioMetric: {rawType: success, raw", "", "time to a target"),
+        ("step_cost_ratio", "thresholdMetric: {metricSource", "op: lte, value: 1.2, ", "step_cost_ratio"),
+    ],
+)
+def test_a_baseline_of_which_too_little_is_known_is_warned_of(
+    database: Engine, database_url: str, tmp_path: Path, measure: str, metric: str, bound: str, lacks: str
+) -> None:
+    source = f"{{type: gradwatch, spec: {{unit: run, measure: {measure}, baseline: {{run: nobody}}}}}}"
+    metric += f": {{metricSource: {source}}}}}" if measure == "convergence" else f": {source}}}"
+    file = tmp_path / "pinned.yaml"
+    file.write_text(
+        f"""
+apiVersion: openslo/v1
+kind: SLO
+metadata: {{name: pinned}}
+spec:
+  service: training
+  indicator: {{metadata: {{name: pinned}}, spec: {{{metric}}}}}
+  timeWindow: [{{duration: 28d, isRolling: true}}]
+  budgetingMethod: Occurrences
+  objectives: [{{{bound}target: 0.9}}]
+"""
+    )
+    warning = f"warning: pinned: the baseline nobody has no known {lacks}, so that nothing is held against it\n"
+    assert report(database_url, "-f", str(file)).stderr == warning
+    checked = CliRunner().invoke(main, ["slo", "check", "--db", database_url, "-f", str(file)])
+    assert (checked.exit_code, checked.stderr) == (4, warning)
+
+
 def test_a_budget_that_one_failure_spends_is_warned_of(database: Engine, database_url: str) -> None:
     store_two_months(database)
     told = report(database_url, "--window", "2025-10", "--format", "json")

@@ -13,6 +13,7 @@ from gradwatch_collector.commands.objective_files import files_option, objective
 from gradwatch_collector.commands.options import database_option, open_database
 from gradwatch_collector.commands.slo_options import as_of_option, group_option, is_past
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
+from gradwatch_collector.objectives.pinned import unknown_pinned
 from gradwatch_collector.objectives.unsummarised import not_summarised
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective, ObjectiveSet, Unevaluated
@@ -68,9 +69,9 @@ def check_command(
     engine = open_database(database)
     with of_one_moment(engine).connect() as connection:
         reports = evaluate_objectives(connection, about, as_of, past=is_past(as_of))
-        missing = not_summarised(connection, about, as_of)
-    if missing is not None:
-        click.echo(f"warning: {missing}", err=True)
+        warnings = [*not_summarised(connection, about, as_of), *unknown_pinned(connection, about)]
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     deciding = dict(_EXIT_CODES)
     if insufficient == "ok":
         del deciding[Verdict.INSUFFICIENT_DATA]

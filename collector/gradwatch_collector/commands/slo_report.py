@@ -31,6 +31,7 @@ from gradwatch_collector.commands.slo_options import (
 )
 from gradwatch_collector.objectives.comparing import compare_with_previous
 from gradwatch_collector.objectives.evaluation import count_objectives
+from gradwatch_collector.objectives.pinned import unknown_pinned
 from gradwatch_collector.objectives.unsummarised import not_summarised
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.caveats import thin_budgets
@@ -92,8 +93,8 @@ def report_command(
     with of_one_moment(engine).connect() as connection:
         evaluated = _evaluated(connection, objectives, now, compare)
         reports = [each for _, each in evaluated]
-        missing = not_summarised(connection, objectives, now)
-        caveats = [*([] if missing is None else [missing]), *thin_budgets(reports)]
+        caveats = [*not_summarised(connection, objectives, now), *unknown_pinned(connection, objectives)]
+        caveats += thin_budgets(reports)
         for warning in caveats:
             click.echo(f"warning: {warning}", err=True)
         warnings = [*map(str, found.unevaluated), *caveats]

@@ -49,13 +49,13 @@ def keep_counted(
     """Count what is not counted, for as long as it may ``go_on``; return whether that was all.
 
     In a transaction that nobody else does this in meanwhile; ``now`` in Unix nanoseconds. Of indicators that
-    are not given nothing is kept, nor of those whose counts would not last.
+    are not given nothing is kept.
     """
+    tallies = Tallies(connection)
     over = (now - _SETTLES_AFTER) // HOUR
-    wanted = {indicator.key: indicator for indicator in indicators if indicator.is_lasting}
+    wanted = {tallies.key(indicator): indicator for indicator in indicators}
     kept = _keep_only(connection, wanted, over)
     changed = _Changed.some(connection)
-    tallies = Tallies(connection)
     for key, row in kept.items():
         again = [hour for hour in changed.hours if row.counted_from <= hour < row.counted_to]
         _forget(connection, row, again)

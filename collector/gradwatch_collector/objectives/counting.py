@@ -15,17 +15,20 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 
 from gradwatch_collector.objectives.changes import HOUR, load_changed
 from gradwatch_collector.objectives.exclusions import load_periods
-from gradwatch_collector.objectives.indicator import Indicator
+from gradwatch_collector.objectives.indicator import Indicator, key
 from gradwatch_collector.objectives.judging import (
     Judgement,
+    Pinned,
     judge_ended,
     judge_open,
     not_excluded,
     selected,
     source_of,
 )
+from gradwatch_collector.objectives.pinned import load_pinned
 from gradwatch_collector.storage import schema
 from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.indicators import Measure
 
 # More stretches than this make one: a statement has its limits, and the runs between are soon read.
 _MOST_STRETCHES: Final = 100
@@ -69,6 +72,7 @@ class Tallies:
         self._changed = load_changed(connection)
         # Of some runs only there is nothing kept.
         self._kept = {} if conditions else load_kept(connection)
+        self._pinned: dict[Measure, Pinned | None] = {}
         self._conditions = (not_excluded(load_periods(connection)), *conditions)
 
     def over(self, indicator: Indicator, start: int, end: int) -> dict[Group, Counts]:
@@ -101,7 +105,7 @@ class Tallies:
 
     def is_quick(self, indicator: Indicator, start: int, end: int) -> bool:
         """Return whether `over` has few runs to read: most is kept, or there are not many."""
-        kept = self._kept.get(indicator.key)
+        kept = self._kept.get(self.key(indicator))
         missing = [(start, end)]
         if kept is not None:
             missing = [(start, min(end, kept.counted_from * HOUR)), (max(start, kept.counted_to * HOUR), end)]
@@ -112,13 +116,17 @@ class Tallies:
 
     def open_at(self, indicator: Indicator, as_of: int) -> dict[Group, Counts]:
         """Count the runs that go on now (Unix nanoseconds) and whose result is known already."""
-        judgement = judge_open(indicator.measure, as_of)
+        judgement = judge_open(indicator.measure, as_of, self._pinned_by(indicator.measure))
         if judgement is None:
             return {}
         going_on = (_run.started_at <= as_of) & _run.ended_at.is_(None)
         return {
             tuple(group): counts for group, counts in self._rows(self._select(indicator, judgement, going_on))
         }
+
+    def key(self, indicator: Indicator) -> str:
+        """Return under which its counts are kept: another once a run that others are held against changes."""
+        return key(indicator, self._pinned_by(indicator.measure))
 
     def by_hour(self, indicator: Indicator, hours: Sequence[Stretch]) -> Iterable[tuple[int, Group, Counts]]:
         """Count the runs that ended in these stretches of hours, hour by hour, from the runs themselves."""
@@ -128,7 +136,7 @@ class Tallies:
 
     def _parts(self, indicator: Indicator, start: int, end: int) -> _Parts:
         """Return what of a stretch of time is kept, and what has to be read from the runs."""
-        kept = self._kept.get(indicator.key)
+        kept = self._kept.get(self.key(indicator))
         if kept is None:
             return _Parts(raw=((start, end),))
         first, last = max(-(-start // HOUR), kept.counted_from), min(end // HOUR, kept.counted_to)
@@ -144,7 +152,8 @@ class Tallies:
         """Yield what runs that ended then add, by these columns and the group's."""
         if not when:
             return []
-        return self._rows(self._select(indicator, judge_ended(indicator.measure), _ended_in(when), *by))
+        judgement = judge_ended(indicator.measure, self._pinned_by(indicator.measure))
+        return self._rows(self._select(indicator, judgement, _ended_in(when), *by))
 
     def _of_hours(
         self, indicator: Indicator, parts: _Parts, *by: ColumnElement[Any]
@@ -160,6 +169,11 @@ class Tallies:
             )
             .group_by(*columns)
         )
+
+    def _pinned_by(self, measure: Measure) -> Pinned | None:
+        if measure not in self._pinned:
+            self._pinned[measure] = load_pinned(self._connection, measure)
+        return self._pinned[measure]
 
     def _rows(self, statement: Select[Any]) -> Iterable[tuple[list[Any], Counts]]:
         for *columns, good, bad in self._connection.execute(statement):

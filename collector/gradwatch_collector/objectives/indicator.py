@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Final
 
-from gradwatch_slo.indicators import Convergence, Measure, Selection
+from gradwatch_collector.objectives.judging import Pinned
+from gradwatch_slo.indicators import Measure, Selection
 from gradwatch_slo.objective import Objective
 
 # To be raised when `judging.py` counts otherwise than before: what is kept under the old keys goes.
@@ -27,19 +28,12 @@ class Indicator:
         """Return what an objective counts."""
         return cls(objective.measure, objective.selection, objective.group_by)
 
-    @property
-    def is_lasting(self) -> bool:
-        """Whether what it counts of an hour changes only with the runs of that hour, so that it can be kept."""
-        return not (isinstance(self.measure, Convergence) and self.measure.baseline_run is not None)
-
-    @property
-    def key(self) -> str:
-        """All of it as text, the same in every process."""
-        return _key(self)
-
 
 @cache
-def _key(indicator: Indicator) -> str:
+def key(indicator: Indicator, pinned: Pinned | None) -> str:
+    """Return what decides what it counts of an hour's runs as text, the same in every process."""
     # Asked for several times an evaluation, of the same few.
     told = [_VERSION, type(indicator.measure).__name__, asdict(indicator)]
+    if pinned is not None:
+        told.append(asdict(pinned))
     return json.dumps(told, default=str, sort_keys=True)

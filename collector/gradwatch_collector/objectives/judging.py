@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Double,
     FromClause,
     Numeric,
     and_,
@@ -25,6 +26,7 @@ from sqlalchemy import (
 
 from gradwatch_collector.storage import schema
 from gradwatch_slo.indicators import (
+    COMPARISONS,
     Convergence,
     CountRatio,
     Measure,
@@ -76,7 +78,21 @@ def selected(selection: Selection) -> ColumnElement[bool]:
     return and_(true(), *(_run[name].in_(values) for name, values in selection.fields))
 
 
-def judge_ended(measure: Measure) -> Judgement:
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a measure holds runs against where it names a run for that (`pinned.py`); None is not known.
+
+    ``granted``: nanoseconds to the target, for convergence. ``bound``: what the value by itself is compared
+    with; ``aim``: with what the target of a run begins, spaces apart, that can be compared.
+    """
+
+    run_id: str
+    granted: int | None = None
+    bound: float | None = None
+    aim: str | None = None
+
+
+def judge_ended(measure: Measure, pinned: Pinned | None = None) -> Judgement:
     """Return what a run adds that has ended."""
     match measure:
         case SuccessRate(min_duration):
@@ -91,12 +107,17 @@ def judge_ended(measure: Measure) -> Judgement:
             others, these = chosen & ~matches, chosen & matches
             return Judgement.of(others, these) if inverted else Judgement.of(these, others)
         case Convergence():
-            in_time, late = _reached(measure)
-            counted = _has_threshold(measure)
+            in_time, late = _reached(measure, pinned)
+            counted = _has_threshold(measure, pinned)
             return Judgement.of(counted & in_time, counted & (late | _run.target_reached_at.is_(None)))
-        case Threshold(value, operator, bound, min_duration):
-            known = _summary[value].is_not(None) & ~_is_short(min_duration)
-            holds = _compared(_summary[value], operator, literal(bound, Numeric(asdecimal=True)))
+        case Threshold(name, operator, bound, min_duration):
+            value, limit = _summary[name], literal(bound, Numeric(asdecimal=True))
+            known = ~_is_short(min_duration)
+            if pinned is not None:
+                value, limit = _summary[COMPARISONS[name]], literal(pinned.bound, Double)
+                known &= _comparable(pinned)
+            known &= value.is_not(None)
+            holds = _compared(value, operator, limit)
             return Judgement.of(known & holds, known & ~holds)
         case UnitRatio(_, fault):
             faulty, total = _FAULTS[fault]
@@ -104,13 +125,14 @@ def judge_ended(measure: Measure) -> Judgement:
             return Judgement(case((known, total - faulty), else_=0), case((known, faulty), else_=0))
 
 
-def judge_open(measure: Measure, as_of: int) -> Judgement | None:
+def judge_open(measure: Measure, as_of: int, pinned: Pinned | None = None) -> Judgement | None:
     """Return what a run adds that goes on at ``as_of`` (Unix nanoseconds); None where such runs add nothing."""
     if not isinstance(measure, Convergence):
         return None
-    in_time, late = _reached(measure)
+    in_time, late = _reached(measure, pinned)
     by_then = func.coalesce(_run.target_reached_at <= as_of, false())
-    counted, passed = _has_threshold(measure), as_of - _run.started_at > _threshold(measure)
+    passed = as_of - _run.started_at > _threshold(measure, pinned)
+    counted = _has_threshold(measure, pinned)
     return Judgement.of(counted & by_then & in_time, counted & ((by_then & late) | (~by_then & passed)))
 
 
@@ -133,27 +155,32 @@ def _is_short(min_duration: timedelta) -> ColumnElement[bool]:
     return _run.ended_at - _run.started_at < nanoseconds(min_duration)
 
 
-def _has_threshold(measure: Convergence) -> ColumnElement[bool]:
-    return _run.target.is_not(None) & _threshold(measure).is_not(None)
+def _has_threshold(measure: Convergence, pinned: Pinned | None) -> ColumnElement[bool]:
+    return _run.target.is_not(None) & _threshold(measure, pinned).is_not(None)
 
 
-def _reached(measure: Convergence) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _reached(measure: Convergence, pinned: Pinned | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    threshold = _threshold(measure, pinned)
     took = _run.target_reached_at - _run.started_at
     reached = _run.target_reached_at.is_not(None)
-    return reached & (took <= _threshold(measure)), reached & (took > _threshold(measure))
+    return reached & (took <= threshold), reached & (took > threshold)
 
 
-def _threshold(measure: Convergence) -> ColumnElement[int]:
+def _threshold(measure: Convergence, pinned: Pinned | None) -> ColumnElement[int]:
     own = cast(func.round(_run.deadline_seconds * 1e6), BigInteger) * _MICROSECOND
     if measure.deadline is not None:
         return func.coalesce(own, literal(nanoseconds(measure.deadline), BigInteger), _run.baseline)
-    if measure.baseline_run is not None:
-        pinned = schema.run.alias().c
-        took = select((pinned.target_reached_at - pinned.started_at) * 3 // 2).where(
-            pinned.run_id == measure.baseline_run
-        )
-        return func.coalesce(own, took.scalar_subquery())
+    if pinned is not None:
+        return func.coalesce(own, case((_run.run_id != pinned.run_id, literal(pinned.granted, BigInteger))))
     return func.coalesce(own, _run.baseline)
+
+
+def _comparable(pinned: Pinned) -> ColumnElement[bool]:
+    """Return which runs can be held against a pinned one: not itself, and of quality those of the same aim."""
+    others = (_run.run_id != pinned.run_id) & (true() if pinned.bound is not None else false())
+    if pinned.aim is None:
+        return others
+    return others & (func.substr(func.replace(_run.target, " ", ""), 1, len(pinned.aim)) == pinned.aim)
 
 
 def _compared(value: ColumnElement[Any], operator: Operator, bound: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from sqlalchemy import Connection, and_, func, or_, select
@@ -18,8 +18,8 @@ _MOST: Final = 1000
 _run, _summary, _due = schema.run.c, schema.run_summary.c, schema.summary_due.c
 
 
-def not_summarised(connection: Connection, objectives: Iterable[Objective], now: int) -> str | None:
-    """Return a warning of runs that ended within objectives' windows at ``now`` and have no summary, if any do.
+def not_summarised(connection: Connection, objectives: Iterable[Objective], now: int) -> Iterator[str]:
+    """Yield a warning of runs that ended within objectives' windows at ``now`` and have no summary, if any do.
 
     ``now`` in Unix nanoseconds.
     """
@@ -30,7 +30,7 @@ def not_summarised(connection: Connection, objectives: Iterable[Objective], now:
         if source_of(each.measure) is not schema.run
     }
     if not asked:
-        return None
+        return
     of_them = or_(*(and_(selected(selection), _run.ended_at >= start) for selection, start in asked))
     some = (
         select(_due.run_id)
@@ -42,7 +42,7 @@ def not_summarised(connection: Connection, objectives: Iterable[Objective], now:
     )
     count = connection.scalar(select(func.count()).select_from(some.subquery())) or 0
     if not count:
-        return None
+        return
     many = f"more than {_MOST}" if count > _MOST else str(count)
     are, them = ("1 ended run is", "it") if count == 1 else (f"{many} ended runs are", "them")
-    return f"{are} not summarised yet: the objectives of steps, devices and checkpoints do not count {them}"
+    yield f"{are} not summarised yet: the objectives of steps, devices and checkpoints do not count {them}"

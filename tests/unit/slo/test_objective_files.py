@@ -15,12 +15,14 @@ from gradwatch import conventions
 from gradwatch_slo import objectives as shipped
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import (
+    COMPARISONS,
     RANGES,
     RUN_VALUES,
     UNIT_FAULTS,
     Convergence,
     CountRatio,
     Operator,
+    RunValue,
     Selection,
     SuccessRate,
     Threshold,
@@ -120,6 +122,13 @@ def test_convergence_may_be_held_against_a_run() -> None:
     spec = "{unit: run, measure: convergence, baseline: {run: digits-7}}"
     (objective,) = load(slo(f"{{rawType: success, raw: {source(spec)}}}")).objectives
     assert objective.measure == Convergence(baseline_run="digits-7")
+
+
+@pytest.mark.parametrize("measure", COMPARISONS)
+def test_a_value_that_compares_runs_may_be_held_against_one(measure: RunValue) -> None:
+    spec = f"{{unit: run, measure: {measure}, baseline: {{run: digits-7}}}}"
+    (objective,) = load(threshold(spec, objective="op: lte, value: 1.2, target: 0.9")).objectives
+    assert objective.measure == Threshold(measure, "lte", Decimal("1.2"), baseline_run="digits-7")
 
 
 def test_a_threshold_is_of_the_objective_and_a_value_of_the_source() -> None:
@@ -507,7 +516,7 @@ def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> 
         (raw("{unit: step, measure: success}"), f"7: {SPEC}.measure: found success of the unit step, expected the unit run"),
         (raw("{unit: run, measure: success, sql: drop}"), f"7: {SPEC}.sql: found an unknown field, expected one of unit, where, measure, minDuration, deadline, baseline, groupBy"),
         (raw("{unit: run, measure: convergence, deadline: 2h, baseline: {run: a}}"), f"7: {SPEC}.baseline: found a baseline beside a deadline, expected one of them"),
-        (raw("{unit: run, measure: success, baseline: {run: a}}"), f"7: {SPEC}.baseline: found a baseline, expected it only with the measure convergence"),
+        (raw("{unit: run, measure: success, baseline: {run: a}}"), f"7: {SPEC}.baseline: found a baseline, expected it only with the measure convergence or {' or '.join(COMPARISONS)}"),
         (raw("{unit: run, measure: convergence, baseline: a}"), f"7: {SPEC}.baseline: found 'a', expected a mapping"),
         (raw("{unit: run, measure: memory_headroom}"), f"7: {SPEC}.measure: found 'memory_headroom', expected one of success, convergence in a raw ratio"),
         (failing("{unit: run, measure: success}"), f"7: {NAMES}.rawType: found 'failure', expected 'success': gradwatch measures are good / counted"),
