@@ -61,9 +61,15 @@ def run(
     }
 
 
+def _attempt(row: StoredRun) -> dict[str, Any]:
+    names = ("run_id", "attempt", "status", "reason", "rank_count", "started_at", "ended_at")
+    return {name: row.get(name) for name in names} | {"will_retry": False, "evidence": {}}
+
+
 def store_runs(connection: Connection, runs: Iterable[StoredRun]) -> None:
     """Store them as the registry does."""
     rows = list(runs)
     if rows:
         connection.execute(insert(schema.run), rows)
+        connection.execute(insert(schema.attempt), [_attempt(row) for row in rows])
         tell_changed(connection, [row["ended_at"] for row in rows])

@@ -112,7 +112,7 @@ def test_what_there_is_not_cannot_be_excluded_or_included(gradwatch: Gradwatch) 
     unknown = gradwatch("slo", "exclude", "--run", "nothing", "--reason", "a test")
     assert (unknown.exit_code, unknown.stderr) == (
         1,
-        "Error: there is no run 'nothing': see `gradwatch runs list`\n",
+        "Error: no run 'nothing'; `gradwatch runs list` names them\n",
     )
     nothing = gradwatch("slo", "include", "7")
     assert nothing.exit_code == 1

@@ -14,6 +14,7 @@ from gradwatch_collector.commands.objective_files import (
     objectives_in,
     read_documents,
 )
+from gradwatch_collector.commands.options import output_option, write_output
 from gradwatch_collector.commands.slo_check import check_command
 from gradwatch_collector.commands.slo_exclude import exclude_command, exclusions_command, include_command
 from gradwatch_collector.commands.slo_interruptions import interruptions_command
@@ -71,17 +72,12 @@ def validate(named: tuple[Path, ...], files: tuple[Path, ...], strict: bool) -> 
 
 @slo.command("rules")
 @files_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write [default: the standard output].",
-)
+@output_option
 @click.option(
     "--runbook-url", default=RUNBOOK_BASE_URL, show_default=True, help="Absolute URL of the folder of runbooks."
 )
 @click.option("--grafana-url", default=GRAFANA_URL, show_default=True, help="Absolute URL of Grafana.")
-def rules(files: tuple[Path, ...], output: Path | None, runbook_url: str, grafana_url: str) -> None:
+def rules(files: tuple[Path, ...], path: Path | None, runbook_url: str, grafana_url: str) -> None:
     """Write Prometheus recording and alerting rules for objectives.
 
     \b
@@ -92,11 +88,4 @@ def rules(files: tuple[Path, ...], output: Path | None, runbook_url: str, grafan
     for each in objectives:
         if not is_alerted(each.unit, each.target, each.window.duration, each.alerts):
             click.echo(f"warning: {each.name}: no alert is made of it, so nobody is told", err=True)
-    text = render_rules(objectives, runbook_url=runbook_url, grafana_url=grafana_url)
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"cannot write {output}: {error.strerror or error}") from error
+    write_output(render_rules(objectives, runbook_url=runbook_url, grafana_url=grafana_url), path)

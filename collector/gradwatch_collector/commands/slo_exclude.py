@@ -9,10 +9,9 @@ from zoneinfo import ZoneInfo
 
 import click
 from rich.console import Console
-from sqlalchemy import Connection, select
 
 from gradwatch_collector.api.shapes import timestamp
-from gradwatch_collector.commands.options import database_option, format_option, open_database
+from gradwatch_collector.commands.options import database_option, existing_run, format_option, open_database
 from gradwatch_collector.commands.slo_options import group_option, zone_option
 from gradwatch_collector.objectives.exclusions import (
     Exclusion,
@@ -23,7 +22,6 @@ from gradwatch_collector.objectives.exclusions import (
     withdraw,
 )
 from gradwatch_collector.runs.facts import moment, nanos
-from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_slo.periods import read_span
 from gradwatch_slo.report import rfc3339
@@ -63,7 +61,8 @@ def exclude_command(
     engine = open_database(database)
     now = time.time_ns()
     with transaction(engine) as connection:
-        _check_known(connection, runs)
+        for run in runs:
+            existing_run(connection, run)
         numbers = [exclude(connection, what, reason, now=now) for what in chosen]
     for number, what in zip(numbers, chosen, strict=True):
         click.echo(f"excluded {_words(what)} (number {number})")
@@ -84,12 +83,6 @@ def _chosen(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     yield What(start=nanos(start), end=nanos(end), fields={name: [value] for name, value in group.items()})
-
-
-def _check_known(connection: Connection, runs: tuple[str, ...]) -> None:
-    for run in runs:
-        if connection.scalar(select(schema.run.c.run_id).where(schema.run.c.run_id == run)) is None:
-            raise click.ClickException(f"there is no run {run!r}: see `gradwatch runs list`")
 
 
 @click.command("include")

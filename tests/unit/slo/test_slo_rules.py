@@ -61,7 +61,7 @@ def test_the_rules_are_those_that_were_looked_at(name: str) -> None:
 def test_promtool_accepts_the_rules_of_what_is_shipped(tmp_path: Path) -> None:
     output = tmp_path / "slo.rules.yaml"
     done = CliRunner().invoke(main, ["slo", "rules", "-o", str(output)])
-    assert (done.exit_code, done.output) == (0, "")
+    assert (done.exit_code, done.output) == (0, f"wrote {output}\n")
     assert output.read_text() == render_rules(default_objectives().objectives)
     promtool("check", "rules", output)
 
