@@ -9,7 +9,6 @@ database. So they all show the same, and when the holder dies nothing has to be 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -26,6 +25,7 @@ from gradwatch_collector.runs.live import LiveRuns
 from gradwatch_collector.runs.presence import Presence
 from gradwatch_collector.runs.silence import mark_silent
 from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.service.loop import Loop
 from gradwatch_collector.service.snapshot import Snapshot, look, recent_runs
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.objective import Objective
@@ -33,7 +33,6 @@ from gradwatch_slo.objective import Objective
 logger = logging.getLogger(__name__)
 
 _NANOS: Final = 1_000_000_000
-_STOP_SECONDS: Final = 5.0
 # Of a tick, what goes into counting what is not counted yet: ingest waits for it on SQLite.
 _COUNT_SECONDS: Final = 0.05
 # And into reading what is new of runs: those that are not reached are first in the next.
@@ -65,39 +64,29 @@ class Evaluator:
         self._detection = Detection(overrides)
         self._lease = lease
         self._lost_after = int(lost_after * _NANOS)
-        self._interval = interval
         self._now = now
         started_at = now()
         self._presence = Presence(started_at, started_at)
         self._failed = False
         self.snapshot = Snapshot(evaluated_at=0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gradwatch-evaluator", daemon=True)
+        self._loop = Loop("evaluation", interval, self._evaluate)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        """Stop after the tick that is under way and give the lease back; leave a database that hangs alone."""
-        self._stop.set()
-        self._thread.join(_STOP_SECONDS)
-        if not self._thread.is_alive():
+        """Stop after the tick that is under way and give the lease back."""
+        if self._loop.stop():
             try:
                 self._lease.release()
             except SQLAlchemyError as error:
                 logger.warning("the lease will expire by itself: %s", str(error).splitlines()[0])
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            try:
-                with self._tracer.start_as_current_span("gradwatch.evaluate"):
-                    self.tick()
-            except SQLAlchemyError as error:
-                # The database may be away for a while; the alert on the age of the evaluation tells.
-                logger.warning("no evaluation, trying again: %s", str(error).splitlines()[0])
-            except Exception:
-                logger.exception("evaluation failed, trying again")
+    def _evaluate(self) -> None:
+        # Where the database is away for long, the alert on the age of the evaluation tells.
+        with self._tracer.start_as_current_span("gradwatch.evaluate"):
+            self.tick()
 
     def tick(self) -> Snapshot:
         """Judge, if that is ours to do; then look, and publish what was found."""

@@ -7,15 +7,13 @@ the one that holds the lease.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_collector.service.lease import Lease, LeaseLostError
+from gradwatch_collector.service.lease import Lease
+from gradwatch_collector.service.loop import Loop
 from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import size_of, transaction
 from gradwatch_collector.storage.database_clock import DatabaseClock
@@ -27,7 +25,6 @@ logger = logging.getLogger(__name__)
 _INTERVAL_SECONDS: Final = 10.0
 _COMPACT_SECONDS: Final = 30.0
 _PRUNE_EVERY: Final = 600 * 1_000_000_000
-_STOP_SECONDS: Final = 5.0
 
 
 class Upkeep:
@@ -43,33 +40,16 @@ class Upkeep:
         self._unmade: frozenset[str] = frozenset()
         # Bytes; None before it was first looked at.
         self.database_size: int | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gradwatch-upkeep", daemon=True)
+        chores = (self._set_clock, self._compact, self._prepare, self._prune, self._measure)
+        self._loop = Loop("upkeep", _INTERVAL_SECONDS, *chores)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        """Stop after the transaction that is under way; leave a database that hangs alone."""
-        self._stop.set()
-        self._thread.join(_STOP_SECONDS)
-
-    def _run(self) -> None:
-        while not self._stop.wait(_INTERVAL_SECONDS):
-            for chore in (self._set_clock, self._compact, self._prepare, self._prune, self._measure):
-                self._try(chore)
-
-    def _try(self, chore: Callable[[], None]) -> None:
-        # One that fails must not keep the others from being done.
-        try:
-            chore()
-        except SQLAlchemyError as error:
-            logger.warning("upkeep waits for the database: %s", str(error).splitlines()[0])
-        except LeaseLostError:
-            logger.info("another collector keeps the database now")
-        except Exception:
-            logger.exception("upkeep failed, trying again")
+        """Stop after the transaction that is under way."""
+        self._loop.stop()
 
     def _set_clock(self) -> None:
         with self._engine.connect() as connection:
@@ -79,7 +59,7 @@ class Upkeep:
         # However much there is: what prunes and prepares comes next, or the disk fills.
         until = time.monotonic() + _COMPACT_SECONDS
         more = True
-        while more and not self._stop.is_set() and time.monotonic() < until:
+        while more and self._loop.goes_on and time.monotonic() < until:
             with transaction(self._engine) as connection:
                 done = compact(connection, self._clock.now(), after=self._compacted)
             self._compacted, more = done.after, done.more
@@ -95,7 +75,7 @@ class Upkeep:
     def _prune(self) -> None:
         now = self._clock.now()
         if self._lease.is_held and now - self._pruned_at >= _PRUNE_EVERY:
-            pruned = prune(self._lease.transaction, self._policy, now, go_on=lambda: not self._stop.is_set())
+            pruned = prune(self._lease.transaction, self._policy, now, go_on=lambda: self._loop.goes_on)
             self._pruned_at = now
             if pruned != Pruned():
                 logger.info("pruned %s", pruned)
