@@ -30,6 +30,10 @@ def test_the_demo_gives_every_run_its_right_verdict_and_says_where_to_look_next(
     reached = {run["run_id"] for run in listed["runs"] if run["target_reached_at"]}
     assert {f"demo-{name}" for name in ("mlp-1", "mlp-2", "mlp-3", "cnn-1", "cnn-2")} <= reached
     assert "demo-plateau" not in reached
+    report = gradwatch("slo", "report", "--db", database, "--format", "json")
+    assert "not summarised" not in report.stderr
+    counted = {each["name"]: each["total"] for each in json.loads(report.stdout)["objectives"] if each["total"]}
+    assert counted["finite-training"] == counted["memory-headroom"] == 9
 
 
 def test_the_demo_does_not_touch_an_earlier_one(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine
 
 from gradwatch_collector.api.findings import findings_of_run
 from gradwatch_collector.api.run_list import list_runs
@@ -18,8 +20,11 @@ from gradwatch_collector.commands.options import open_database
 from gradwatch_collector.commands.runs import print_runs
 from gradwatch_collector.demo.scenario import PLAN, CollectorProcess, DemoError, PlannedRun, collector, play
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
+from gradwatch_collector.objectives.unsummarised import not_summarised
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.render import render_table
+
+_SUMMARISED_WITHIN: Final = 30.0
 
 
 @click.command()
@@ -51,7 +56,9 @@ def demo(serve: bool, directory: Path | None) -> None:
         with collector(database, directory / "collector.log") as server:
             console.print(f"collector on {server.url}, database {path}", soft_wrap=True)
             _play(console, server, directory)
-            _report(console, database)
+            engine = open_database(database)
+            _await_summaries(engine)
+            _report(console, engine, database)
             if serve:
                 console.print(f"\nlook at {server.url}/ in a browser; serving until Ctrl-C", soft_wrap=True)
                 with suppress(KeyboardInterrupt):
@@ -75,8 +82,17 @@ def _play(console: Console, server: CollectorProcess, logs: Path) -> None:
         play(server, logs, tell)
 
 
-def _report(console: Console, database: str) -> None:
-    engine = open_database(database)
+def _await_summaries(engine: Engine) -> None:
+    """Return when all that objectives are about is known: some seconds after the last run has ended."""
+    give_up = time.monotonic() + _SUMMARISED_WITHIN
+    while time.monotonic() < give_up:
+        with engine.connect() as connection:
+            if not any(not_summarised(connection, default_objectives().objectives, time.time_ns())):
+                return
+        time.sleep(0.2)
+
+
+def _report(console: Console, engine: Engine, database: str) -> None:
     with engine.connect() as connection:
         rows = list_runs(connection)["runs"]
         findings = [finding for row in rows for finding in findings_of_run(connection, row["run_id"])]
