@@ -7,14 +7,11 @@ import contextlib
 import itertools
 import math
 import multiprocessing.util
-import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -73,14 +70,27 @@ _STEPS_AFTER: Final = 3
 
 
 class Run:
-    """Ties the observer, the interval, the export thread and the endings of one run together."""
+    """Ties the observer, the interval, the export thread and the endings of one run together.
 
-    def __init__(self, settings: Settings, model: str | None, exporter: Exporter | None = None) -> None:
+    ``separate``: it is not the process's own. ``innermost`` returns the run that is open now, which may be one
+    within this.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str | None,
+        exporter: Exporter | None = None,
+        *,
+        separate: bool = False,
+        innermost: Callable[[], Run | None] = lambda: None,
+    ) -> None:
         clock = Clock()
         self.settings = settings
         self.watches: list[Watch] = []
         # The launcher's id, attempt and ear are those of the process's own run.
-        self._is_separate = block() is not None
+        self._is_separate = separate
+        self._innermost = innermost
         self.identity = Identity.resolve(settings, separate=self._is_separate)
         self._resource: Attributes = redact(resource_attributes(settings, self.identity, model))
         self._clock = clock.branch()
@@ -405,8 +415,9 @@ class Run:
         """Say so by the deadline (monotonic clock, default: very soon): the process is about to go."""
         if deadline is None:
             deadline = time.monotonic() + _SIGTERM_SECONDS
-        if _current is not None and _current is not self:  # a run within this one: it has only taken note
-            _current.die_of_sigterm(deadline)
+        inner = self._innermost()
+        if inner is not None and inner is not self:  # it has only taken note
+            inner.die_of_sigterm(deadline)
         self.end(Ending(CANCELLED, self._sigterm_reason(), 128 + 15))
         self._thread.send_last_words(max(0.0, deadline - _BLACK_BOX_SECONDS - time.monotonic()))
         # The ending is out: only now what takes longer.
@@ -476,147 +487,3 @@ class Run:
     def _clock_now(self) -> int:
         with self._lock:
             return self._clock.now()
-
-
-# --- The run of this process -------------------------------------------------------------------------------
-
-_current: Run | None = None
-# Those that wait until a run within them is over, innermost last.
-_outer: Final[list[Run]] = []
-
-
-class Block:
-    """A ``with gradwatch.run():``. One that is refused has no run, and what is inside is not watched."""
-
-    def __init__(self, *, refused: bool) -> None:
-        self.refused = refused
-
-
-# Those that are open, innermost last, and the one that this thread or task is in.
-_open_blocks: Final[list[Block]] = []
-_blocks_lock: Final = threading.Lock()
-_block: Final[ContextVar[Block | None]] = ContextVar("gradwatch_block", default=None)
-
-
-def current() -> Run | None:
-    """The run that ``watch()`` calls share, if one is open."""
-    return _current
-
-
-def open_run(settings: Settings, model: str | None, exporter: Exporter | None) -> Run:
-    """Begin the run of this process."""
-    global _current
-    run = Run(settings, model, exporter)
-    try:
-        run.begin()
-    except Exception as error:
-        run.close(not_watched(error))
-        raise
-    _current = run
-    return run
-
-
-def not_watched(error: Exception) -> Ending:
-    """The ending of a run that ``watch()`` could not begin: training goes on, and nobody sees how."""
-    return Ending(CANCELLED, f"not watched: {type(error).__name__}")
-
-
-def close_run(run: Run, ending: Ending) -> None:
-    """End it."""
-    global _current
-    if _current is run:
-        _current = None
-    run.close(ending)
-
-
-def block() -> Block | None:
-    """The innermost ``with gradwatch.run():`` around the caller, if there is one."""
-    return _block.get()
-
-
-@contextlib.contextmanager
-def separate_run() -> Iterator[Block]:
-    """The ``watch()`` calls of the block begin a run of their own, which ends as the block does.
-
-    A run that was open takes nothing from inside the block for its own, and goes on after it. A block beside
-    one of another thread or task is refused: torch's hooks are the process's, and cannot tell whose step it is.
-    """
-    around = _block.get()
-    with _blocks_lock:
-        innermost = _open_blocks[-1] if _open_blocks else None
-        mine = Block(refused=innermost is not around or (around is not None and around.refused))
-        if not mine.refused:
-            _open_blocks.append(mine)
-    _block.set(mine)
-    try:
-        if mine.refused:
-            log.error(
-                "gradwatch.run: another thread or task is inside a run of its own, so this one is not watched: "
-                "give each trial a process, or run one after the other"
-            )
-            yield mine
-        else:
-            with _apart():
-                yield mine
-    finally:
-        _block.set(around)
-        with _blocks_lock, contextlib.suppress(ValueError):  # refused, or this is a forked child
-            _open_blocks.remove(mine)
-
-
-@contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    global _current
-    outer, _current = _current, None
-    if outer is not None:
-        _outer.append(outer)
-        outer.observer.pause()
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        inner = current()
-        for watch in [] if inner is None else list(inner.watches):
-            watch.close_with(error)
-        if outer is not None and outer in _outer:  # else this is a forked child
-            _outer.remove(outer)
-            outer.observer.resume()
-            _current = outer
-
-
-# A SIGTERM that reaches a child before its hooks ran would be written to the parent's descriptor and lost to
-# the child: it waits until the child has its own handling back. The mask is the forking thread's own.
-_masks: Final = threading.local()
-
-
-@shielded(None)
-def _before_fork() -> None:
-    if _current is not None or _outer:
-        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-@shielded(None)
-def _after_fork_in_parent() -> None:
-    before = _masks.__dict__.pop("before", None)
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@shielded(None)
-def _after_fork_in_child() -> None:
-    global _current
-    runs, _current = [*_outer, *([] if _current is None else [_current])], None
-    _outer.clear()
-    _open_blocks.clear()
-    _block.set(None)
-    for run in reversed(runs):
-        run.abandon_in_child()
-    _after_fork_in_parent()
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)

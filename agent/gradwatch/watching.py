@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from gradwatch.current_run import Block
     from gradwatch.target import Target
     from gradwatch.telemetry import Exporter
-    from gradwatch.training_run import Block, Run
+    from gradwatch.training_run import Run
 
 
 class Watch:
@@ -209,8 +210,8 @@ class Watch:
         if run.watches:
             run.observer.forget([one for reference in self._optimizers if (one := reference()) is not None])
         else:
+            from gradwatch.current_run import close_run
             from gradwatch.life.endings import ending_of
-            from gradwatch.training_run import close_run
 
             close_run(run, ending_of(error))
 
@@ -346,7 +347,7 @@ def run(**settings: Any) -> Iterator[None]:
     """
     global _inherited
     Settings.resolve(settings)
-    from gradwatch.training_run import separate_run
+    from gradwatch.current_run import separate_run
 
     with separate_run() as block:
         if block.refused:
@@ -378,7 +379,7 @@ def _is_refused() -> bool:
 
 def _block() -> Block | None:
     """The `run()` around the caller; nobody can be inside one before the runs are imported."""
-    runs = sys.modules.get("gradwatch.training_run")
+    runs = sys.modules.get("gradwatch.current_run")
     return None if runs is None else cast("Block | None", runs.block())
 
 
@@ -386,7 +387,7 @@ def _block() -> Block | None:
 def _attach(
     settings: Settings, models: Mapping[str, nn.Module], optimizers: list[Any], exporter: Exporter | None
 ) -> Watch | None:
-    from gradwatch import training_run as runs
+    from gradwatch import current_run as runs
 
     run = runs.current()
     if run is None:

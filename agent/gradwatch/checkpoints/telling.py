@@ -38,8 +38,8 @@ def tell(verdict: Verdict) -> None:
     told = event_of(verdict)
     if told is None:
         return
-    training_run = sys.modules.get("gradwatch.training_run")  # which imports torch
-    run = None if training_run is None else training_run.current()
+    current_run = sys.modules.get("gradwatch.current_run")  # which imports torch
+    run = None if current_run is None else current_run.current()
     if run is None:
         _waiting.append(told)
     else:

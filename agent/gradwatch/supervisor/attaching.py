@@ -101,5 +101,5 @@ class Attachment:
 
 
 # Only a watch imports what it runs on.
-_attachment: Final = Attachment(lambda: "gradwatch.training_run" in sys.modules)
+_attachment: Final = Attachment(lambda: "gradwatch.current_run" in sys.modules)
 optimizer_made = _attachment.optimizer_made

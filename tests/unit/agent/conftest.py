@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import gradwatch
-from gradwatch import safety
-from gradwatch import training_run as runs
+from gradwatch import current_run as runs
+from gradwatch import safety, training_run
 from gradwatch.life.endings import RETURNED
 from gradwatch.testing import InMemoryExporter
 
 # Hundreds of tests begin a run, and each would measure anew, for 10 ms, what a step costs.
-_thin_cost = functools.cache(runs.thin_cost)
+_thin_cost = functools.cache(training_run.thin_cost)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def clean_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
         if name.startswith(("GRADWATCH_", "OTEL_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GRADWATCH_TESTING", "1")
-    monkeypatch.setattr(runs, "thin_cost", _thin_cost)
+    monkeypatch.setattr(training_run, "thin_cost", _thin_cost)
     monkeypatch.setattr(safety, "_errors", safety.Throttle())
     monkeypatch.setenv("GRADWATCH_DIR", str(tmp_path / "gradwatch"))
     torch.manual_seed(0)

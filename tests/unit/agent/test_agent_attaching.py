@@ -19,7 +19,8 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import training_run as runs
+from gradwatch import current_run as runs
+from gradwatch import training_run
 from gradwatch.supervisor.attaching import Attachment
 from gradwatch.supervisor.launch import ATTACH_FOLDER
 from gradwatch.supervisor.trained_models import are_apart, trained_models
@@ -128,7 +129,7 @@ def test_optimizers_of_the_same_parameters_are_not_apart() -> None:
 def attachment(exporter: InMemoryExporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attachment]:
     """Told of each optimizer that is made, in a process where nobody watches yet."""
     monkeypatch.setenv("GRADWATCH_EVERY", "1")
-    monkeypatch.setattr(runs, "otlp_exporter", lambda *_: exporter)
+    monkeypatch.setattr(training_run, "otlp_exporter", lambda *_: exporter)
     made = Attachment(lambda: False)
     original, backward = torch.optim.Optimizer.__init__, torch.autograd.backward
 

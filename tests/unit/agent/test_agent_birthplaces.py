@@ -13,7 +13,7 @@ import torch
 
 import gradwatch
 from gradwatch import conventions
-from gradwatch import training_run as runs
+from gradwatch import current_run as runs
 from gradwatch.life import black_box
 from gradwatch.telemetry import Attributes
 from gradwatch.testing import InMemoryExporter

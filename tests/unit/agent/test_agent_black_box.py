@@ -23,8 +23,8 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
+from gradwatch import current_run as runs
 from gradwatch import local_files
-from gradwatch import training_run as runs
 from gradwatch.export.interval import Interval
 from gradwatch.identity import Identity
 from gradwatch.life.black_box import BlackBox, StallWatch, Trigger

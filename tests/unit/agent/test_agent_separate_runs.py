@@ -11,7 +11,7 @@ from torch import nn
 
 import gradwatch
 from gradwatch import conventions as names
-from gradwatch import training_run as runs
+from gradwatch import current_run as runs
 from gradwatch.testing import InMemoryExporter
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gradwatch
-from gradwatch import training_run as runs
+from gradwatch import current_run as runs
 from gradwatch.life.endings import RETURNED
 from gradwatch.testing import InMemoryExporter
 
