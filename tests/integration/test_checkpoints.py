@@ -186,6 +186,13 @@ def test_an_older_attempt_that_is_heard_of_later_is_the_one_whose_steps_are_lost
     assert (spent["productive_seconds"], spent["waiting_seconds"], spent["lost_seconds"]) == (2, 0, 2)
 
 
+def test_a_step_waited_no_longer_than_it_took(database: Engine) -> None:
+    frames = steps(0, [2, 3, 4], [0, 1, 1], [0, 5, 0.5])
+    receive(database, batch(source(), STARTED, ended(5, 1, "succeeded"), frames=frames), 5)
+    spent = show(database)["effective_time"]
+    assert (spent["productive_seconds"], spent["waiting_seconds"], spent["ratio"]) == (0.5, 1.5, 0.1)
+
+
 def test_effective_time_is_never_more_than_all_of_it(database: Engine) -> None:
     """A clock that is ahead, and a collector that came late: when it started is not known yet."""
     receive(database, batch(source(), event(c.RUN_STARTED, 3600)), 0.5)

@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +32,7 @@ from gradwatch_collector.storage.compaction import compact
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
 from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.indicators import Selection, Threshold
 from gradwatch_slo.objectives import default_objectives
 from tests.batches import SECOND, at, batch, event, frame, scalar, source
 from tests.told_runs import tell, tell_run
@@ -178,6 +180,13 @@ def test_nonfinite_steps_are_those_of_the_rank_that_saw_most_and_skipped_ones_ar
     assert (found["steps"], found["nonfinite_steps"], found["skipped_steps"]) == (10, 8, 6)
 
 
+def test_there_are_at_least_as_many_steps_as_were_not_finite(database: Engine) -> None:
+    told = event(c.NONFINITE_STEP, 5, 1, STEP=2, NONFINITE_STEPS=3)
+    tell_ended(database, "run", scalar(c.STEP_INDEX, range(2), range(2)), events=[told])
+    found = summarised(database, "run")
+    assert (found["steps"], found["nonfinite_steps"]) == (3, 3)
+
+
 def test_a_process_that_died_before_it_told_its_counter_is_believed_by_its_events(database: Engine) -> None:
     told = [event(c.NONFINITE_STEP, 5 + i, 1 + i, STEP=i, NONFINITE_STEPS=i + 1) for i in range(3)]
     tell_ended(database, "run", counted(c.NONFINITE, 1), events=told)
@@ -191,6 +200,7 @@ def test_of_a_run_that_told_nothing_nothing_is_known(database: Engine) -> None:
         "run_id",
         "checkpoints",
         "failed_checkpoints",
+        "compared",
     }
 
 
@@ -247,7 +257,14 @@ def test_utilisation_is_the_mean_of_the_devices_that_the_run_used(database: Engi
             devices(c.DEVICE_MEMORY_LIMIT, {own: [80e9]}),
             rank=rank,
         )
-    assert summarised(database, "run")["gpu_utilization"] == pytest.approx((0.8 + 0.4) / 2)
+    assert summarised(database, "run")["gpu_utilization"] == 0.6
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 60, 61, 150])
+def test_a_device_that_is_busy_just_so_much_is_so_on_average(database: Engine, count: int) -> None:
+    load = devices(c.HW_GPU_UTILIZATION, {"cuda:0": [0.8] * count})
+    tell_ended(database, "run", load, devices(c.DEVICE_MEMORY_LIMIT, {"cuda:0": [80e9]}))
+    assert summarised(database, "run")["gpu_utilization"] == 0.8
 
 
 def test_a_run_on_the_cpu_is_not_judged_by_its_utilisation_and_is_by_its_memory(database: Engine) -> None:
@@ -287,6 +304,19 @@ def _collectives(durations: Mapping[str, Sequence[float]], seconds: float, scale
         point.positive.bucket_counts.extend(counts)
     (decoded,) = MetricsDecoder().decode(request.SerializeToString()).batches
     return next(each for each in decoded.frames if each.field == "buckets")
+
+
+def test_reductions_are_not_hidden_by_what_is_shorter_and_more_frequent(database: Engine) -> None:
+    told = {"broadcast": [1e-5] * 960, "ddp_all_reduce": [0.01] * 30, "reduce_scatter_tensor": [0.02] * 10}
+    tell_ended(database, "run", _collectives(told, 1.0))
+    tell_ended(database, "none", _collectives({"broadcast": [1e-5] * 9, "all_gather": [0.01]}, 1.0))
+    assert summarised(database, "run")["collective_p95"] == pytest.approx(0.02, rel=0.05)
+    assert row(database, "none")["collective_p95"] == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_percentile_is_the_least_that_so_many_do_not_exceed(database: Engine) -> None:
+    tell_ended(database, "run", _collectives({"all_reduce": [0.001] * 19 + [1.0]}, 1.0))
+    assert summarised(database, "run")["collective_p95"] == pytest.approx(0.001, rel=0.05)
 
 
 def test_the_95th_percentile_is_over_all_operations_of_all_ranks(database: Engine) -> None:
@@ -332,8 +362,9 @@ def test_cost_is_that_of_a_thousand_steps_and_unknown_without_prices(database: E
 
 
 def test_effective_time_is_that_of_the_run(database: Engine) -> None:
-    tell_run(database, "run", 0, seconds=100, losses=[1.0] * 9)
-    assert summarised(database, "run")["effective_time_ratio"] == pytest.approx(0.9)
+    # Nine steps of 0.3 s in 3 s: as binary fractions their sum is short of 2.7.
+    tell_run(database, "run", 0, seconds=3, losses=[1.0] * 9)
+    assert summarised(database, "run")["effective_time_ratio"] == 0.9
 
 
 def logged(run_id: str, start: float, value: float, **of: Any) -> dict[str, Any]:
@@ -357,14 +388,32 @@ def test_quality_is_held_against_the_last_good_run_with_the_same_aim(database: E
     summarised(database, "aimless")
     found = {run_id: row(database, run_id) for run_id in ("first", "better", "worse", "other", "most")}
     assert [each["quality"] for each in found.values()] == [-1.0, -0.75, -0.8, 0.45, 0.5]
-    assert [each["quality_delta"] for each in found.values()] == [
-        None,
-        0.25,
-        pytest.approx(-0.05),
-        None,
-        pytest.approx(0.05),
-    ]
+    # As written: as binary fractions they are -0.050000000000000044 and 0.04999999999999999.
+    assert [each["quality_delta"] for each in found.values()] == [None, 0.25, -0.05, None, 0.05]
     assert row(database, "aimless")["quality"] is None
+
+
+def test_quality_is_what_the_lowest_rank_of_the_last_attempt_told_last(database: Engine) -> None:
+    for place, value in (((1, 0), 0.1), ((2, 1), 0.2), ((2, 0), 0.3), ((2, 3), 0.4)):
+        attempt, rank = place
+        told = logged("run", 100 * attempt + rank, value, resource={c.TARGET: "val_loss<=0.5"})
+        tell_run(database, **told, attempt=attempt, rank=rank)
+    assert summarised(database, "run")["quality"] == -0.3
+
+
+def test_an_improvement_that_is_just_what_is_asked_for_is_good(database: Engine) -> None:
+    for number, value in enumerate((0.7, 0.8, 0.9, 1.0, 1.1, 1.2)):
+        resource = {c.TARGET: "accuracy>=0.5"}
+        tell_run(database, **logged(f"run-{number}", 100 * number, 2 * value, resource=resource))
+    summarised(database, "run-5")
+    asked = Threshold("quality_delta", "gte", Decimal("0.1"))
+    against_one = replace(asked, baseline_run="run-0")
+    (shipped, *_) = (each for each in default_objectives().objectives if each.name == "model-quality")
+    with database.connect() as connection:
+        for measure, good in ((asked, 5), (against_one, 5), (replace(against_one, bound=Decimal("0.3")), 3)):
+            objective = replace(shipped, measure=measure, selection=Selection(), group_by=())
+            (report,) = evaluate_objectives(connection, [objective], at(DAY))
+            assert (report.good, report.total) == (good, 5)
 
 
 @pytest.mark.parametrize("last", [math.nan, math.inf, -math.inf])

@@ -20,6 +20,7 @@ from gradwatch_collector.commands.slo_exclude import exclude_command, exclusions
 from gradwatch_collector.commands.slo_interruptions import interruptions_command
 from gradwatch_collector.commands.slo_report import report_command
 from gradwatch_collector.commands.slo_simulate import simulate_command
+from gradwatch_collector.commands.slo_summarise import summarise_command
 from gradwatch_slo.burn_rules import is_alerted
 from gradwatch_slo.lint import lint
 from gradwatch_slo.rules import GRAFANA_URL, render_rules
@@ -39,6 +40,7 @@ for command in (
     interruptions_command,
     report_command,
     simulate_command,
+    summarise_command,
 ):
     slo.add_command(command)
 

@@ -6,23 +6,23 @@ not move it. Whether an earlier run met its own threshold does not matter: other
 none, could never found a baseline, and a job that became slower for good would be measured by its past for
 ever.
 
-Everything else: the median of the newest 20 such runs of which the value is known, or for quality the newest;
-whether they had a target or not. It is looked up when the run is summarised.
+Everything else: the median of the newest 20 such runs of which the value is known, or for quality the newest
+that had the same aim; whether they reached a target or not. It is looked up when the run is summarised first.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, literal_column, select
 
 from gradwatch_collector.objectives.exclusions import load_periods
 from gradwatch_collector.objectives.judging import not_excluded
 from gradwatch_collector.runs.facts import RunRow
-from gradwatch_collector.runs.quality import WORST
+from gradwatch_collector.runs.quality import WORST, Aim, aims_at
+from gradwatch_collector.runs.written import median
 from gradwatch_collector.storage import schema
 
 FEWEST_RUNS: Final = 5
@@ -50,20 +50,25 @@ def baseline(
     return threshold(took) if len(took) >= FEWEST_RUNS else None
 
 
-def usual(connection: Connection, run: RunRow, value: str) -> float | None:
-    """Return the median of a column of `run_summary` over the runs before this one; None if too few tell it."""
-    column = schema.run_summary.c[value]
-    told = connection.scalars(_summarised_before(connection, run, column).limit(MOST_RUNS)).all()
-    return statistics.median(told) if len(told) >= FEWEST_RUNS else None
+def usual(connection: Connection, run: RunRow, value: str, *conditions: ColumnElement[bool]) -> float | None:
+    """Return the median of a column of `run_summary` over the runs before this one; None if too few tell it.
+
+    ``conditions`` are over ``schema.run_summary``.
+    """
+    found = _summarised_before(connection, run, schema.run_summary.c[value]).where(*conditions)
+    told = connection.scalars(found.limit(MOST_RUNS)).all()
+    return median(told) if len(told) >= FEWEST_RUNS else None
 
 
-def last_qualities(connection: Connection, run: RunRow) -> Sequence[Row[str, float]]:
-    """Return target and quality of the newest runs before this one that did not diverge, newest first."""
-    quality = schema.run_summary.c.quality
-    found = _summarised_before(connection, run, quality).with_only_columns(_run.target, quality)
+def quality_before(connection: Connection, run: RunRow) -> float | None:
+    """Return the quality of the newest run before this one that had the same aim and did not diverge."""
+    aim, quality = Aim.of(run.target), schema.run_summary.c.quality
+    if aim is None:
+        return None
     # Whatever came after one that diverged would be better.
-    found = found.where(quality > WORST)
-    return connection.execute(found.limit(MOST_RUNS)).all()
+    found = _summarised_before(connection, run, quality).where(aims_at(aim), quality > WORST)
+    known: float | None = connection.scalar(found.limit(1))
+    return known
 
 
 def _summarised_before(connection: Connection, run: RunRow, column: ColumnElement[Any]) -> Select[Any]:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     true,
 )
 
+from gradwatch_collector.runs.quality import Aim, aims_at
 from gradwatch_collector.storage import schema
 from gradwatch_slo.indicators import (
     COMPARISONS,
@@ -83,13 +84,14 @@ class Pinned:
     """What a measure holds runs against where it names a run for that (`pinned.py`); None is not known.
 
     ``granted``: nanoseconds to the target, for convergence. ``bound``: what the value by itself is compared
-    with; ``aim``: with what the target of a run begins, spaces apart, that can be compared.
+    with, of runs of the same ``aim`` and ``currency``.
     """
 
     run_id: str
     granted: int | None = None
     bound: float | None = None
-    aim: str | None = None
+    aim: Aim | None = None
+    currency: str | None = None
 
 
 def judge_ended(measure: Measure, pinned: Pinned | None = None) -> Judgement:
@@ -176,11 +178,13 @@ def _threshold(measure: Convergence, pinned: Pinned | None) -> ColumnElement[int
 
 
 def _comparable(pinned: Pinned) -> ColumnElement[bool]:
-    """Return which runs can be held against a pinned one: not itself, and of quality those of the same aim."""
+    """Return which runs can be held against a pinned one: not itself, and none of another aim or currency."""
     others = (_run.run_id != pinned.run_id) & (true() if pinned.bound is not None else false())
-    if pinned.aim is None:
-        return others
-    return others & (func.substr(func.replace(_run.target, " ", ""), 1, len(pinned.aim)) == pinned.aim)
+    if pinned.aim is not None:
+        others &= aims_at(pinned.aim)
+    if pinned.currency is not None:
+        others &= _summary.currency.is_(None) | (_summary.currency == pinned.currency)
+    return others
 
 
 def _compared(value: ColumnElement[Any], operator: Operator, bound: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -6,23 +6,21 @@ As it is known now, for the past as well: what is corrected of it changes what w
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final
 
 from sqlalchemy import Connection, select
 
 from gradwatch_collector.objectives.baselines import threshold
 from gradwatch_collector.objectives.judging import Pinned
 from gradwatch_collector.runs.quality import WORST, Aim
+from gradwatch_collector.runs.written import rounded, written
 from gradwatch_collector.storage import schema
 from gradwatch_slo.indicators import COMPARISONS, Measure, RunValue, Threshold, pinned_run
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.problems import printable
 
-_GREATEST: Final = Fraction(sys.float_info.max)
 _run, _summary = schema.run.c, schema.run_summary.c
 
 
@@ -36,7 +34,7 @@ def load_pinned(connection: Connection, measure: Measure) -> Pinned | None:
         select(
             _run.target,
             (_run.target_reached_at - _run.started_at).label("took"),
-            *([] if value is None else [_summary[value].label("value")]),
+            *([] if value is None else [_summary[value].label("value"), _summary.currency]),
         )
         .select_from(schema.run.join(schema.run_summary, _summary.run_id == _run.run_id, isouter=True))
         .where(_run.run_id == run_id)
@@ -45,11 +43,11 @@ def load_pinned(connection: Connection, measure: Measure) -> Pinned | None:
         return Pinned(run_id)
     if not isinstance(measure, Threshold):
         return Pinned(run_id, granted=None if row.took is None else threshold([row.took]))
-    aim = Aim.of(row.target) if measure.value == "quality_delta" else None
     return Pinned(
         run_id,
         bound=_bound(measure.value, measure.bound, row.value),
-        aim=None if aim is None else aim.metric + ("<" if aim.lower_is_better else ">"),
+        aim=Aim.of(row.target) if measure.value == "quality_delta" else None,
+        currency=row.currency if measure.value == "step_cost_ratio" else None,
     )
 
 
@@ -72,7 +70,7 @@ def _bound(value: RunValue, bound: Decimal, pinned: float | None) -> float | Non
         return None
     if value == "quality_delta":
         # Whatever came after one that diverged would be better.
-        limit = None if pinned == WORST else Fraction(pinned) + Fraction(bound)
+        limit = None if pinned == WORST else written(pinned) + Fraction(bound)
     else:
-        limit = Fraction(pinned) * Fraction(bound) if pinned > 0 else None
-    return None if limit is None else float(max(-_GREATEST, min(_GREATEST, limit)))
+        limit = written(pinned) * Fraction(bound) if pinned > 0 else None
+    return None if limit is None else rounded(limit)

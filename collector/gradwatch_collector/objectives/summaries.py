@@ -10,22 +10,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, case, delete, select
+from sqlalchemy import BigInteger, Connection, Engine, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_collector.objectives.baselines import last_qualities, usual
+from gradwatch_collector.objectives.baselines import quality_before, usual
 from gradwatch_collector.objectives.changes import tell_changed
 from gradwatch_collector.runs.facts import RunRow, load_runs
-from gradwatch_collector.runs.quality import WORST, Aim
+from gradwatch_collector.runs.quality import WORST
 from gradwatch_collector.runs.summary import Summary, summarise
-from gradwatch_collector.runs.turns import take_turns
+from gradwatch_collector.runs.turns import take_all_turns, take_turns
+from gradwatch_collector.runs.written import rounded, written
+from gradwatch_collector.service import audit
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched, of_one_moment
 from gradwatch_collector.storage.upsert import upsert
 from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.runs import Status
 
 logger = logging.getLogger(__name__)
 
@@ -75,42 +78,85 @@ def summarise_due(
     return len(told) < _RUNS_AT_ONCE
 
 
+def summarise_anew(connection: Connection, start: int, end: int, *, now: int) -> int:
+    """Have the runs that ended in [start, end) read again, and what is usual looked up anew; return how many.
+
+    In Unix nanoseconds. What is known of them counts until that is done.
+    """
+    take_all_turns(connection)
+    ended = (_run.ended_at >= start) & (_run.ended_at < end) & (_run.status != Status.RUNNING)
+    known = schema.run_summary.c
+    of_them = known.run_id.in_(select(_run.run_id).where(ended))
+    connection.execute(update(schema.run_summary).where(of_them).values(compared=False))
+    # In their order: what is usual is made of those before.
+    due = select(_run.run_id, literal(now, BigInteger)).where(ended).order_by(_run.ended_at, _run.run_id)
+    connection.execute(insert(schema.summary_due).from_select(["run_id", "told_at"], due))
+    audit.record(connection, audit.operator(), "slo.summarised", "runs", {"start": start, "end": end}, now=now)
+    return connection.scalar(select(func.count()).select_from(schema.run).where(ended)) or 0
+
+
 def _values_of(connection: Connection, run_id: str, prices: PriceTable | None) -> Mapping[str, Any] | None:
     """Return a run's row; None if the run is not over any more, or gone."""
     runs = load_runs(connection, _run.run_id == run_id, _run.ended_at.is_not(None))
     if not runs:
         return None
     try:
-        return _compared(connection, runs[0], summarise(connection, runs[0], prices))
+        summary = summarise(connection, runs[0], prices)
+        return _compared(summary, _usual(connection, runs[0], summary))
     except SQLAlchemyError:
         raise  # the database may be away for a while
     except Exception:
         # One odd run must not keep all others from being summarised.
         logger.exception("the run %s cannot be summarised", run_id)
-        return dict.fromkeys(_COLUMNS)
+        return {**dict.fromkeys(_COLUMNS), "compared": True}
 
 
-def _compared(connection: Connection, run: RunRow, summary: Summary) -> Mapping[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """What a run is compared with. Columns of ``run_summary``."""
+
+    collective_p95_usual: float | None
+    step_cost_usual: float | None
+    quality_before: float | None
+
+
+def _usual(connection: Connection, run: RunRow, summary: Summary) -> _Usual:
+    """Look it up, or return what was found at first: what others become later changes nothing of it."""
+    known = schema.run_summary.c
+    before = connection.execute(
+        select(schema.run_summary).where(known.run_id == run.run_id, known.compared)
+    ).one_or_none()
+    costs_alike = before is not None and before.currency == summary.currency
+    # Of what was stored before currencies were it is taken to be the same.
+    same_currency = known.currency.is_(None) | (known.currency == summary.currency)
+    return _Usual(
+        before.collective_p95_usual if before is not None else usual(connection, run, "collective_p95"),
+        before.step_cost_usual
+        if before is not None and costs_alike
+        else usual(connection, run, "step_cost", same_currency),
+        before.quality_before if before is not None else quality_before(connection, run),
+    )
+
+
+def _compared(summary: Summary, usually: _Usual) -> Mapping[str, Any]:
     return {
         **asdict(summary),
-        "collective_p95_ratio": _ratio(summary.collective_p95, usual(connection, run, "collective_p95")),
-        "step_cost_ratio": _ratio(summary.step_cost, usual(connection, run, "step_cost")),
-        "quality_delta": _quality_delta(connection, run, summary.quality),
+        **asdict(usually),
+        "collective_p95_ratio": _ratio(summary.collective_p95, usually.collective_p95_usual),
+        "step_cost_ratio": _ratio(summary.step_cost, usually.step_cost_usual),
+        "quality_delta": _delta(summary.quality, usually.quality_before),
+        "compared": True,
     }
 
 
-def _ratio(value: float | None, baseline: float | None) -> float | None:
-    return None if value is None or not baseline else value / baseline
+def _ratio(value: float | None, usually: float | None) -> float | None:
+    return None if value is None or not usually else rounded(written(value) / written(usually))
 
 
-def _quality_delta(connection: Connection, run: RunRow, quality: float | None) -> float | None:
-    """Return how much better a run is than the last good one that had the same aim."""
-    if quality is None:
+def _delta(quality: float | None, before: float | None) -> float | None:
+    if quality is None or before is None:
         return None
-    aim = Aim.of(run.target)
-    before = (told for target, told in last_qualities(connection, run) if Aim.of(target) == aim)
-    last: float | None = next(before, None)
-    return None if last is None else max(WORST, quality - last)
+    return WORST if quality == WORST else rounded(written(quality) - written(before))
 
 
 def _write(connection: Connection, run_id: str, values: Mapping[str, Any] | None) -> None:

@@ -28,17 +28,13 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class EffectiveTime:
-    """Seconds. ``lost``: in steps that were done again later."""
+    """Seconds. ``lost``: in steps that were done again later. ``ratio``: ``productive`` by ``wall``."""
 
     productive: float
     waiting: float
     lost: float
     wall: float
-
-    @property
-    def ratio(self) -> float | None:
-        """Productive time over wall-clock time."""
-        return self.productive / self.wall if self.wall > 0 else None
+    ratio: float | None
 
 
 def effective_time(connection: Connection, run: RunRow) -> EffectiveTime | None:
@@ -56,14 +52,23 @@ def effective_time(connection: Connection, run: RunRow) -> EffectiveTime | None:
     waited = np.concatenate([_at(steps[each].times, waits.get(each)) for each in in_order])
     waited = np.minimum(waited, spent)
     again = _done_again(np.concatenate([steps[each].values for each in in_order]))
-    until = run.last_seen_at if run.ended_at is None else run.ended_at
-    return EffectiveTime(
-        productive=float((spent - waited)[~again].sum()),
-        waiting=float(waited[~again].sum()),
-        lost=float(spent[again].sum()),
-        # Steps come one after the other: where clocks are not known it took at least as long as they did.
-        wall=max((until - run.started_at) / _NANOS, float(spent.sum())),
+    productive, waiting, lost = (
+        _total(each) for each in ((spent - waited)[~again], waited[~again], spent[again])
     )
+    until = run.last_seen_at if run.ended_at is None else run.ended_at
+    # Steps come one after the other: where clocks are not known it took at least as long as they did.
+    wall = max(until - run.started_at, productive + waiting + lost)
+    return EffectiveTime(
+        productive=productive / _NANOS,
+        waiting=waiting / _NANOS,
+        lost=lost / _NANOS,
+        wall=wall / _NANOS,
+        ratio=productive / wall if wall > 0 else None,
+    )
+
+
+def _total(nanoseconds: Times) -> int:
+    return sum(nanoseconds.tolist())  # which may be too large for a column of them
 
 
 def _starts(connection: Connection, run_id: str) -> dict[int, int]:
@@ -93,12 +98,12 @@ def _by_attempt(connection: Connection, run_id: str, metric: c.Metric) -> dict[i
     return found
 
 
-def _at(times: Times, told: _Told | None) -> Doubles:
-    """Values at the ends of the steps; 0 where none was told, as at a process's first step."""
-    values = np.zeros(len(times))
+def _at(times: Times, told: _Told | None) -> Times:
+    """Nanoseconds at the ends of the steps; 0 where none were told, as at a process's first step."""
+    values = np.zeros(len(times), np.int64)
     if told is not None:
         _, ours, theirs = np.intersect1d(times, told.times, assume_unique=True, return_indices=True)
-        # What cannot be a duration is none; sums of the largest numbers would be infinite.
+        # What cannot be a duration is none.
         known = np.nan_to_num(told.values[theirs], posinf=0.0, neginf=0.0)
-        values[ours] = np.clip(known, 0.0, _LONGEST_STEP)
+        values[ours] = np.rint(np.clip(known, 0.0, _LONGEST_STEP) * _NANOS)
     return values

@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, func
 
 from gradwatch import conventions as c
 from gradwatch_collector.runs.curves import read_curves
+from gradwatch_collector.storage import schema
 
 # Worse than anything that a metric can be. A number, as every database and format has: none has NaN.
 WORST: Final = -sys.float_info.max
@@ -30,6 +31,12 @@ class Aim:
         """Return the aim of a run's target; None without one, or if it is not of that form."""
         told = re.fullmatch(_TARGET, target or "")
         return None if told is None else cls(told[1], told[2].startswith("<"))
+
+
+def aims_at(aim: Aim) -> ColumnElement[bool]:
+    """Return which runs, over ``schema.run``, have this aim; agents write targets without spaces."""
+    begins = aim.metric + ("<" if aim.lower_is_better else ">")
+    return func.substr(func.replace(schema.run.c.target, " ", ""), 1, len(begins)) == begins
 
 
 def quality(connection: Connection, run_id: str, target: str | None) -> float | None:

@@ -22,6 +22,7 @@ from gradwatch_collector.runs.facts import RunRow
 from gradwatch_collector.runs.quality import quality
 from gradwatch_collector.runs.step_health import step_health
 from gradwatch_collector.runs.telling import integer
+from gradwatch_collector.runs.written import mean
 from gradwatch_collector.storage import schema
 from gradwatch_slo.cost import PriceTable
 
@@ -39,8 +40,8 @@ class Summary:
     gradient that was not finite; those that the loss scaler skipped are apart. ``gpu_utilization``: time
     average of each device the run used, and of these the mean. ``collective_p95`` in seconds.
     ``memory_headroom``: the least that any device had left at its peak, as a share. ``step_cost``: of 1 000
-    steps, in the price table's currency. ``quality``: more is better (`quality.py`). ``effective_time_ratio``:
-    see `effective_time.py`.
+    steps, in ``currency``, the price table's. ``quality``: more is better (`quality.py`).
+    ``effective_time_ratio``: see `effective_time.py`.
     """
 
     steps: int | None
@@ -54,6 +55,7 @@ class Summary:
     collective_p95: float | None
     memory_headroom: float | None
     step_cost: float | None
+    currency: str | None
     quality: float | None
     effective_time_ratio: float | None
 
@@ -67,6 +69,7 @@ def summarise(connection: Connection, run: RunRow, prices: PriceTable | None) ->
     health = step_health(connection, run_id)
     checkpoints, failed = attempted(connection, run_id)
     cost = run_cost(connection, run_id, prices).amount if prices is not None else None
+    step_cost = float(cost * _STEPS_PRICED / steps) if cost is not None and steps else None
     effective = effective_time(connection, run)
     return Summary(
         steps=steps,
@@ -79,7 +82,8 @@ def summarise(connection: Connection, run: RunRow, prices: PriceTable | None) ->
         gpu_utilization=_gpu_utilization(connection, run_id),
         collective_p95=collective_p95(connection, run_id),
         memory_headroom=_memory_headroom(connection, run_id),
-        step_cost=float(cost * _STEPS_PRICED / steps) if cost is not None and steps else None,
+        step_cost=step_cost,
+        currency=None if step_cost is None or prices is None else prices.currency,
         quality=quality(connection, run_id, run.target),
         effective_time_ratio=None if effective is None else effective.ratio,
     )
@@ -134,15 +138,18 @@ def _gpu_utilization(connection: Connection, run_id: str) -> float | None:
         if device in used.get((curve.attempt, curve.rank), {device}):
             by_device.setdefault((curve.rank, device), []).append(curve)
     averages = [average for each in by_device.values() if (average := _average(each)) is not None]
-    return float(np.mean(averages)) if averages else None
+    return mean((average, 1) for average in averages) if averages else None
 
 
 def _average(curves: Iterable[Curve]) -> float | None:
     """Return the mean of all finite values, which are told at regular intervals."""
-    listed = list(curves)
-    finite = np.concatenate([each.finite for each in listed])
-    values = np.concatenate([each.values for each in listed])
-    return float(np.nansum(values * finite) / finite.sum()) if finite.sum() else None
+    told = [
+        (value, int(count))
+        for each in curves
+        for value, count in zip(each.values.tolist(), each.finite.tolist(), strict=True)
+        if count
+    ]
+    return mean(told) if told else None
 
 
 def _memory_headroom(connection: Connection, run_id: str) -> float | None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -346,13 +347,19 @@ run_summary = Table(
     Column("failed_checkpoints", BigInteger),
     Column("gpu_utilization", Double),
     Column("collective_p95", Double),
+    Column("collective_p95_usual", Double),
     Column("collective_p95_ratio", Double),
     Column("memory_headroom", Double),
     Column("step_cost", Double),
+    Column("currency", Text),
+    Column("step_cost_usual", Double),
     Column("step_cost_ratio", Double),
     Column("quality", Double),
+    Column("quality_before", Double),
     Column("quality_delta", Double),
     Column("effective_time_ratio", Double),
+    # Whether what was usual was looked up: it stays as it was then.
+    Column("compared", Boolean, nullable=False, server_default=true()),
 )
 
 # Ended runs whose summary is not there, or of which more has become known since. As in `run_change`, rows are
