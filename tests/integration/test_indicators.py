@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -42,6 +43,7 @@ from gradwatch_slo.slices import Slicing
 from gradwatch_slo.windows import TimeWindow
 from tests.stored_runs import DAY, HOUR, MINUTE, NOW, StoredRun, run, store_runs
 
+PAGE = (Path(__file__).parents[2] / "docs" / "slo.md").read_text("utf-8")
 MINUTE_OR_LONGER = SuccessRate(min_duration=MINUTE)
 SECOND = timedelta(seconds=1)
 GOOD, BAD, NOT_COUNTED = (1, 0), (0, 1), (0, 0)
@@ -522,6 +524,14 @@ def baseline_at(database: Engine, runs: Sequence[StoredRun], started: datetime =
 def test_the_baseline_is_one_and_a_half_times_the_median_of_five_earlier_good_runs(database: Engine) -> None:
     assert baseline_at(database, history(10, 20, 30, 40)) is None
     assert baseline_at(database, history(50)) == 45
+
+
+def test_a_baseline_is_as_the_page_works_it_out(database: Engine) -> None:
+    assert "1.5 x 50 = 75 minutes" in PAGE
+    assert "(47 + 50) / 2 = 48.5, and the one after it has 72.75 minutes" in PAGE
+    runs = history(40, 44, 50, 61, 90, 47)
+    assert baseline_at(database, runs[:5]) == 75
+    assert baseline_at(database, runs[5:]) == 72.75
 
 
 def test_the_newest_twenty_runs_are_the_baseline(database: Engine) -> None:

@@ -115,6 +115,36 @@ def token(name: str, **columns: object) -> dict[str, object]:
     return {"name": name, "digest": name.encode(), "team": None, "created_at": 1, "revoked_at": None, **columns}
 
 
+def test_what_runs_of_before_were_compared_with_follows_from_what_came_of_it(database: Engine) -> None:
+    rows = (
+        {
+            "run_id": "a",
+            "collective_p95": 0.3,
+            "collective_p95_ratio": 1.5,
+            "step_cost": 5.0,
+            "step_cost_ratio": 0.5,
+        }
+        | {"quality": -0.5, "quality_delta": -0.25},
+        {"run_id": "b", "collective_p95": 0.3, "step_cost": 0.0, "step_cost_ratio": 0.0}
+        | {"quality": -1.7976931348623157e308, "quality_delta": -1.7976931348623157e308},
+    )
+    db.downgrade(database, "0013_views_for_dashboards")
+    with db.transaction(database) as connection:
+        for row in rows:
+            connection.execute(
+                text(f"INSERT INTO run_summary ({', '.join(row)}) VALUES (:{', :'.join(row)})"), row
+            )
+    db.upgrade(database)
+    known = schema.run_summary.c
+    with database.connect() as connection:
+        found = connection.execute(
+            select(
+                known.collective_p95_usual, known.step_cost_usual, known.quality_before, known.compared
+            ).order_by(known.run_id)
+        ).all()
+    assert found == [(pytest.approx(0.2), 10.0, -0.25, True), (None, None, None, True)]
+
+
 def test_tokens_of_before_may_do_what_they_could(database: Engine) -> None:
     db.downgrade(database, "0004_series_by_metric")
     with db.transaction(database) as connection:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from gradwatch_slo.objectives import default_objectives
 from tests.batches import SECOND, at, batch, event, frame, scalar, source
 from tests.told_runs import tell, tell_run
 
+PAGE = (Path(__file__).parents[2] / "docs" / "slo.md").read_text("utf-8")
 HOUR = 3600
 DAY = 86_400
 SETTLED = SETTLES_AFTER / SECOND
@@ -365,6 +367,36 @@ def test_effective_time_is_that_of_the_run(database: Engine) -> None:
     # Nine steps of 0.3 s in 3 s: as binary fractions their sum is short of 2.7.
     tell_run(database, "run", 0, seconds=3, losses=[1.0] * 9)
     assert summarised(database, "run")["effective_time_ratio"] == 0.9
+
+
+def test_effective_time_is_as_the_page_works_it_out(database: Engine) -> None:
+    for attempt, (start, first) in enumerate(((0, 0), (120, 80)), 1):
+        steps = [float(step) for step in range(first, 100 * attempt)]
+        ends = [start + 10 + 0.9 * (number + 1) for number in range(len(steps))]
+        sender = source("run", attempt=attempt, instance=str(attempt))
+        frames = [
+            scalar(c.STEP_INDEX, ends, steps),
+            scalar(c.STEP_DURATION, ends, [0.9] * len(steps)),
+            scalar(c.DATA_WAIT, ends, [0.045] * len(steps)),
+        ]
+        tell(database, batch(sender, event(c.RUN_STARTED, start), frames=frames), ends[-1])
+        ending = event(c.RUN_ENDED, ends[-1], 1, STATUS="failed" if attempt == 1 else "succeeded")
+        tell(database, batch(sender, ending), ends[-1])
+    assert "171 / 238 = 71.8 %" in PAGE
+    assert summarised(database, "run")["effective_time_ratio"] == 171 / 238
+
+
+@pytest.mark.parametrize(
+    ("target", "before", "after", "delta"),
+    [("val_loss<=0.5", 0.38, 0.41, -0.03), ("accuracy>=0.9", 1.81, 1.824, 0.007)],
+)
+def test_quality_is_as_the_page_works_it_out(
+    database: Engine, target: str, before: float, after: float, delta: float
+) -> None:
+    for number, value in enumerate((before, after)):
+        tell_run(database, **logged(f"run-{number}", 100 * number, value, resource={c.TARGET: target}))
+    assert f"= {delta}, " in PAGE
+    assert summarised(database, "run-1")["quality_delta"] == delta
 
 
 def logged(run_id: str, start: float, value: float, **of: Any) -> dict[str, Any]:
