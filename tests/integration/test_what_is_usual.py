@@ -267,6 +267,18 @@ def test_prices_that_were_not_there_count_for_the_past_once_runs_are_summarised_
     assert "slo.summarised" in log.stdout
 
 
+def test_what_is_usual_is_looked_up_anew_with_the_rest(database: Engine, database_url: str) -> None:
+    tell_history(database, 6)
+    summarise(database, euros("3.60"))
+    with transaction(database) as connection:
+        exclude(connection, What(single_run="run-0"), "a broken switch", now=at(50 * DAY))
+    words = ("slo", "summarise", "--from", _day(0), "--to", _day(0), "--db", database_url)
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert told(database, "run-5").step_cost_ratio == 1
+    summarise(database, euros("3.60"), days=10_000)
+    assert told(database, "run-5").step_cost_ratio is None
+
+
 def test_only_runs_that_ended_within_the_days_are_summarised_anew(database: Engine, database_url: str) -> None:
     tell_history(database, 2)
     summarise(database)
