@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.openslo import (
@@ -15,12 +16,13 @@ from gradwatch_slo.openslo import (
     AlertPolicy,
     AlertPolicySpec,
     DataSource,
-    Metric,
     MetricSource,
+    ObjectiveSpec,
     OpenSLO,
     Operator,
     PolicyItem,
     SLISpec,
+    SLOSpec,
 )
 from gradwatch_slo.problems import Problem, suggestion
 from gradwatch_slo.reader import Document
@@ -40,14 +42,21 @@ class Place:
         return self.document.problem((*self.path, *field), message)
 
 
+Binding = Literal["always", "among_others", "never"]
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A name by which one document refers to another. ``binding``: it must lead somewhere."""
+    """A name by which one document refers to another.
+
+    ``binding``: whether it must lead somewhere. A kind of which the files have nothing may be kept elsewhere;
+    but where some are, the others are missing (``among_others``).
+    """
 
     kind: str
     name: str
     path: FieldPath
-    binding: bool = True
+    binding: Binding = "always"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,6 @@ class BurnRateAlert:
     alert_after: Duration | None
     targets: tuple[str, ...]
     when_breaching: bool
-    when_resolved: bool
     when_no_data: bool
 
 
@@ -78,6 +86,15 @@ class PlacedAlert:
     condition: Place
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedIndicator:
+    """An indicator, and where its ``spec`` was written."""
+
+    name: str
+    spec: SLISpec
+    place: Place
+
+
 class Links:
     """The documents of some files by kind and name."""
 
@@ -88,16 +105,12 @@ class Links:
             self._named.setdefault((document.content.kind, document.content.metadata.name), document)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield names that lead nowhere, and sources that are of another type than they say.
-
-        A Service need not be in the files, as the specification has it; but where some are, the others are
-        missing.
-        """
-        services = any(kind == "Service" for kind, _ in self._named)
+        """Yield names that lead nowhere, and sources that are of another type than they say."""
+        kinds = {kind for kind, _ in self._named}
         for document in self._documents:
             for link in links(document.content):
-                known = (link.kind, link.name) in self._named
-                if not known and link.binding and (link.kind != "Service" or services):
+                binds = link.binding == "always" or (link.binding == "among_others" and link.kind in kinds)
+                if binds and (link.kind, link.name) not in self._named:
                     names = [name for kind, name in self._named if kind == link.kind]
                     yield document.problem(
                         link.path,
@@ -114,11 +127,20 @@ class Links:
                 message = f"found {_a(kind)} '{name}' that nothing refers to, expected one that is used"
                 yield document.problem(("metadata", "name"), message)
 
-    def indicator(self, document: Document, slo: SLO) -> Document | None:
-        """Return the document that has an SLO's indicator: its own, or an SLI's."""
-        if slo.spec.indicator_ref is None:
-            return document
-        return self._named.get(("SLI", slo.spec.indicator_ref))
+    def indicators(self, document: Document, slo: SLO) -> list[PlacedIndicator | None]:
+        """Return the indicator of each objective, or None where its name leads nowhere."""
+        paths: list[FieldPath] = [("spec", "objectives", index) for index in range(len(slo.spec.objectives))]
+        if slo.spec.is_composite:
+            holders = zip(paths, slo.spec.objectives, strict=True)
+            return [self._indicator(Place(document, path), holder) for path, holder in holders]
+        return [self._indicator(Place(document, ("spec",)), slo.spec)] * len(paths)
+
+    def source_type(self, source: MetricSource) -> str | None:
+        """Return the type of a source, by itself or its DataSource; None where that name leads nowhere."""
+        if source.type is not None:
+            return source.type
+        found = self._named.get(("DataSource", source.metric_source_ref or ""))
+        return found.content.spec.type if found and isinstance(found.content, DataSource) else None
 
     def alerts(self, document: Document, slo: SLO) -> Iterator[PlacedAlert]:
         """Yield the alerts of an SLO, but for those whose names lead nowhere."""
@@ -143,10 +165,18 @@ class Links:
                     for target in spec.notification_targets
                 ),
                 when_breaching=spec.alert_when_breaching,
-                when_resolved=spec.alert_when_resolved,
                 when_no_data=spec.alert_when_no_data,
             )
             yield PlacedAlert(alert, policy_place, condition_place)
+
+    def _indicator(self, place: Place, holder: SLOSpec | ObjectiveSpec) -> PlacedIndicator | None:
+        if (inline := holder.indicator) is not None:
+            where = Place(place.document, (*place.path, "indicator", "spec"))
+            return PlacedIndicator(inline.metadata.name, inline.spec, where)
+        found = self._named.get(("SLI", holder.indicator_ref or ""))
+        if found is None or not isinstance(found.content, SLI):
+            return None
+        return PlacedIndicator(found.content.metadata.name, found.content.spec, Place(found, ("spec",)))
 
     def _policy(self, place: Place, item: PolicyItem) -> tuple[str, AlertPolicySpec, Place] | None:
         if item.spec is not None and item.metadata is not None:
@@ -183,13 +213,18 @@ def links(content: OpenSLO) -> Iterator[Link]:
     for path, source in sources(content):
         if source.metric_source_ref is not None:
             # A source of another type may have its connection wherever it is used.
-            binding = source.type in (None, SOURCE_TYPE)
+            binding: Binding = "always" if source.type in (None, SOURCE_TYPE) else "never"
             yield Link("DataSource", source.metric_source_ref, (*path, "metricSourceRef"), binding)
     match content:
         case SLO(spec=spec):
-            yield Link("Service", spec.service, ("spec", "service"))
+            yield Link("Service", spec.service, ("spec", "service"), "among_others")
             if spec.indicator_ref is not None:
                 yield Link("SLI", spec.indicator_ref, ("spec", "indicatorRef"))
+            for index, objective in enumerate(spec.objectives):
+                if objective.indicator_ref is not None:
+                    # A composite SLO is not evaluated here, and its indicators may be kept where it is.
+                    path = ("spec", "objectives", index, "indicatorRef")
+                    yield Link("SLI", objective.indicator_ref, path, "among_others")
             for index, item in enumerate(spec.alert_policies):
                 path = ("spec", "alertPolicies", index)
                 if item.alert_policy_ref is not None:
@@ -211,22 +246,21 @@ def _policy_links(policy: AlertPolicySpec, path: FieldPath) -> Iterator[Link]:
 
 
 def sources(content: OpenSLO) -> Iterator[tuple[FieldPath, MetricSource]]:
-    """Yield the metric sources of an SLI, or of the one within an SLO."""
-    spec: SLISpec
-    path: FieldPath
-    if isinstance(content, SLI):
-        spec, path = content.spec, ("spec",)
-    elif isinstance(content, SLO) and content.spec.indicator is not None:
-        spec, path = content.spec.indicator.spec, ("spec", "indicator", "spec")
-    else:
-        return
-    metrics: list[tuple[FieldPath, Metric | None]] = [(("thresholdMetric",), spec.threshold_metric)]
-    if (ratio := spec.ratio_metric) is not None:
-        parts = (("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total), ("raw", ratio.raw))
-        metrics += [(("ratioMetric", name), metric) for name, metric in parts]
-    for inner, metric in metrics:
-        if metric is not None:
-            yield (*path, *inner, "metricSource"), metric.metric_source
+    """Yield the metric sources of an SLI, or of those within an SLO."""
+    specs: list[tuple[FieldPath, SLISpec]] = []
+    match content:
+        case SLI(spec=spec):
+            specs.append((("spec",), spec))
+        case SLO(spec=spec):
+            if spec.indicator is not None:
+                specs.append((("spec", "indicator", "spec"), spec.indicator.spec))
+            for index, objective in enumerate(spec.objectives):
+                if objective.indicator is not None:
+                    path = ("spec", "objectives", index, "indicator", "spec")
+                    specs.append((path, objective.indicator.spec))
+    for outer, indicator in specs:
+        for inner, source in indicator.sources():
+            yield (*outer, *inner), source
 
 
 def _a(kind: str) -> str:

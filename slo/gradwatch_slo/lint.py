@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final
-
-from pydantic import ValidationError
+from typing import Final, get_args
 
 from gradwatch_slo.burn_rules import holds_within, is_alerted, reachable
+from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import RANGES, RunValue
-from gradwatch_slo.links import BurnRateAlert, Links, PlacedAlert, sources
-from gradwatch_slo.openslo import SLO, ObjectiveSpec, Operator
-from gradwatch_slo.problems import Problem
+from gradwatch_slo.links import BurnRateAlert, Links, Place, PlacedAlert, PlacedIndicator, sources
+from gradwatch_slo.openslo import SLO, DataSource, ObjectiveSpec, Operator
+from gradwatch_slo.problems import Problem, suggestion
 from gradwatch_slo.reader import Document
-from gradwatch_slo.source import FAULTS, VALUES, GradwatchSource, Unit
+from gradwatch_slo.source import (
+    ENDED_STATUSES,
+    FAULTS,
+    SOURCE_TYPE,
+    VALUES,
+    GradwatchSource,
+    Tier,
+    Unit,
+)
 from gradwatch_slo.verdict import FEWEST_EVENTS
 from gradwatch_slo.wording import counted
 from gradwatch_slo.yaml_lines import FieldPath
 
 
 def lint(documents: Sequence[Document]) -> list[Problem]:
-    """Return what to warn about, in the order of the documents and their lines."""
+    """Return what to warn about, in the order of the documents, which have no mistakes, and their lines."""
     links = Links(documents)
     found = [*links.unused()]
     for document in documents:
+        found += _of_types(document)
         if isinstance(document.content, SLO):
             found += _of_slo(document, document.content, links)
     order = {file: index for index, file in enumerate(dict.fromkeys(each.file for each in documents))}
@@ -45,31 +54,74 @@ def fewest_events(target: Decimal) -> int:
 
 
 _NEGATED: Final[Mapping[Operator, Operator]] = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
+# More alike are only other spellings: `cloudwatch` is 0.63 like `gradwatch`, `gradwach` 0.94.
+_MISSPELT: Final = 0.8
+# No training service has more of them a second, by far.
+_MOST_A_SECOND: Final[Mapping[Unit, int]] = {"run": 1, "checkpoint": 1, "step": 1_000}
+# Fields that every run has, and all that they can be.
+_ALL: Final = {"status": ENDED_STATUSES, "tier": get_args(Tier)}
+
+
+def _of_types(document: Document) -> Iterator[Problem]:
+    """Yield types of sources that are only nearly ours, and so are not evaluated."""
+    types: list[tuple[FieldPath, str | None]] = [
+        ((*path, "type"), source.type) for path, source in sources(document.content)
+    ]
+    if isinstance(document.content, DataSource):
+        types.append((("spec", "type"), document.content.spec.type))
+    for path, name in types:
+        if name is not None and name != SOURCE_TYPE:
+            hint = suggestion(name, [SOURCE_TYPE], likeness=_MISSPELT)
+            if hint:
+                yield document.problem(path, f"found '{name}', expected a source that is evaluated here{hint}")
 
 
 def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
-    for index, objective in enumerate(slo.spec.objectives):
-        path = ("spec", "objectives", index)
-        if objective.ratio == 0:
-            name = "target" if objective.target is not None else "targetPercent"
-            yield document.problem((*path, name), "found 0, expected more: whatever happens, it is met")
-        yield from _of_slices(document, slo, objective, path)
+    indicators = links.indicators(document, slo)
+    for index, (objective, indicator) in enumerate(zip(slo.spec.objectives, indicators, strict=True)):
+        place = Place(document, ("spec", "objectives", index))
+        yield from _of_target(place, objective)
+        yield from _of_ignored(place, objective, slo, indicator)
+        yield from _of_slices(place, objective, slo)
     placed_alerts = list(links.alerts(document, slo))
     for placed in placed_alerts:
         yield from _of_alert(slo, placed)
-    sli = links.indicator(document, slo)
-    if sli is not None:
-        yield from _of_source(sli, document, slo, [placed.alert for placed in placed_alerts])
+    if not slo.spec.is_composite and indicators[0] is not None:
+        alerts = [placed.alert for placed in placed_alerts]
+        yield from _of_indicator(document, slo, indicators[0], links, alerts)
 
 
-def _of_slices(document: Document, slo: SLO, objective: ObjectiveSpec, path: FieldPath) -> Iterator[Problem]:
-    length, of_time = objective.time_slice_window, slo.spec.time_window[0]
-    if length is None:
+def _of_target(place: Place, objective: ObjectiveSpec) -> Iterator[Problem]:
+    percent = objective.target_percent
+    if objective.ratio == 0:
+        name = "target" if percent is None else "targetPercent"
+        yield place.problem((name,), "found 0, expected more: whatever happens, it is met")
+    elif percent is not None and percent < 1:
+        message = f"found {percent}, expected a percentage; did you mean {percent.scaleb(2).normalize():f}?"
+        yield place.problem(("targetPercent",), message)
+
+
+def _of_ignored(
+    place: Place, objective: ObjectiveSpec, slo: SLO, indicator: PlacedIndicator | None
+) -> Iterator[Problem]:
+    if indicator is not None and indicator.spec.ratio_metric is not None:
+        for name, value in (("op", objective.op), ("value", objective.value)):
+            if value is not None:
+                message = "found it with a ratioMetric, expected it with a thresholdMetric: it is ignored"
+                yield place.problem((name,), message)
+    if objective.composite_weight is not None and not slo.spec.is_composite:
+        message = "found it with an indicator of the whole SLO, expected it in a composite SLO: it is ignored"
+        yield place.problem(("compositeWeight",), message)
+
+
+def _of_slices(place: Place, objective: ObjectiveSpec, slo: SLO) -> Iterator[Problem]:
+    length, of_time = objective.time_slice_window, slo.spec.window
+    if length is None or of_time is None:
         return
     window = of_time.duration
-    says, at = f"found {length}, expected", (*path, "timeSliceWindow")
+    says, at = f"found {length}, expected", ("timeSliceWindow",)
     if length.nominal > window.nominal:
-        yield document.problem(at, f"{says} at most the window of {window}")
+        yield place.problem(at, f"{says} at most the window of {window}")
         return
     if of_time.is_rolling:
         # It begins and ends within slices, and only whole ones are judged.
@@ -78,24 +130,26 @@ def _of_slices(document: Document, slo: SLO, objective: ObjectiveSpec, path: Fie
         slices = window.nominal // length.nominal
     if slices < FEWEST_EVENTS:
         holds = f"the window of {window} holds {counted(slices, 'whole slice')}"
-        yield document.problem(at, f"{says} a shorter one: {holds}, and a verdict needs {FEWEST_EVENTS}")
+        yield place.problem(at, f"{says} a shorter one: {holds}, and a verdict needs {FEWEST_EVENTS}")
     elif one_spends_all(slices, objective.ratio):
         needed = f"with the target {objective.ratio.normalize():f} it takes {fewest_events(objective.ratio)}"
         holds = f"one bad slice of the {slices} in the window of {window} spends the budget"
-        yield document.problem(at, f"{says} a shorter one: {holds}, and {needed} to allow one")
+        yield place.problem(at, f"{says} a shorter one: {holds}, and {needed} to allow one")
 
 
 def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
-    alert, window, name = placed.alert, slo.spec.time_window[0].duration, slo.metadata.name
-    if not (alert.when_breaching or alert.when_resolved or alert.when_no_data):
+    alert, window, name = placed.alert, slo.spec.window, slo.metadata.name
+    if not (alert.when_breaching or alert.when_no_data):
         message = (
-            "found none of alertWhenBreaching, alertWhenResolved and alertWhenNoData true, expected one:"
+            "found neither alertWhenBreaching nor alertWhenNoData true, expected one of them:"
             " as it is the alert can never fire"
         )
         yield placed.policy.problem((), message)
-    if alert.look_back.nominal > window.nominal:
-        message = f"found {alert.look_back}, expected at most the window of '{name}', {window}"
+    if window is not None and alert.look_back.nominal > window.duration.nominal:
+        message = f"found {alert.look_back}, expected at most the window of '{name}', {window.duration}"
         yield placed.condition.problem(("condition", "lookbackWindow"), message)
+    if slo.spec.is_composite:
+        return  # it burns as fast as all its objectives together, by their weights
     for objective in slo.spec.objectives:
         target = objective.ratio
         says = f"found {alert.operator} {alert.threshold}, expected"
@@ -108,38 +162,72 @@ def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
             yield placed.condition.problem(at, f"{says} what need not be: {rates}, so the alert always fires")
 
 
-def _of_source(
-    sli: Document, document: Document, slo: SLO, alerts: Sequence[BurnRateAlert]
+def _of_indicator(
+    document: Document, slo: SLO, indicator: PlacedIndicator, links: Links, alerts: Sequence[BurnRateAlert]
 ) -> Iterator[Problem]:
-    window = slo.spec.time_window[0].duration.nominal
-    for path, source in sources(sli.content):
-        try:
-            spec = GradwatchSource.model_validate(source.spec)
-        except ValidationError:
-            continue  # a source of another type
-        value = VALUES.get(spec.measure)
-        if value is not None:
-            yield from _of_value(document, slo.spec.objectives[0], value)
-        if spec.measure in FAULTS:
-            yield from _of_silence(document, slo, spec.unit, alerts)
+    """Yield what is useless of an indicator that is evaluated here, and of objectives by what it counts."""
+    metrics = dict(indicator.spec.sources())
+    if any(links.source_type(source) != SOURCE_TYPE for source in metrics.values()):
+        return
+    found: dict[str, tuple[Place, GradwatchSource]] = {}
+    window = slo.spec.window
+    for path, source in metrics.items():
+        place = Place(indicator.place.document, (*indicator.place.path, *path, "spec"))
+        spec = GradwatchSource.model_validate(source.spec)
+        found[path[-2]] = place, spec
         for name, length in (("minDuration", spec.min_duration), ("deadline", spec.deadline)):
-            if length is not None and length > window:
+            if window is not None and length is not None and length > window.duration.nominal:
                 message = (
                     f"found {source.spec[name]}, expected at most the window of '{slo.metadata.name}',"
-                    f" {slo.spec.time_window[0].duration}"
+                    f" {window.duration}"
                 )
-                yield sli.problem((*path, "spec", name), message)
+                yield place.problem((name,), message)
+    _, counted_by = found.get("total") or next(iter(found.values()))
+    value = VALUES.get(counted_by.measure)
+    if value is not None:
+        yield from _of_value(document, slo.spec.objectives[0], value)
+    if window is not None:
+        yield from _of_window(document, slo, window.duration, counted_by, alerts)
+    for name in ("good", "bad"):
+        if name in found and found[name][1].unit == counted_by.unit:
+            yield from _of_part(name, *found[name], counted_by)
 
 
-def _of_silence(document: Document, slo: SLO, unit: Unit, alerts: Sequence[BurnRateAlert]) -> Iterator[Problem]:
-    window = slo.spec.time_window[0].duration
+def _of_window(
+    document: Document, slo: SLO, window: Duration, source: GradwatchSource, alerts: Sequence[BurnRateAlert]
+) -> Iterator[Problem]:
     for index, objective in enumerate(slo.spec.objectives):
-        if not is_alerted(unit, objective.ratio, window, alerts):
+        path = ("spec", "objectives", index)
+        target, unit = objective.ratio, source.unit
+        says = f"found {target.normalize():f} over {window}, expected"
+        if source.measure in FAULTS and not is_alerted(unit, target, window, alerts):
             message = (
-                f"found {objective.ratio.normalize():f} over {window}, expected a higher target, a longer"
-                " window or an alert policy: no alert is made of it, so nobody is told"
+                f"{says} a higher target, a longer window or an alert policy: no alert is made of it, so nobody"
+                " is told"
             )
-            yield document.problem(("spec", "objectives", index), message)
+            yield document.problem(path, message)
+        most = _MOST_A_SECOND.get(unit)
+        if most is None or slo.spec.budgeting_method != "Occurrences":
+            continue
+        if one_spends_all(window.nominal // timedelta(seconds=1) * most, target):
+            message = (
+                f"{says} a lower target or a longer window: one failure spends the budget, as it takes"
+                f" {fewest_events(target)} {unit}s to allow one, more than {most} a second"
+            )
+            yield document.problem(path, message)
+
+
+def _of_part(name: str, place: Place, part: GradwatchSource, total: GradwatchSource) -> Iterator[Problem]:
+    """Yield a good (or bad) part of the total that is all of it or nothing, whatever runs there are."""
+    chosen, of = part.where.values(), {**_ALL, **total.where.values()}
+    for field, values in chosen.items():
+        if field in of and set(values).isdisjoint(of[field]):
+            other = "bad" if name == "good" else "good"
+            message = f"found none of total's, expected some: so every {total.unit} is {other}"
+            yield place.problem(("where", field), message)
+            return
+    if all(field in of and set(values).issuperset(of[field]) for field, values in chosen.items()):
+        yield place.problem((), f"found all of total, expected a part of it: so every {total.unit} is {name}")
 
 
 def _of_value(document: Document, objective: ObjectiveSpec, value: RunValue) -> Iterator[Problem]:

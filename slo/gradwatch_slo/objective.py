@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -23,9 +23,7 @@ from gradwatch_slo.indicators import (
 )
 from gradwatch_slo.links import BurnRateAlert, Links
 from gradwatch_slo.openslo import (
-    SLI,
     SLO,
-    DataSource,
     MetricSource,
     ObjectiveSpec,
     RatioMetric,
@@ -139,44 +137,45 @@ def _told_apart(one: Objective, other: Objective) -> bool:
 
 
 class _Catalogue:
-    """The documents by kind and name, and the problems found while SLOs are translated."""
+    """What the names in documents lead to, and the problems found while SLOs are translated."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._links = Links(documents)
         self.problems: list[Problem] = list(self._links.problems())
-        self._named: dict[tuple[str, str], Document] = {}
+        seen: set[tuple[str, str]] = set()
         for document in documents:
             content = document.content
             key = (content.kind, content.metadata.name)
-            if key in self._named and content.kind != "SLO":
+            if key in seen and content.kind != "SLO":
                 message = f"found a second {content.kind} '{key[1]}', expected each name once"
                 self.problems.append(document.problem(("metadata", "name"), message))
-            self._named.setdefault(key, document)
+            seen.add(key)
 
     def translate(self, document: Document, slo: SLO) -> list[Objective] | Unevaluated:
         """Return an objective for each target; none where there is a problem."""
         spec = slo.spec
-        if spec.indicator is not None:
-            where, name, indicator = document, spec.indicator.metadata.name, spec.indicator.spec
-            path: FieldPath = ("spec", "indicator", "spec")
-        else:
-            assert spec.indicator_ref is not None  # validation lets exactly one through
-            found = self._named.get(("SLI", spec.indicator_ref))
-            if found is None or not isinstance(found.content, SLI):
-                return []  # told with all other names that lead nowhere
-            where, name, indicator, path = found, spec.indicator_ref, found.content.spec, ("spec",)
-        self._check_threshold(document, slo, indicator)
-        source, measure = self._measure(where, path, indicator, slo)
+        indicators = self._links.indicators(document, slo)
+        for index, each in enumerate(indicators):
+            if each is not None and each.spec.threshold_metric is not None:
+                self._check_threshold(document, slo, index)
+        if spec.is_composite:
+            return Unevaluated(slo.metadata.name, "it is a composite of several indicators")
+        indicator = indicators[0]
+        if indicator is None:
+            return []  # told with all other names that lead nowhere
+        source, measure = self._measure(indicator.place.document, indicator.place.path, indicator.spec, slo)
         if isinstance(measure, str):
             return Unevaluated(slo.metadata.name, measure)
         if source is None or measure is None:
             return []
+        if spec.window is None:
+            return Unevaluated(slo.metadata.name, "no timeWindow says which time it is about")
         return [
             Objective(
                 name=told,
-                indicator=name,
+                indicator=indicator.name,
                 target=objective.ratio,
-                window=_window(spec.time_window[0]),
+                window=_window(spec.window),
                 measure=measure,
                 selection=_selection(source),
                 group_by=tuple(source.group_by),
@@ -188,33 +187,27 @@ class _Catalogue:
             for told, objective in zip(_names(slo), spec.objectives, strict=True)
         ]
 
-    def _check_threshold(self, document: Document, slo: SLO, indicator: SLISpec) -> None:
-        if indicator.threshold_metric is None:
-            return
-        objectives = slo.spec.objectives
-        if len(objectives) > 1:
-            self._problem(
-                document,
-                ("spec", "objectives"),
-                f"found {len(objectives)}, expected only 1 with a thresholdMetric",
-            )
-        for index, objective in enumerate(objectives):
-            if objective.op is None or objective.value is None:
-                message = "found no op and value, expected both with a thresholdMetric"
-                self._problem(document, ("spec", "objectives", index), message)
+    def _check_threshold(self, document: Document, slo: SLO, index: int) -> None:
+        objectives, path = slo.spec.objectives, ("spec", "objectives")
+        if len(objectives) > 1 and not slo.spec.is_composite:
+            message = f"found {len(objectives)}, expected only 1 with a thresholdMetric"
+            self._problem(document, path, message)
+        if objectives[index].op is None or objectives[index].value is None:
+            message = "found no op and value, expected both with a thresholdMetric"
+            self._problem(document, (*path, index), message)
 
     def _measure(
         self, document: Document, path: FieldPath, indicator: SLISpec, slo: SLO
     ) -> tuple[GradwatchSource | None, Measure | str | None]:
         """Return the source that selects runs and the measure: a reason if there is none, None on a problem."""
         sources: dict[str, GradwatchSource] = {}
-        for inner, metric in _metrics(indicator):
-            source = self._source(document, (*path, *inner, "metricSource"), metric)
+        for inner, metric in indicator.sources():
+            source = self._source(document, (*path, *inner), metric)
             if not isinstance(source, GradwatchSource):
                 return None, source
             if source.unit not in ("run", *UNIT_FAULTS):
                 return None, f"units of kind {source.unit} are not evaluated"
-            sources[inner[-1]] = source
+            sources[inner[-2]] = source
         if indicator.ratio_metric is None:
             return sources["thresholdMetric"], self._compared(document, path, sources["thresholdMetric"], slo)
         path = (*path, "ratioMetric")
@@ -299,35 +292,20 @@ class _Catalogue:
         self, document: Document, path: FieldPath, metric: MetricSource
     ) -> GradwatchSource | str | None:
         """Return the source; or why it is not gradwatch's; or None after a problem."""
-        kind = metric.type
-        if kind is None and metric.metric_source_ref is not None:
-            found = self._named.get(("DataSource", metric.metric_source_ref))
-            if found is None or not isinstance(found.content, DataSource):
-                return None  # told with all other names that lead nowhere
-            kind = found.content.spec.type
-            if kind == SOURCE_TYPE and (mismatches := list(source_mismatches(metric.spec))):
-                for inner, message in mismatches:
-                    self._problem(document, (*path, "spec", *inner), message)
-                return None
+        kind = self._links.source_type(metric)
+        if kind is None:
+            return None  # told with all other names that lead nowhere
         if kind != SOURCE_TYPE:
             return f"metrics of the source type '{kind}' are out of reach, only gradwatch's own are evaluated"
-        return GradwatchSource.model_validate(metric.spec)
+        mismatches = list(source_mismatches(metric.spec))
+        for inner, message in mismatches:
+            self._problem(document, (*path, "spec", *inner), message)
+        return None if mismatches else GradwatchSource.model_validate(metric.spec)
 
     def _problem(self, document: Document, path: FieldPath, message: str) -> None:
         problem = document.problem(path, message)
         if problem not in self.problems:  # an SLI may serve several SLOs
             self.problems.append(problem)
-
-
-def _metrics(indicator: SLISpec) -> Iterator[tuple[tuple[str, ...], MetricSource]]:
-    """Yield the metrics of an indicator with where they are in it."""
-    if indicator.threshold_metric is not None:
-        yield ("thresholdMetric",), indicator.threshold_metric.metric_source
-    if (ratio := indicator.ratio_metric) is not None:
-        parts = (("raw", ratio.raw), ("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total))
-        for name, metric in parts:
-            if metric is not None:
-                yield ("ratioMetric", name), metric.metric_source
 
 
 def _selection(source: GradwatchSource, *, outcome: bool = False) -> Selection:

@@ -181,8 +181,6 @@ class RatioMetric(StrictModel):
             yield from exactly_one(fields, "good", "bad")
             if fields.get("total") is None:
                 yield ((), "found no total, expected it with good or bad")
-            if fields.get("counter") is None:
-                yield ((), "found no counter, expected true or false with good or bad")
 
 
 class SLISpec(StrictModel):
@@ -196,6 +194,16 @@ class SLISpec(StrictModel):
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
         """Yield anything but exactly one metric."""
         return exactly_one(fields, "thresholdMetric", "ratioMetric")
+
+    def sources(self) -> Iterator[tuple[tuple[str, ...], MetricSource]]:
+        """Yield the metric sources with where they are: (``ratioMetric``, ``good``, ``metricSource``)."""
+        if self.threshold_metric is not None:
+            yield ("thresholdMetric", "metricSource"), self.threshold_metric.metric_source
+        if (ratio := self.ratio_metric) is not None:
+            parts = (("good", ratio.good), ("bad", ratio.bad), ("total", ratio.total), ("raw", ratio.raw))
+            for name, metric in parts:
+                if metric is not None:
+                    yield ("ratioMetric", name, "metricSource"), metric.metric_source
 
 
 class InlineSLI(StrictModel):
@@ -235,7 +243,10 @@ class TimeWindowSpec(StrictModel):
 
 
 class ObjectiveSpec(StrictModel):
-    """One target. Exact: ``ratio`` is the number that was written, or a hundredth of ``targetPercent``."""
+    """One target. Exact: ``ratio`` is the number that was written, or a hundredth of ``targetPercent``.
+
+    An objective of a composite SLO has an indicator of its own.
+    """
 
     display_name: str | None = None
     op: Operator | None = None
@@ -244,6 +255,9 @@ class ObjectiveSpec(StrictModel):
     target_percent: Annotated[Number, Field(ge=0, lt=100)] | None = None
     time_slice_target: Annotated[Number, Field(gt=0, le=1)] | None = None
     time_slice_window: Annotated[ShorthandDuration, BeforeValidator(_slice_window)] | None = None
+    indicator: InlineSLI | None = None
+    indicator_ref: Name | None = None
+    composite_weight: Annotated[Quantity, Field(gt=0)] | None = None
 
     @property
     def ratio(self) -> Decimal:
@@ -358,22 +372,32 @@ class PolicyItem(StrictModel):
 
 
 class SLOSpec(StrictModel):
-    """An indicator, its window and its targets."""
+    """An indicator, its window and its targets; or targets with an indicator each: a composite SLO."""
 
     description: Description | None = None
     service: Name
     indicator: InlineSLI | None = None
     indicator_ref: Name | None = None
-    time_window: Annotated[list[TimeWindowSpec], Field(min_length=1, max_length=1)]
+    time_window: Annotated[list[TimeWindowSpec], Field(min_length=1, max_length=1)] | None = None
     budgeting_method: Literal["Occurrences", "Timeslices", "RatioTimeslices"]
     objectives: Annotated[list[ObjectiveSpec], Field(min_length=1)]
     alert_policies: list[PolicyItem] = Field(default_factory=list)
 
+    @property
+    def is_composite(self) -> bool:
+        """Whether its objectives have the indicators."""
+        return self.indicator is None and self.indicator_ref is None
+
+    @property
+    def window(self) -> TimeWindowSpec | None:
+        """The window, if it has one: the list has one item at most."""
+        return None if self.time_window is None else self.time_window[0]
+
     @classmethod
     def mismatches(cls, fields: Mapping[str, Any]) -> Iterator[Mismatch]:
-        """Yield missing or needless parts of time-sliced objectives, and a doubled indicator."""
-        yield from exactly_one(fields, "indicator", "indicatorRef")
+        """Yield missing or needless parts of time-sliced objectives, and doubled or missing indicators."""
         method, objectives = fields.get("budgetingMethod"), fields.get("objectives")
+        yield from _one_indicator_each(fields, objectives if isinstance(objectives, list) else [])
         needed = {
             "Occurrences": (),
             "Timeslices": ("timeSliceTarget", "timeSliceWindow"),
@@ -389,6 +413,20 @@ class SLOSpec(StrictModel):
                     yield (("objectives", index), f"found no {name}, expected it with {method}")
                 if name not in needed and objective.get(name) is not None:
                     yield (("objectives", index, name), f"found it with {method}, expected it with Timeslices")
+
+
+def _one_indicator_each(fields: Mapping[str, Any], objectives: list[Any]) -> Iterator[Mismatch]:
+    """Yield anything but one indicator of the SLO, or one of each objective."""
+    names = ("indicator", "indicatorRef")
+    if not any(isinstance(objective, dict) and given(objective, *names) for objective in objectives):
+        yield from exactly_one(fields, *names)
+        return
+    for name in given(fields, *names):
+        yield ((name,), f"found {name} beside those of objectives, expected either of the two forms")
+    for index, objective in enumerate(objectives):
+        if isinstance(objective, dict):
+            for path, message in exactly_one(objective, *names):
+                yield (("objectives", index, *path), message)
 
 
 class DataSourceSpec(StrictModel):

@@ -38,10 +38,10 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def suggestion(word: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the likeliest candidate, or nothing."""
+def suggestion(word: str, candidates: Iterable[str], *, likeness: float = 0.6) -> str:
+    """Return ``"; did you mean 'x'?"`` for the likeliest candidate, or nothing if none is so like the word."""
     by_fold = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(word.lower(), by_fold, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), by_fold, n=1, cutoff=likeness)
     return f"; did you mean '{by_fold[close[0]]}'?" if close else ""
 
 

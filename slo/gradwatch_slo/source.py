@@ -29,7 +29,7 @@ The units ``epoch`` and ``slice`` validate and are not evaluated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -93,6 +93,8 @@ class Where(StrictModel):
 
 class Baseline(StrictModel):
     """What is measured against: a run, by its id."""
+
+    example: ClassVar[str] = "{run: RUN_ID}"
 
     run: Annotated[str, Field(min_length=1)]
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -51,7 +51,12 @@ _EXPECTED: Final = {
 
 
 class StrictModel(BaseModel):
-    """Immutable, camelCase in files, no conversions, no unknown fields, every mistake reported."""
+    """Immutable, camelCase in files, no conversions, no unknown fields, every mistake reported.
+
+    An optional field that is null is one that was not given: ``labels:`` with nothing after it.
+    """
+
+    example: ClassVar[str] = ""  # of a mapping, for the message where something else was found
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, alias_generator=to_camel, arbitrary_types_allowed=True
@@ -65,6 +70,8 @@ class StrictModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _report_everything(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, dict):
+            data = cls._given(data)
         details: list[InitErrorDetails] = []
         model: Self | None = None
         try:
@@ -76,6 +83,11 @@ class StrictModel(BaseModel):
         if model is None or details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return model
+
+    @classmethod
+    def _given(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        optional = {info.alias or name for name, info in cls.model_fields.items() if not info.is_required()}
+        return {name: value for name, value in fields.items() if value is not None or name not in optional}
 
     @classmethod
     def _words(cls, error: ErrorDetails) -> str:
@@ -95,6 +107,8 @@ class StrictModel(BaseModel):
             return f"found {found}, expected {one_of(words)}{suggestion(str(error['input']), words)}"
         if kind in ("too_short", "too_long"):
             found = str(context["actual_length"])
+        if kind == "model_type" and cls.example:
+            return f"found {found}, expected a mapping such as {cls.example}"
         return f"found {found}, expected {_EXPECTED[kind].format(**context)}"
 
 

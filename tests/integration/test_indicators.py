@@ -436,7 +436,6 @@ def burning_over(look_back: Duration) -> BurnRateAlert:
         alert_after=None,
         targets=(),
         when_breaching=True,
-        when_resolved=False,
         when_no_data=False,
     )
 

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from gradwatch_slo.lint import lint
 from gradwatch_slo.objective import objectives_of
@@ -85,6 +90,52 @@ def test_a_value_of_another_kind_is_one_problem_in_its_place(field: Field, value
     assert problem.message.startswith(f"found {found}, expected ")
 
 
+def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every field that OpenSLO has the name of."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from fields(item, (*path, index))
+    named_by_their_writers = path[-1:] in (("labels",), ("annotations",)) or path[-2:] == (
+        "metricSource",
+        "spec",
+    )
+    if isinstance(value, dict) and not named_by_their_writers:
+        for name, inner in value.items():
+            yield (*path, name)
+            yield from fields(inner, (*path, name))
+
+
+DOCUMENTS = list(yaml.safe_load_all(COMPLETE))
+
+
+@pytest.mark.parametrize(
+    ("document", "path"), [(document, path) for document in DOCUMENTS for path in fields(document)]
+)
+def test_a_field_with_nothing_after_it_is_one_that_was_left_out(
+    document: dict[str, Any], path: tuple[str | int, ...]
+) -> None:
+    def read(edited: dict[str, Any]) -> object:
+        try:
+            return parse_documents(json.dumps(edited, default=str).encode(), "my.yaml")[0].content
+        except ObjectiveFileError as error:
+            return {problem.field for problem in error.problems}
+
+    empty, without = copy.deepcopy(document), copy.deepcopy(document)
+    *outer, name = path
+    for edited in (empty, without):
+        around: Any = edited
+        for part in outer:
+            around = around[part]
+        if edited is empty:
+            around[name] = None
+        else:
+            del around[name]
+    if name == "connectionDetails":  # it must be there, and may be any value
+        assert not isinstance(read(empty), set)
+    else:
+        assert read(empty) == read(without)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -104,6 +155,12 @@ def test_a_value_of_another_kind_is_one_problem_in_its_place(field: Field, value
         ("value: 300", "value: 1.0e-31", "spec.objectives[0].value: found 1.0E-31, expected a number of at most 30 digits"),
         ("targetPercent: 99.5", "targetPercent: 100", "spec.objectives[1].targetPercent: found 100, expected a number below 100"),
         ("target: 0.9\n", "target: 1.0\n", "spec.objectives[0].target: found 1.0, expected a number below 1"),
+        ("    - targetRef: OnCallMail\n", "", "spec.notificationTargets: found nothing, expected a list"),
+        ("compositeWeight: 0.5", "compositeWeight: 0", "spec.objectives[0].compositeWeight: found 0, expected a number above 0"),
+        ("      indicatorRef: latency\n", "", "spec.objectives[0]: found none of them, expected exactly one of indicator, indicatorRef"),
+        ("      indicatorRef: latency\n", "      indicatorRef: latency\n      indicator: {metadata: {name: a}, spec: {thresholdMetric: {metricSource: {type: a, spec: {}}}}}\n", "spec.objectives[0].indicatorRef: found indicator and indicatorRef, expected exactly one of indicator, indicatorRef"),
+        ("    - displayName: fast\n      op: lte\n", "    - displayName: fast\n", "spec.objectives[0]: found no op and value, expected both with a thresholdMetric"),
+        ("metadata:\n  name: composite\nspec:\n", "metadata:\n  name: composite\nspec:\n  indicatorRef: latency\n", "spec.indicatorRef: found indicatorRef beside those of objectives, expected either of the two forms"),
         ("- conditionRef: fast-burn", "- {conditionRef: fast-burn, kind: AlertCondition}", "spec.conditions[0].kind: found kind beside conditionRef, expected it only with a spec"),
         ("            metadata:\n              name: slow-burn\n", "", "spec.alertPolicies[0].spec.conditions[0]: found no metadata, expected kind, metadata and spec together"),
         ("          - kind: AlertCondition\n            metadata", "          - metadata", "spec.alertPolicies[0].spec.conditions[0]: found no kind, expected kind, metadata and spec together"),
@@ -114,6 +171,7 @@ def test_a_value_of_another_kind_is_one_problem_in_its_place(field: Field, value
         ("targetRef: OnCallMail", "targetRef: OncallMail", "spec.notificationTargets[0].targetRef: found 'OncallMail', expected the name of an AlertNotificationTarget in these files; did you mean 'OnCallMail'?"),
         ("metricSourceRef: own", "metricSourceRef: owm", "spec.ratioMetric.raw.metricSource.metricSourceRef: found 'owm', expected the name of a DataSource in these files; did you mean 'own'?"),
         ("indicatorRef: success", "indicatorRef: requets", "spec.indicatorRef: found 'requets', expected the name of an SLI in these files; did you mean 'requests'?"),
+        ("      indicatorRef: latency", "      indicatorRef: latenci", "spec.objectives[0].indicatorRef: found 'latenci', expected the name of an SLI in these files; did you mean 'latency'?"),
         ("service: training\n  indicatorRef: success", "service: trainig\n  indicatorRef: success", "spec.service: found 'trainig', expected the name of a Service in these files; did you mean 'training'?"),
         ("  type: gradwatch\n  conn", "  type: Prometheus\n  conn", "spec.ratioMetric.raw.metricSource.type: found 'gradwatch', expected 'Prometheus' as the DataSource 'own' has it, or none"),
     ],

@@ -52,7 +52,6 @@ def policy(
         alert_after=alert_after,
         targets=(),
         when_breaching=True,
-        when_resolved=False,
         when_no_data=False,
     )
 
