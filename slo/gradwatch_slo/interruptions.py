@@ -6,7 +6,7 @@ few attempts that failed. Kokolis et al., "Revisiting Reliability in Large-Scale
 Clusters" (2024), estimate the mean time to failure of training jobs so.
 
 *Mean time to detect*: from an interruption until it was recorded. Of an attempt that fell silent it begins with
-its last sign of life.
+its last sign of life, and ends when it is missed, or the next attempt of the run is heard of before that.
 
 *Mean time to recover*: from an interruption until the next attempt of the same run watches its training. Steps
 that are done again after that are no part of it (effective training time has them); and runs that nobody

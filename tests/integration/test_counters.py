@@ -107,7 +107,8 @@ def quality(measure: Measure, row: StoredRun, as_of: int, pinned: StoredRun | No
         fixed = None if measure.deadline is None else measure.deadline.total_seconds()
         if measure.baseline_run is not None and pinned not in (None, row):
             reached = pinned["target_reached_at"]  # type: ignore[index]
-            fixed = None if reached is None else 1.5 * (reached - pinned["started_at"]) / 10**9  # type: ignore[index]
+            took = 0 if reached is None else reached - pinned["started_at"]  # type: ignore[index]
+            fixed = 1.5 * took / 10**9 if took > 0 else None
         limit = own if own is not None else fixed
         if row["target"] is None or limit is None:
             return None

@@ -32,6 +32,21 @@ spec:
   budgetingMethod: Occurrences
   objectives: [{target: 0.9}]
 """
+POLICY = """
+  alertPolicies:
+    - kind: AlertPolicy
+      metadata: {name: held}
+      spec:
+        alertWhenBreaching: true
+        conditions:
+          - kind: AlertCondition
+            metadata: {name: burns}
+            spec:
+              severity: ticket
+              condition: {kind: burnrate, threshold: 5, lookbackWindow: 6h, alertAfter: 3d}
+        notificationTargets:
+          - {kind: AlertNotificationTarget, metadata: {name: us}, spec: {target: email}}
+"""
 Gradwatch = Callable[..., Result]
 
 
@@ -143,6 +158,17 @@ def test_an_alert_that_fires_since_before_what_is_asked_is_told(database: Engine
     assert found["episodes"] == [{"from": None, "to": None, "bad": 4, "total": 4}]
     printed = gradwatch("slo", "simulate", "--days", "5", "--format", "markdown").stdout
     assert re.search(r"\| 1 time \| - \| since before [-0-9]+ [:0-9]+ and goes on \(4 of 4 bad\)", printed)
+
+
+def test_an_alert_that_held_for_longer_than_its_window_before_what_is_asked_is_told(
+    database: Engine, gradwatch: Gradwatch, tmp_path: Path
+) -> None:
+    fill(database, *(run(Status.FAILED, started=ago(5) + n * HOUR, lasted=HOUR) for n in range(5 * 24)))
+    file = tmp_path / "held.yaml"
+    file.write_text(BY_TEAM.replace("28d", "1d") + POLICY)
+    found = json.loads(gradwatch("slo", "simulate", "-f", str(file), "--days", "1", "--format", "json").stdout)
+    (asked,) = (each for each in found if each["alert"] == "policy held")
+    assert [(each["from"], each["to"]) for each in asked["episodes"]] == [(None, None)]
 
 
 @pytest.mark.parametrize(

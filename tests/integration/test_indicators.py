@@ -152,6 +152,21 @@ def test_the_runs_own_deadline_comes_before_the_objectives_and_that_before_the_b
         assert judged(database, fixed, other, selection=one_job) == expected
 
 
+# A million times the first is 1000999.9999999999; the second is between two microseconds.
+@pytest.mark.parametrize(("deadline", "microseconds"), [(1.001, 1_001_000), (1.000_000_6, 1_000_001)])
+def test_a_runs_own_deadline_is_rounded_to_a_microsecond(
+    database: Engine, deadline: float, microseconds: int
+) -> None:
+    took = [timedelta(microseconds=microseconds + over) for over in (0, 1)]
+    runs = [run(reached=each, deadline_seconds=deadline) for each in took]
+    assert judged(database, Convergence(), *runs) == (1, 1)
+
+
+def test_a_pinned_run_that_took_no_time_is_not_known(database: Engine) -> None:
+    pinned = run(reached=0 * MINUTE)
+    assert judged(database, Convergence(baseline_run=pinned["run_id"]), pinned, run(reached=MINUTE)) == (0, 0)
+
+
 def test_a_pinned_run_is_what_convergence_is_held_against_as_it_stands_now(database: Engine) -> None:
     pinned = run(reached=10 * MINUTE, tier="experiment")
     measure = Convergence(baseline_run=pinned["run_id"])

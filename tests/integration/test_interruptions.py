@@ -58,6 +58,28 @@ def test_a_run_that_failed_was_lost_and_went_on_each_time(database: Engine) -> N
     assert found.mean_time_to_recover == (100 + 2000) / 2 * SECOND
 
 
+def test_an_attempt_whose_successor_is_heard_of_before_it_is_missed_was_noticed_then(database: Engine) -> None:
+    begin(database, "run", 1, 0)
+    begin(database, "run", 2, 20)
+    with transaction(database) as connection:
+        mark_silent(connection, at(40), 30 * SECOND, at(0))
+    end(database, "run", 2, 100, "succeeded")
+    found = read(database)
+    assert (found.interruptions, found.detected) == (1, 1)
+    assert found.mean_time_to_detect == 20 * SECOND
+
+
+def test_an_attempt_that_was_given_up_too_soon_is_noticed_when_it_ends(database: Engine) -> None:
+    begin(database, "run", 1, 0)
+    with transaction(database) as connection:
+        assert mark_silent(connection, at(100), 30 * SECOND, at(0)) == ["run"]
+    begin(database, "run", 2, 110)
+    end(database, "run", 1, 1000, "failed", told=3)
+    end(database, "run", 2, 2000, "succeeded")
+    found = read(database)
+    assert (found.interruptions, found.mean_time_to_detect) == (1, 3 * SECOND)
+
+
 def test_a_run_that_nobody_continued_has_not_recovered(database: Engine) -> None:
     begin(database, "run", 1, 0)
     end(database, "run", 1, 100, "failed")

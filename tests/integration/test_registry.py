@@ -335,6 +335,7 @@ TOLD = st.sampled_from(
     [
         {"events": [STARTED]},
         {"events": [HEARTBEAT]},
+        {"events": [event(c.TARGET_REACHED, 6, 2)]},
         {"events": [ended(9, "succeeded")]},
         {"events": [ended(9, "failed", "ValueError")]},
         {"frames": [scalar(c.LOSS, [3], [0.5]), scalar(c.STEP_INDEX, [3], [12])]},

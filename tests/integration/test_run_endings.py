@@ -57,6 +57,10 @@ def killed(seconds: float, **told: Any) -> EventRecord:
     return ended(seconds, "failed", "SIGKILL", EVIDENCE="ended by signal 9", **told)
 
 
+def reached(seconds: float) -> EventRecord:
+    return event(c.TARGET_REACHED, seconds, 2, TARGET="val_loss<=0.5", TARGET_VALUE=0.4)
+
+
 def live(story: Story, sender: Source, begin: float, until: float, *, clock: float = 0) -> None:
     """A sender that starts, and sends heartbeats every 5 s; its clock is ``clock`` seconds ahead of ours."""
     story.receive(batch(sender, started(begin + clock)), begin + 0.1)
@@ -406,6 +410,87 @@ def test_a_clock_ahead_is_known_though_nobody_listened_at_first(story: Story) ->
     story.receive(batch(rank(), ended(live_from + 31 + ahead, "succeeded")), live_from + 31)
     run = story.run()
     assert [round((run[name] - at(0)) / 1e9) for name in ("started_at", "ended_at")] == [0, live_from + 31]
+
+
+def target_at(story: Story) -> float | None:
+    at_all = story.run()["target_reached_at"]
+    return None if at_all is None else (at_all - at(0)) / 1e9
+
+
+@pytest.mark.parametrize("when", ["before its clock is known", "after"])
+@pytest.mark.parametrize("hours", [-1, 1], ids=["behind", "ahead"])
+def test_a_target_is_reached_by_our_clock_whatever_the_senders_says(
+    story: Story, hours: int, when: str
+) -> None:
+    clock, took = hours * HOUR, 7 if when == "before its clock is known" else 37
+    live(story, rank(), 0, took, clock=clock)
+    story.receive(batch(rank(), reached(took + clock)), took + 0.1)
+    for seconds in range(took + 3, 60, 5):
+        # Each time by another collector, as after a restart, and the target is told again.
+        restarted = Story(story.database)
+        restarted.receive(batch(rank(), reached(took + clock), beat(seconds + clock)), seconds + 0.1)
+    told = target_at(story)
+    assert told is not None
+    assert round(told) == took
+    assert round((story.run()["started_at"] - at(0)) / 1e9) == 0
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_first_rank_to_reach_the_target_is_known_though_its_peers_clocks_are_wrong(
+    story: Story, order: tuple[int, ...]
+) -> None:
+    clocks = (-HOUR, 0.0, HOUR)
+    for number in order:
+        story.receive(batch(rank(number), started(clocks[number])), 0.1)
+    for number in order:
+        # The first is the one whose clock is behind; the one that is right is in between.
+        took = 5 + number
+        story.receive(batch(rank(number), reached(took + clocks[number])), took + 0.1)
+    for seconds in range(5, 30, 5):
+        for number in order:
+            story.receive(batch(rank(number), beat(seconds + clocks[number])), seconds + 0.1)
+    told = target_at(story)
+    assert told is not None
+    assert round(told) == 5
+
+
+@pytest.mark.parametrize("hours", [-1, 1], ids=["set back", "set forward"])
+def test_a_target_stays_where_it_was_when_a_known_clock_is_set(story: Story, hours: int) -> None:
+    live(story, rank(), 0, 60)
+    story.receive(batch(rank(), reached(61)), 61)
+    clock = hours * HOUR
+    for seconds in range(65, 90, 5):
+        story.receive(batch(rank(), beat(seconds + clock)), seconds)
+    (process,) = story.rows(schema.process)
+    assert process["clock"]["offset"] == clock * 1e9
+    assert target_at(story) == 61
+
+
+@pytest.mark.parametrize("told", [-500.0, 700.0], ids=["before its start", "after it was received"])
+def test_a_target_is_reached_between_the_start_and_when_that_was_received(story: Story, told: float) -> None:
+    live(story, rank(), 0, 60)
+    story.receive(batch(rank(), reached(told)), 62)
+    assert target_at(story) == (0 if told < 0 else 62)
+    # A run that begins earlier than was known is no reason to take the moment back.
+    story.receive(batch(rank(1), started(-20)), 63)
+    assert target_at(story) == (0 if told < 0 else 62)
+
+
+def test_a_target_that_is_heard_of_before_anything_else_counts(story: Story) -> None:
+    story.receive(batch(rank(), reached(20)), 21)
+    assert story.rows(schema.run) == []
+    story.receive(batch(rank(), beat(25)), 25)
+    assert target_at(story) == 21  # since when it is known
+    story.receive(batch(rank(), started(0)), 26)
+    assert (target_at(story), story.run()["started_at"]) == (20, at(0))
+
+
+def test_an_attempt_that_reaches_the_target_again_was_not_the_first(story: Story) -> None:
+    live(story, rank(), 0, 60)
+    story.receive(batch(rank(), reached(50)), 61)
+    live(story, rank(attempt=2), 100, 160)
+    story.receive(batch(rank(attempt=2), reached(150)), 161)
+    assert target_at(story) == 50
 
 
 # --- What arrives late --------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 Time to target: 1.5 x the median time to target of the newest runs of the same job, model and dataset that had
 reached theirs and ended ``succeeded`` when the run started. It is frozen then: later runs and corrections do
-not move it. Whether an earlier run met its own threshold does not matter: otherwise the first five, which have
-none, could never found a baseline, and a job that became slower for good would be measured by its past for
-ever.
+not move it, but for one of the run's own start. Whether an earlier run met its own threshold does not matter:
+otherwise the first five, which have none, could never found a baseline, and a job that became slower for good
+would be measured by its past for ever.
 
 Everything else: the median of the newest 20 such runs of which the value is known, or for quality the newest
 that had the same aim; whether they reached a target or not. It is looked up when the run is summarised first.
@@ -42,7 +42,11 @@ def baseline(
     """
     took = connection.scalars(
         select(_run.target_reached_at - _run.started_at)
-        .where(_run.target_reached_at.is_not(None), *_good_before(connection, job, model, dataset, started_at))
+        .where(
+            # What took no time has a clock that nobody knows.
+            _run.target_reached_at > _run.started_at,
+            *_good_before(connection, job, model, dataset, started_at),
+        )
         # By their ids where they ended in one moment: what is stored first must not decide.
         .order_by(_run.ended_at.desc(), _run.run_id)
         .limit(MOST_RUNS)

@@ -42,7 +42,8 @@ def load_pinned(connection: Connection, measure: Measure) -> Pinned | None:
     if row is None:
         return Pinned(run_id)
     if not isinstance(measure, Threshold):
-        return Pinned(run_id, granted=None if row.took is None else threshold([row.took]))
+        is_known = row.took is not None and row.took > 0
+        return Pinned(run_id, granted=threshold([row.took]) if is_known else None)
     return Pinned(
         run_id,
         bound=_bound(measure.value, measure.bound, row.value),

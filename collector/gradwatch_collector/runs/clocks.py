@@ -30,7 +30,8 @@ class Clock:
     ``offset``: its clock less ours. ``sure``: the offset was seen and not just assumed. ``settled``: it was
     steady once, so that a change is one of the clock and not of what we know. ``started``, ``ended`` and
     ``newest``: what it told, and the newest moment that it told of, by its own clock. ``told_at``: when its
-    ending was received.
+    ending was received. ``reached``: the first moment at which its target held, by its own clock, received at
+    ``reached_told_at``; ``reached_at``: the same by ours.
     """
 
     lag: int | None = None
@@ -43,6 +44,9 @@ class Clock:
     ended: int | None = None
     told_at: int | None = None
     newest: int | None = None
+    reached: int | None = None
+    reached_told_at: int | None = None
+    reached_at: int | None = None
 
     def hear(self, moment: int, received_at: int) -> Clock:
         """Return what is known once an event of ``moment``, by the sender's clock, is received."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from itertools import groupby, pairwise
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
@@ -60,7 +61,7 @@ def interruptions_of(
                 reason=row.reason,
                 started_at=row.started_at,
                 ended_at=row.ended_at,
-                detected_at=detected.get((row.run_id, row.attempt)),
+                detected_at=_since(row.ended_at, detected.get((row.run_id, row.attempt), ())),
                 resumed_at=resumed_at,
             )
             for row, resumed_at in zip(attempts, following, strict=True)
@@ -68,27 +69,37 @@ def interruptions_of(
     return interruptions(facts, start, end)
 
 
-def _detected(connection: Connection, *of: ColumnElement[bool]) -> Mapping[_Place, int]:
-    """Return when the endings of attempts were recorded: told by a process, or found by hearing of none."""
-    found: dict[_Place, int] = {}
+def _since(ended_at: int | None, recorded: Collection[int]) -> int | None:
+    """Return which of the records is that of the ending: an attempt may have been given up before it ended."""
+    since = (at for at in recorded if ended_at is None or at >= ended_at)
+    return min(since, default=max(recorded, default=None))
 
-    def note(run_id: str, attempt: int, at: int | None) -> None:
-        if at is not None:
-            found[run_id, attempt] = min(at, found.get((run_id, attempt), at))
 
+def _detected(connection: Connection, *of: ColumnElement[bool]) -> Mapping[_Place, Collection[int]]:
+    """Return when it was recorded that attempts were over.
+
+    A process told so, none was heard, or, if that is sooner, the next attempt was.
+    """
+    found: defaultdict[_Place, list[int]] = defaultdict(list)
     # The history tells of runs: an attempt that is tried again is in it only if the run was thought to be over.
-    recorded = connection.execute(
-        select(_history.run_id, _history.attempt, _history.recorded_at)
+    history = connection.execute(
+        select(_history.run_id, _history.attempt, _history.status, _history.recorded_at)
         .join(schema.run, _run.run_id == _history.run_id)
-        .where(_history.status.in_(_ENDED_BADLY), *of)
-    )
-    for row in recorded:
-        note(row.run_id, row.attempt, row.recorded_at)
+        .where(*of)
+        .order_by(_history.run_id, _history.history_id)
+    ).all()
+    for each in history:
+        if each.status in _ENDED_BADLY:
+            found[each.run_id, each.attempt].append(each.recorded_at)
+    for each, following in pairwise(history):
+        if each.run_id == following.run_id and each.attempt < following.attempt:
+            found[each.run_id, each.attempt].append(following.recorded_at)
     told = connection.execute(
         select(_process.run_id, _process.attempt, _process.clock)
         .join(schema.run, _run.run_id == _process.run_id)
         .where(_process.is_run, _process.status.in_(_ENDED_BADLY), *of)
     )
     for row in told:
-        note(row.run_id, row.attempt, Clock(**row.clock).told_at)
+        if (told_at := Clock(**row.clock).told_at) is not None:
+            found[row.run_id, row.attempt].append(told_at)
     return found

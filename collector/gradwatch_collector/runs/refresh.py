@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ _COUNTED = (
     "team",
     "tier",
     "target",
+    "target_reached_at",
     "deadline_seconds",
 )
 
@@ -78,7 +79,8 @@ def refresh_run(connection: Connection, run_id: str, now: int, heartbeat: int = 
     numbered = all(attempt.is_numbered for attempt in attempts.values())
     latest = latest_of({number: state.started_at for number, state in states.items()}, numbered=numbered)
     started_at = min(state.started_at for state in states.values())
-    _write_run(connection, run_id, latest, attempts[latest].rows, states[latest], started_at, now)
+    reached_at = _reached_at(row for attempt in attempts.values() for row in attempt.rows)
+    _write_run(connection, run_id, latest, attempts[latest].rows, states[latest], started_at, reached_at, now)
 
 
 def _load(connection: Connection, run_id: str) -> dict[int, _Attempt]:
@@ -133,6 +135,7 @@ def _write_run(
     rows: Sequence[RowMapping],
     state: AttemptState,
     started_at: int,
+    reached_at: int | None,
     now: int,
 ) -> None:
     before = (
@@ -154,12 +157,16 @@ def _write_run(
         "commit": telling.text(rows[0]["resource"].get(c.GIT_COMMIT)),
         **described(rows[0]["resource"]),
     }
-    if values["target"] is not None and (before is None or before["target"] is None):
+    if reached_at is not None:  # older runs know it whose processes do not
+        values["target_reached_at"] = reached_at
+    # A start moves once a clock is known, and then other runs had ended before it.
+    begins = before is None or before["target"] is None or before["started_at"] != started_at
+    if values["target"] is not None and begins:
         values["baseline"] = baseline(
             connection, values["job"], values["model"], values["dataset"], values["started_at"]
         )
     connection.execute(upsert(connection, schema.run, update=values.keys()), {"run_id": run_id, **values})
-    if before is None or any(before[name] != values[name] for name in _COUNTED):
+    if before is None or any(name in values and before[name] != values[name] for name in _COUNTED):
         tell_changed(connection, [values["ended_at"], None if before is None else before["ended_at"]])
     if before is None or any(before[name] != values[name] for name in ("status", "reason", "attempt")):
         connection.execute(
@@ -172,6 +179,12 @@ def _write_run(
                 evidence={"rank": state.cause_rank, **state.evidence},
             )
         )
+
+
+def _reached_at(rows: Iterable[RowMapping]) -> int | None:
+    """Return when the first process reached the target; none did before it started."""
+    told = ((row["started_at"], Clock(**row["clock"]).reached_at) for row in rows)
+    return min((max(started, reached) for started, reached in told if reached is not None), default=None)
 
 
 def _progress(rows: Sequence[RowMapping]) -> dict[str, Any]:

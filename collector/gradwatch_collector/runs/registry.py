@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from gradwatch import conventions as c
-from gradwatch_collector.objectives.changes import tell_changed, tell_due
+from gradwatch_collector.objectives.changes import tell_due
 from gradwatch_collector.records import NO_RANK, Batch, EventRecord, Frame, ProcessKey, Received, Source
 from gradwatch_collector.runs import telling
 from gradwatch_collector.runs.clocks import Clock
@@ -151,9 +151,13 @@ class Registry:
         """Return whether the process' row is another now."""
         key, batch, received_at = received.key, received.batch, received.received_at
         run_events = [e for e in batch.events if e.name.startswith(c.RUN_EVENT_PREFIX)]
-        if not row["is_run"] and not run_events:
-            return False
         known = Clock(**row["clock"])
+        if not row["is_run"] and not run_events:
+            # What makes it a run may arrive later than the target that it reached.
+            clock = _reached(known, known, batch.events, received_at)
+            if clock != known:
+                connection.execute(update(schema.process).where(_is(key)).values(clock=asdict(clock)))
+            return clock != known
         run_events = sorted((e for e in run_events if not _is_corrected(e, known)), key=attrgetter("time"))
         oldest, newest = _stretch(batch, received_at)
         changes = _progress_changes(batch.frames, row)
@@ -163,6 +167,7 @@ class Registry:
             changes |= _event_changes(event, changes.get("last_step", row["last_step"]))
         clock = _heard(known, run_events, received_at)
         clock = replace(clock, newest=newest if clock.newest is None else max(clock.newest, newest))
+        clock = _reached(known, clock, batch.events, received_at)
         changes |= {"clock": asdict(clock), **_moments(known, clock, row, oldest, received_at)}
         lived = clock.ours(newest, received_at)
         alive = received_at - lived <= self._lost_after
@@ -173,12 +178,11 @@ class Registry:
             changes |= _BACK if alive else {"ended_at": changes["last_seen_at"]}
         connection.execute(update(schema.process).where(_is(key)).values(is_run=True, **changes))
         stands_otherwise = any(name in changes and changes[name] != row[name] for name in _STANDING_COLUMNS)
-        if stands_otherwise or not row["is_run"]:
+        if stands_otherwise or clock.reached_at != known.reached_at or not row["is_run"]:
             refresh_run(connection, key.run_id, received_at, self._heartbeat)
         elif _touch_run(connection, row, changes, received_at) and row["status"] == Status.RUNNING:
             # It goes on, and the run was thought to be over.
             refresh_run(connection, key.run_id, received_at, self._heartbeat)
-        _note_target(connection, key.run_id, batch.events, clock, received_at)
         return True
 
 
@@ -245,21 +249,6 @@ def _touch_run(connection: Connection, row: RowMapping, changes: dict[str, Any],
     return status not in (None, Status.RUNNING)
 
 
-def _note_target(
-    connection: Connection, run_id: str, events: Sequence[EventRecord], clock: Clock, received_at: int
-) -> None:
-    for event in events:
-        if event.name == c.TARGET_REACHED.name:
-            at = clock.ours(event.time, received_at)
-            ended_at = connection.scalars(
-                update(schema.run)
-                .where(_run.run_id == run_id, _run.target_reached_at.is_(None) | (_run.target_reached_at > at))
-                .values(target_reached_at=at)
-                .returning(_run.ended_at)
-            )
-            tell_changed(connection, ended_at)
-
-
 def _is_corrected(event: EventRecord, known: Clock) -> bool:
     """Return whether it is an ending that is sent again after the sender's later word."""
     return event.name == c.RUN_ENDED.name and known.ended is not None and event.time < known.ended
@@ -276,6 +265,17 @@ def _heard(clock: Clock, run_events: Sequence[EventRecord], received_at: int) ->
             # The same word again, after a retry, was told when it first came.
             told_at = clock.told_at if clock.ended == event.time else received_at
             clock = replace(clock, ended=event.time, told_at=told_at)
+    return clock
+
+
+def _reached(known: Clock, clock: Clock, events: Sequence[EventRecord], received_at: int) -> Clock:
+    """Return the clock with when the target first held, by ours as it is known now."""
+    first = min((event.time for event in events if event.name == c.TARGET_REACHED.name), default=None)
+    if first is not None and (clock.reached is None or first < clock.reached):
+        clock = replace(clock, reached=first, reached_told_at=received_at)
+    if clock.reached is not None and not (known.settled and clock.reached == known.reached):
+        assert clock.reached_told_at is not None
+        clock = replace(clock, reached_at=clock.ours(clock.reached, clock.reached_told_at))
     return clock
 
 
