@@ -300,6 +300,21 @@ def test_a_norm_of_zero_is_the_palest_and_not_a_gap(database: Engine, database_u
     assert (cells == palest).all(axis=2).mean() == pytest.approx(3 / 8, abs=0.03)
 
 
+@pytest.mark.parametrize("least", [2.3, 75.0])
+def test_steps_that_hardly_differ_are_told_apart_by_their_axis(
+    database: Engine, database_url: str, least: float
+) -> None:
+    longer = scalar(c.STEP_DURATION, [least * 5, least * 6], [least + 0.05, least + 0.1], other=1)
+    tell_run(database, "run", 0, seconds=least * 21, frames=[longer])
+    (drawn,) = re.findall(
+        r'<svg[^>]*aria-labelledby="duration-title.*?</svg>',
+        report(database_url, "run", "--format", "html"),
+        re.DOTALL,
+    )
+    labels = re.findall(r">([\d.]+ s|\d+m\d+s)</text>", drawn)
+    assert len(labels) == len(set(labels)) > 2
+
+
 def layers_told(text: str) -> list[str]:
     return [each for each in Page(text).texts if "layers over time" in each]
 

@@ -7,8 +7,6 @@ import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,20 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, insert
 
-from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_collector.objectives.changes import tell_due
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.courses import Courses, mondays, pieces
-from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.objectives.indicator import Indicator
-from gradwatch_collector.objectives.judging import nanoseconds
-from gradwatch_collector.objectives.spending import spending
-from gradwatch_collector.objectives.worst_runs import about, worst_runs
 from gradwatch_collector.runs.facts import nanos
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
-from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.counts import Counts
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.runs import Status
@@ -57,7 +49,6 @@ spec:
   budgetingMethod: Timeslices
   objectives: [{target: 0.6, timeSliceTarget: 0.5, timeSliceWindow: 1d}]
 """
-PRICES = "currency: EUR\ndevices:\n  NVIDIA H200: 3.40\n"
 
 
 def report(database_url: str, *options: str) -> Result:
@@ -336,19 +327,6 @@ def test_what_is_wrong_is_one_line_that_says_what_is_expected(options: tuple[str
     assert expected in result.output.splitlines()[-1]
 
 
-def tell_process(database: Engine, told: StoredRun, device: str) -> None:
-    """One process that held a device for all of the run."""
-    with transaction(database) as connection:
-        connection.execute(
-            insert(schema.process).values(
-                run_id=told["run_id"], attempt=1, rank=0, instance="one", status=told["status"], evidence={},
-                started_at=told["started_at"], ended_at=told["ended_at"], last_seen_at=told["ended_at"],
-                last_loss_nonfinite=False, heard_at=told["ended_at"], clock={}, will_retry=False, is_run=True,
-                resource={c.HOST_NAME: "node", c.DEVICE_NAME: device},
-            )
-        )  # fmt: skip
-
-
 def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Engine, database_url: str) -> None:
     store_two_months(database)
     store(
@@ -375,7 +353,7 @@ def test_the_page_is_one_file_with_pictures_that_can_be_read_aloud(database: Eng
     assert "SLI down 8 points from 88 %; still breached;" in texts
     assert "From 100 % at the start of the window to -1900 %. It was overspent by 2025-10-02" in texts
     assert "digits: median 1h30m of 10 runs, usual 20m00s." in texts
-    assert "slow: 1h00m to its target, 30m00s granted" in texts
+    assert "1h00m to its target, 30m00s granted" in texts
     assert "gradwatch runs report slow" in texts
     assert "Left out: there are no prices (--prices FILE)." in texts
 
@@ -406,30 +384,6 @@ def test_no_picture_of_runs_contradicts_what_is_told_of_slices(
         assert said is (pictures == 0)
 
 
-def test_costs_are_those_of_the_teams(database: Engine, database_url: str, tmp_path: Path) -> None:
-    runs = [
-        ended(OCTOBER + n * DAY, team=team) for n, team in enumerate(["vision", "vision", "audio", None], 1)
-    ]
-    store(database, *runs)
-    prices = tmp_path / "prices.yaml"
-    prices.write_text(PRICES)
-    asked = ("--window", "2025-10", "--prices", str(prices))
-    _, without = page(database_url, *asked)
-    assert any("none has a known cost" in each for each in without.texts)
-    for each, device in zip(runs, ["NVIDIA H200", "NVIDIA H200", "NVIDIA H200", "abacus"], strict=True):
-        tell_process(database, each, device)
-    _, told = page(database_url, *asked)
-    assert "vision: 6.80 EUR; audio: 3.40 EUR." in told.texts
-    assert any("Of 4 runs that ended; the cost of 1 is not known." in each for each in told.texts)
-
-
-def test_runs_are_linked_where_a_collector_is_named(database: Engine, database_url: str) -> None:
-    store(database, ended(OCTOBER, Status.FAILED, run_id="a/b c'd"))
-    _, told = page(database_url, "--window", "2025-10", "--url", "http://127.0.0.1:4318/")
-    assert told.links == ["http://127.0.0.1:4318/api/v1/runs/a%2Fb%20c%27d"]
-    assert """gradwatch runs report 'a/b c'"'"'d'""" in told.texts
-
-
 def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: str) -> None:
     texts = dict.fromkeys(("job", "model", "dataset", "team"), HOSTILE)
     store(
@@ -445,15 +399,6 @@ def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: 
         printed = report(database_url, *asked, "--format", form).output
         assert "\x1b" not in printed
         assert "\u202e" not in printed
-
-
-def test_many_objectives_stay_a_page_that_can_be_sent(database: Engine, database_url: str) -> None:
-    store(database, *(ended(OCTOBER + n * HOUR, Status.FAILED, job=f"job-{n:03}") for n in range(600)))
-    text, told = page(database_url, "--window", "2025-10", "--group-by", "job")
-    assert told.tags.count("svg") == 24
-    assert len(text) < 700_000
-    assert any("more are not listed" in each for each in told.texts)
-    assert any("Pictures are of the 12 that stand worst." in each for each in told.texts)
 
 
 def test_an_empty_database_has_a_page(database: Engine, database_url: str) -> None:
@@ -472,45 +417,6 @@ def test_the_pieces_of_a_window_add_up_to_it(database: Engine) -> None:
             course = Courses(tallies, first, edges).of(("production",))
             assert (course.edges[0], course.edges[-1]) == (start, end)
             assert sum(course.counts, Counts()) == tallies.over(first, start, end)["production",]
-
-
-def test_the_runs_to_look_at_failed_were_lost_or_were_slow(database: Engine) -> None:
-    only_production = default_objectives().objectives[:1]
-    slow: dict[str, Any] = {"reached": HOUR}
-    store(
-        database,
-        ended(OCTOBER + HOUR, Status.FAILED, run_id="old"),
-        ended(OCTOBER + 2 * HOUR, Status.FAILED, run_id="new"),
-        ended(OCTOBER + HOUR, Status.LOST, run_id="gone"),
-        ended(OCTOBER + HOUR, run_id="slow", baseline=HOUR / 2, **slow),
-        ended(OCTOBER + HOUR, run_id="slower", reached=HOUR, deadline=HOUR / 4, baseline=2 * HOUR),
-        # None of these: well, in time, elsewhere, excused, and not of the objective or of the window.
-        ended(OCTOBER + HOUR, run_id="well"),
-        ended(OCTOBER + HOUR, run_id="in time", baseline=2 * HOUR, **slow),
-        ended(OCTOBER + HOUR, Status.FAILED, run_id="preempted", reason="preempted"),
-        ended(OCTOBER + HOUR, Status.FAILED, run_id="excluded"),
-        ended(OCTOBER + HOUR, Status.FAILED, run_id="experiment", tier="experiment"),
-        ended(OCTOBER - HOUR, Status.FAILED, run_id="before"),
-        ended(OCTOBER + DAY, Status.FAILED, run_id="after"),
-    )
-    with transaction(database) as connection:
-        exclude(connection, What(single_run="excluded"), "maintenance", now=nanos(OCTOBER))
-        chosen = about(connection, only_production, nanos(OCTOBER), nanos(OCTOBER + DAY))
-        found = worst_runs(connection, chosen)
-    assert [each.run_id for each in found] == ["new", "old", "gone", "slower", "slow"]
-    assert [each.granted for each in found[3:]] == [nanoseconds(HOUR / 4), nanoseconds(HOUR / 2)]
-
-
-def test_of_too_many_runs_the_longest_are_added_up(database: Engine) -> None:
-    prices = PriceTable("EUR", {"NVIDIA H200": Decimal(2)})
-    runs = [run(started=OCTOBER, lasted=lasted * HOUR, team="vision") for lasted in (3, 1, 2)]
-    store(database, *runs)
-    for each in runs:
-        tell_process(database, each, "NVIDIA H200")
-    with database.connect() as connection:
-        found = spending(connection, schema.run.c.tier == "production", prices, most=2)
-    assert (found.by_team, found.seen, found.total) == ({"vision": Fraction(10)}, 2, 3)
-    assert found.seen_time == Fraction(5, 6)
 
 
 @pytest.mark.parametrize(

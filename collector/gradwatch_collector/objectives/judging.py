@@ -19,6 +19,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    null,
     or_,
     select,
     true,
@@ -110,19 +111,38 @@ def judge_ended(measure: Measure, pinned: Pinned | None = None) -> Judgement:
             in_time, late = _reached(measure, pinned)
             counted = _has_threshold(measure, pinned)
             return Judgement.of(counted & in_time, counted & (late | _run.target_reached_at.is_(None)))
-        case Threshold(name, operator, bound, min_duration):
-            value, limit = _summary[name], literal(bound, Numeric(asdecimal=True))
-            known = ~_is_short(min_duration)
+        case Threshold(_, operator, _, min_duration):
+            value, limit = held_against(measure, pinned)
+            known = ~_is_short(min_duration) & value.is_not(None)
             if pinned is not None:
-                value, limit = _summary[COMPARISONS[name]], literal(pinned.bound, Double)
                 known &= _comparable(pinned)
-            known &= value.is_not(None)
             holds = _compared(value, operator, limit)
             return Judgement.of(known & holds, known & ~holds)
-        case UnitRatio(_, fault):
-            faulty, total = _FAULTS[fault]
+        case UnitRatio():
+            faulty, total = held_against(measure)
             known = faulty.is_not(None) & total.is_not(None)
             return Judgement(case((known, total - faulty), else_=0), case((known, faulty), else_=0))
+
+
+def held_against(
+    measure: Measure, pinned: Pinned | None = None
+) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """Return what of a run is held against what; NULL twice where only how it ended is looked at.
+
+    The time to the target against the threshold, in nanoseconds; a value against its bound; the units that have
+    the fault against all of which that is known.
+    """
+    match measure:
+        case Convergence():
+            return _run.target_reached_at - _run.started_at, _threshold(measure, pinned)
+        case Threshold(name, _, bound):
+            if pinned is None:
+                return _summary[name], literal(bound, Numeric(asdecimal=True))
+            return _summary[COMPARISONS[name]], literal(pinned.bound, Double)
+        case UnitRatio(_, fault):
+            return _FAULTS[fault]
+        case _:
+            return null(), null()
 
 
 def judge_open(measure: Measure, as_of: int, pinned: Pinned | None = None) -> Judgement | None:
@@ -160,8 +180,7 @@ def _has_threshold(measure: Convergence, pinned: Pinned | None) -> ColumnElement
 
 
 def _reached(measure: Convergence, pinned: Pinned | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    threshold = _threshold(measure, pinned)
-    took = _run.target_reached_at - _run.started_at
+    took, threshold = held_against(measure, pinned)
     reached = _run.target_reached_at.is_not(None)
     return reached & (took <= threshold), reached & (took > threshold)
 

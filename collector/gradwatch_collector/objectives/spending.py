@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, false, func, or_, select
 
+from gradwatch_collector.objectives.judging import selected
 from gradwatch_collector.runs.cost import run_cost
 from gradwatch_collector.storage import schema
 from gradwatch_slo.cost import PriceTable
+from gradwatch_slo.objective import Objective
 
 # Some milliseconds each.
 MOST_RUNS: Final = 500
@@ -31,6 +34,15 @@ class Spending:
     seen: int
     total: int
     seen_time: Fraction
+
+
+def about(objectives: Iterable[Objective], start: int, end: int) -> ColumnElement[bool]:
+    """Return which runs that ended in [start, end), Unix nanoseconds, any of the objectives is about.
+
+    Whether these count them or not: what was cancelled, or is excluded, has cost its money too.
+    """
+    selections = dict.fromkeys(each.selection for each in objectives)
+    return (_run.ended_at >= start) & (_run.ended_at < end) & or_(false(), *map(selected, selections))
 
 
 def spending(

@@ -1,30 +1,41 @@
-"""The runs to look at first: those that failed, were lost, or were slowest to their target."""
+"""The runs that spent an objective's budget: those that its own judgement counts as bad."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Double, cast, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Double, Row, cast, select
 
+from gradwatch_collector.objectives.courses import Course
 from gradwatch_collector.objectives.exclusions import load_periods
-from gradwatch_collector.objectives.judging import not_excluded, selected
+from gradwatch_collector.objectives.judging import (
+    Judgement,
+    held_against,
+    judge_ended,
+    judge_open,
+    not_excluded,
+    selected,
+    source_of,
+)
+from gradwatch_collector.objectives.pinned import load_pinned
 from gradwatch_collector.storage import schema
+from gradwatch_slo.indicators import UnitRatio
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.runs import REASON_PREEMPTED, Status
+from gradwatch_slo.runs import Status
 
-_MOST_OF_A_KIND: Final = 8
+MOST_RUNS: Final = 4
 _run = schema.run.c
-_NANOS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorstRun:
-    """A run that ended badly, or late. Texts are telemetry's own; moments and times in nanoseconds.
+class BadRun:
+    """A run that an objective counts as bad. Texts are telemetry's own; moments and times in nanoseconds.
 
-    ``took``: until its target where it is among the slow ones, else until its end. ``granted``: how long it had
-    for that, None if it ended badly.
+    ``ended_at``: None while it goes on. ``lasted``: until then, or until the moment that was asked about.
+    ``bad``: how many bad events it adds. ``seen`` was held against ``limit``: see `judging.held_against`.
     """
 
     run_id: str
@@ -33,55 +44,89 @@ class WorstRun:
     tier: str
     status: Status
     reason: str | None
-    ended_at: int
-    took: int
-    granted: int | None = None
+    ended_at: int | None
+    lasted: int
+    bad: int
+    seen: float | None
+    limit: float | None
 
 
-def about(connection: Connection, objectives: Sequence[Objective], start: int, end: int) -> ColumnElement[bool]:
-    """Return which runs that ended in [start, end), Unix nanoseconds, any of the objectives is about."""
-    return (
-        (_run.ended_at >= start)
-        & (_run.ended_at < end)
-        & or_(*(selected(each.selection) for each in objectives))
-        & not_excluded(load_periods(connection))
+def worst_runs(
+    connection: Connection,
+    objective: Objective,
+    group: Mapping[str, str | None],
+    course: Course,
+    *,
+    going_on: int,
+    now: int,
+) -> list[BadRun]:
+    """Return a few runs that an objective counts as bad: the newest, or those with most bad steps.
+
+    Args:
+        connection: Of the moment at which the objective was evaluated.
+        objective: Whatever its slicing: bad is what adds bad events.
+        group: Of its runs.
+        course: Of its window: only stretches in which something was bad are read, and no more than it takes.
+        going_on: How many runs that go on it counts as bad. They are first.
+        now: Of the evaluation, Unix nanoseconds.
+    """
+    measure, pinned = objective.measure, load_pinned(connection, objective.measure)
+    has_many = isinstance(measure, UnitRatio)
+    about = (
+        selected(objective.selection),
+        *(_run[name].is_not_distinct_from(value) for name, value in group.items()),
+        not_excluded(load_periods(connection)),
     )
 
+    def read(
+        judgement: Judgement, *when: ColumnElement[bool], most: int, first: Iterable[ColumnElement[Any]]
+    ) -> list[BadRun]:
+        seen, limit = held_against(measure, pinned)
+        rows = connection.execute(
+            select(
+                schema.run,
+                judgement.bad.label("bad"),
+                cast(seen, Double).label("seen"),
+                cast(limit, Double).label("limit"),
+            )
+            .select_from(source_of(measure))
+            .where(*when, judgement.bad > 0, *about)
+            .order_by(*first, _run.run_id)
+            .limit(most)
+        )
+        return [_bad_run(row, now) for row in rows]
 
-def worst_runs(connection: Connection, chosen: ColumnElement[bool]) -> list[WorstRun]:
-    """Return the newest failed and lost ones, and the slowest by what they were granted; each run once."""
-    found = [
-        *_ended(connection, chosen, Status.FAILED),
-        *_ended(connection, chosen, Status.LOST),
-        *_slowest(connection, chosen),
+    found: list[BadRun] = []
+    open_judgement = judge_open(measure, now, pinned) if going_on else None
+    if open_judgement is not None:
+        is_open = (_run.started_at <= now) & _run.ended_at.is_(None)
+        found = read(open_judgement, is_open, most=min(going_on, MOST_RUNS), first=(_run.started_at,))
+    judgement = judge_ended(measure, pinned)
+    # No run of a stretch can have more bad events than all of them have, and most measures count a run once.
+    stretches = [
+        (start, end, counts.bad if has_many else 1)
+        for (start, end), counts in zip(pairwise(course.edges), course.counts, strict=True)
+        if counts.bad
     ]
-    return list({each.run_id: each for each in reversed(found)}.values())[::-1]
+    for start, end, at_most in sorted(stretches, key=lambda stretch: (-stretch[2], -stretch[0])):
+        if len(found) == MOST_RUNS and found[-1].bad >= at_most:
+            break
+        found += read(
+            judgement,
+            _run.ended_at >= start,
+            _run.ended_at < end,
+            most=MOST_RUNS,
+            # By one event each the newest are found by their index.
+            first=(judgement.bad.desc(), _run.ended_at.desc()) if has_many else (_run.ended_at.desc(),),
+        )
+        found = sorted(found, key=lambda run: -run.bad)[:MOST_RUNS]
+    return found
 
 
-def _ended(connection: Connection, chosen: ColumnElement[bool], status: Status) -> list[WorstRun]:
-    rows = connection.execute(
-        select(schema.run)
-        .where(chosen, _run.status == status, func.coalesce(_run.reason, "") != REASON_PREEMPTED)
-        .order_by(_run.ended_at.desc(), _run.run_id)
-        .limit(_MOST_OF_A_KIND)
+def _bad_run(row: Row[Any], now: int) -> BadRun:
+    same = ("run_id", "job", "team", "tier", "reason", "ended_at", "bad", "seen", "limit")
+    return BadRun(
+        **{name: getattr(row, name) for name in same},
+        status=Status(row.status),
+        lasted=(now if row.ended_at is None else row.ended_at) - row.started_at,
     )
-    return [_worst(row, row.ended_at - row.started_at) for row in rows]
-
-
-def _slowest(connection: Connection, chosen: ColumnElement[bool]) -> list[WorstRun]:
-    own = cast(_run.deadline_seconds * _NANOS, BigInteger)
-    granted = func.coalesce(own, _run.baseline)
-    took = _run.target_reached_at - _run.started_at
-    slowness = cast(took, Double) / func.nullif(granted, 0)
-    rows = connection.execute(
-        select(schema.run, took.label("took"), granted.label("granted"))
-        .where(chosen, _run.target.is_not(None), took > granted)
-        .order_by(slowness.desc(), _run.run_id)
-        .limit(_MOST_OF_A_KIND)
-    )
-    return [_worst(row, row.took, row.granted) for row in rows]
-
-
-def _worst(row: Any, took: int, granted: int | None = None) -> WorstRun:
-    known = {name: getattr(row, name) for name in ("run_id", "job", "team", "tier", "reason", "ended_at")}
-    return WorstRun(**known, status=Status(row.status), took=took, granted=granted)

@@ -14,13 +14,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from gradwatch_collector.objectives.courses import Course
 from gradwatch_collector.objectives.spending import Spending
 from gradwatch_collector.objectives.spreads import Spread
-from gradwatch_collector.reports import wording
+from gradwatch_collector.reports import apart, wording
 from gradwatch_collector.reports.pictures import (
     BAD,
     GRID,
     LINE,
     SECOND_LINE,
     Picture,
+    Ticks,
     drawing,
     is_wide,
     picture,
@@ -131,7 +132,7 @@ def spread_picture(found: Sequence[Spread], name: str) -> Picture:
             longest = axes.get_xlim()[1]
             step = next((each for each in _ROUND_STEPS if each * 5 > longest), longest / 5)
             axes.set_xticks(np.arange(0, longest, step))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.duration(value)))
+        axes.xaxis.set_major_formatter(Ticks(apart.durations))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(found)), [_short(each) for each in names])
         axes.set_ylim(len(found) - 0.5, -0.5)

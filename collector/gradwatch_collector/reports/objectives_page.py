@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from fractions import Fraction
+from functools import cache, partial
 from typing import Final
-from urllib.parse import quote
 
 from sqlalchemy import Connection
 
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.courses import Courses, mondays, pieces
 from gradwatch_collector.objectives.indicator import Indicator
-from gradwatch_collector.objectives.spending import Spending, spending
+from gradwatch_collector.objectives.spending import Spending, about, spending
 from gradwatch_collector.objectives.spreads import spreads
-from gradwatch_collector.objectives.worst_runs import WorstRun, about, worst_runs
+from gradwatch_collector.objectives.worst_runs import MOST_RUNS, BadRun, worst_runs
 from gradwatch_collector.reports import wording
 from gradwatch_collector.reports.objective_pictures import (
     budget_picture,
@@ -28,6 +27,7 @@ from gradwatch_collector.reports.objective_pictures import (
 )
 from gradwatch_collector.reports.page import render_page
 from gradwatch_collector.reports.pictures import Picture
+from gradwatch_collector.reports.runs_to_look_at import runs_told
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.budget import budget_allows
 from gradwatch_slo.cost import PriceTable
@@ -41,11 +41,12 @@ from gradwatch_slo.verdict import Verdict
 from gradwatch_slo.windows import Window
 from gradwatch_slo.wording import counted, group, length, percent, target_percent, whole_percent
 
-# A page that can be sent: pictures of the sickest, and no more rows than people read.
+# A page that can be sent: pictures and runs of the sickest, and no more rows than people read.
 _MOST_PICTURED: Final = 12
 _MOST_LISTED: Final = 500
-_RUNS: Final = "/api/v1/runs/"
-_SECOND: Final = 1_000_000_000
+_Reports = Sequence[tuple[Objective, ObjectiveReport]]
+# Courses are made once for all groups and objectives that share them: of an indicator, by edges.
+_Courses = Callable[[Indicator, tuple[int, ...]], Courses]
 _TONES: Final = {
     Verdict.MET: "good",
     Verdict.BREACHED: "bad",
@@ -87,115 +88,110 @@ class ObjectiveTold:
     facts: tuple[tuple[str, str], ...]
     movement: str
     movement_tone: str
-    pictures: tuple[Picture, ...]
     unpictured: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunTold:
-    """A run to look at: what is wrong with it, how to see more, and where."""
-
-    run_id: str
-    whose: str
-    ended: str
-    what: str
-    tone: str
-    command: str
-    link: str | None
-
-
 def objectives_page(
-    connection: Connection,
-    reports: Sequence[tuple[Objective, ObjectiveReport]],
-    warnings: Sequence[str],
-    now: int,
-    options: PageOptions,
+    connection: Connection, reports: _Reports, warnings: Sequence[str], now: int, options: PageOptions
 ) -> str:
     """Return the page. ``now``: the moment that the reports are of, Unix nanoseconds."""
-    pictured = _pictured(connection, reports, moment(now), options.zone)
-    told = [
-        _told(objective, report, pictured.get(place, ()), options.zone)
-        for place, (objective, report) in enumerate(reports)
-    ]
-    start, end = _span([report.window for _, report in reports], now)
-    chosen = about(connection, [objective for objective, _ in reports], start, end)
-    counts = Counter(report.verdict for _, report in reports)
-    spent = None if options.prices is None else spending(connection, chosen, options.prices)
+    as_of, zone = moment(now), options.zone
+    reports = sorted(reports, key=lambda each: _sickness(each[1]))
+    courses = cache(partial(Courses, Tallies(connection)))
+    pictured = [each for each in reports if each[1].total][:_MOST_PICTURED]
+    sick = [each for each in reports if each[1].lost][:_MOST_PICTURED]
+    start, end = _span([report.window for _, report in reports], as_of)
+    spent = None
+    if options.prices is not None:
+        chosen = about([objective for objective, _ in reports], start, end)
+        spent = spending(connection, chosen, options.prices)
+    verdicts = [report.verdict for _, report in reports]
     return render_page(
         "objectives.html",
-        headline=", ".join(f"{counts[each]} {each.value}" for each in _SICKEST_FIRST if counts[each]),
-        tone=next((_TONES[each] for each in _SICKEST_FIRST if counts[each]), "soft"),
+        headline=_how_many(verdicts),
+        tone=_TONES[verdicts[0]] if verdicts else "soft",
         warnings=warnings,
-        listed=told[:_MOST_LISTED],
-        unlisted=max(0, len(told) - _MOST_LISTED),
-        detailed=[told[place] for place in sorted(pictured)],
+        listed=[_told(*each, zone) for each in reports[:_MOST_LISTED]],
+        unlisted=_how_many(verdicts[_MOST_LISTED:]),
+        detailed=[
+            (_told(*each, zone), tuple(_pictures(connection, *each, courses, as_of, zone, place)))
+            for place, each in enumerate(pictured)
+        ],
         is_cut=sum(report.total > 0 for _, report in reports) > len(pictured),
         cost=cost_picture(spent) if spent is not None and spent.by_team else None,
-        cost_words=_cost_words(spent),
-        worst=[_run_told(each, options) for each in worst_runs(connection, chosen)],
-        span=_window_words(moment(start), moment(end), options.zone),
-        as_of=_time(moment(now), options.zone),
-        zone=str(options.zone),
+        cost_words=_cost_words(spent, _window_words(moment(start), moment(end), zone)),
+        runs=runs_told(_bad_runs(connection, sick, courses, as_of), zone, options.url),
+        most_objectives=_MOST_PICTURED,
+        most_runs=MOST_RUNS,
+        as_of=_time(as_of, zone),
+        zone=str(zone),
     )
 
 
-def _span(windows: Sequence[Window], now: int) -> tuple[int, int]:
+def _how_many(verdicts: Iterable[Verdict]) -> str:
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[each]} {each.value}" for each in _SICKEST_FIRST if counts[each])
+
+
+def _span(windows: Sequence[Window], as_of: datetime) -> tuple[int, int]:
     """Return from when to when the windows go together, as far as they have been."""
-    if not windows:
-        return now, now
-    ends = max(nanos(_end(each)) for each in windows)
-    return min(nanos(each.start) for each in windows), min(ends, now + 1000)
+    stretches = [_stretch(each, as_of) for each in windows]
+    return (
+        min((start for start, _ in stretches), default=nanos(as_of)),
+        max((end for _, end in stretches), default=nanos(as_of)),
+    )
+
+
+def _stretch(window: Window, as_of: datetime) -> tuple[int, int]:
+    return nanos(window.start), nanos(min(_end(window), as_of + MOMENT))
 
 
 def _end(window: Window) -> datetime:
     return window.end + MOMENT if window.rolling else window.end
 
 
-def _pictured(
+def _pictures(
     connection: Connection,
-    reports: Sequence[tuple[Objective, ObjectiveReport]],
+    objective: Objective,
+    report: ObjectiveReport,
+    courses: _Courses,
     as_of: datetime,
     zone: tzinfo,
-) -> dict[int, tuple[Picture, ...]]:
-    """Return the pictures of the sickest, by their place among the reports."""
-    tallies = Tallies(connection)
-    courses: dict[tuple[Indicator, Window], tuple[Courses, Courses]] = {}
-    found: dict[int, tuple[Picture, ...]] = {}
-    places = [place for place, (_, report) in enumerate(reports) if report.total]
-    for place in sorted(places, key=lambda place: _sickness(reports[place][1]))[:_MOST_PICTURED]:
-        objective, report = reports[place]
-        indicator, window = Indicator.of(objective), report.window
-        start, end = nanos(window.start), nanos(min(_end(window), as_of + MOMENT))
-        pictures: list[Picture] = []
-        # Courses are of events, and the report of slices would be contradicted by them.
-        if objective.slicing is None:
-            if (indicator, window) not in courses:
-                weeks = [nanos(at) for at in mondays(window.start, min(_end(window), as_of + MOMENT), zone)]
-                courses[indicator, window] = (
-                    Courses(tallies, indicator, pieces(start, end)),
-                    Courses(tallies, indicator, weeks),
-                )
-            spent, by_week = courses[indicator, window]
-            values = tuple(report.group.values())
-            pictures += [
-                budget_picture(report, spent.of(values), f"budget-{place}", zone),
-                weeks_picture(report, by_week.of(values), f"weeks-{place}", zone),
-            ]
-        if isinstance(objective.measure, Convergence) and (
-            kinds := spreads(connection, objective, report.group, start, end)
-        ):
-            pictures.append(spread_picture(kinds, f"spread-{place}"))
-        found[place] = tuple(pictures)
-    return found
+    place: int,
+) -> Iterator[Picture]:
+    start, end = _stretch(report.window, as_of)
+    # Courses are of events, and the report of slices would be contradicted by them.
+    if objective.slicing is None:
+        values, indicator = tuple(report.group.values()), Indicator.of(objective)
+        weeks = mondays(report.window.start, min(_end(report.window), as_of + MOMENT), zone)
+        spent = courses(indicator, tuple(pieces(start, end))).of(values)
+        by_week = courses(indicator, tuple(map(nanos, weeks))).of(values)
+        yield budget_picture(report, spent, f"budget-{place}", zone)
+        yield weeks_picture(report, by_week, f"weeks-{place}", zone)
+    if isinstance(objective.measure, Convergence) and (
+        kinds := spreads(connection, objective, report.group, start, end)
+    ):
+        yield spread_picture(kinds, f"spread-{place}")
 
 
-def _sickness(report: ObjectiveReport) -> tuple[int, float]:
-    return _SICKEST_FIRST.index(report.verdict), report.budget_remaining
+def _bad_runs(
+    connection: Connection, sick: _Reports, courses: _Courses, as_of: datetime
+) -> Iterator[tuple[Objective, list[BadRun]]]:
+    for objective, report in sick:
+        edges = tuple(pieces(*_stretch(report.window, as_of)))
+        course = courses(Indicator.of(objective), edges).of(tuple(report.group.values()))
+        # What goes on and is known to be bad is no part of any stretch; slices are of what has ended.
+        ended = sum(each.bad for each in course.counts)
+        going_on = report.bad - ended if objective.slicing is None else 0
+        runs = worst_runs(connection, objective, report.group, course, going_on=going_on, now=nanos(as_of))
+        yield objective, runs
 
 
-def _told(
-    objective: Objective, report: ObjectiveReport, pictures: tuple[Picture, ...], zone: tzinfo
-) -> ObjectiveTold:
+def _sickness(report: ObjectiveReport) -> tuple[int, float, bool]:
+    return _SICKEST_FIRST.index(report.verdict), report.budget_remaining, report.total == 0
+
+
+def _told(objective: Objective, report: ObjectiveReport, zone: tzinfo) -> ObjectiveTold:
     change = sli_change(report)
     return ObjectiveTold(
         name=report.name,
@@ -210,7 +206,6 @@ def _told(
         facts=tuple(_facts(report, zone)),
         movement=movement(report),
         movement_tone="" if not change else "good" if change > 0 else "bad",
-        pictures=pictures,
         unpictured="" if objective.slicing is None else _UNPICTURED,
     )
 
@@ -230,35 +225,18 @@ def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     yield "Window", f"{window.duration}, {_window_words(window.start, window.end, zone)}"
 
 
-def _cost_words(found: Spending | None) -> str:
+def _cost_words(found: Spending | None, span: str) -> str:
     if found is None:
         return "Left out: there are no prices (--prices FILE)."
     if not found.priced:
         return f"Left out: of {counted(found.seen, 'run')} that were looked at none has a known cost."
-    words = f"Of {counted(found.total, 'run')} that ended"
+    words = f"Of {counted(found.total, 'run')} that ended, {span}"
     if found.seen < found.total:
-        words = f"Of the {found.seen} longest runs, {wording.share(float(found.seen_time))} of the time of all"
+        share = wording.share(float(found.seen_time))
+        words = f"Of the {found.seen} longest of {found.total} runs that ended, {span}: {share} of all time"
     unknown = found.seen - found.priced
-    return f"{words}; {'the cost of each is known' if not unknown else f'the cost of {unknown} is not known'}."
-
-
-def _run_told(run: WorstRun, options: PageOptions) -> RunTold:
-    what = run.status.value + (f" ({run.reason})" if run.reason else "")
-    took = wording.duration(run.took / _SECOND)
-    if run.granted is None:
-        words, tone = f"{what} after {took}", "bad"
-    else:
-        granted = wording.duration(run.granted / _SECOND)
-        words, tone = f"slow: {took} to its target, {granted} granted", "doubt"
-    return RunTold(
-        run_id=run.run_id,
-        whose=", ".join(filter(None, (run.job, run.team, run.tier))),
-        ended=_time(moment(run.ended_at), options.zone),
-        what=words,
-        tone=tone,
-        command=f"gradwatch runs report {shlex.quote(run.run_id)}",
-        link=None if options.url is None else f"{options.url.rstrip('/')}{_RUNS}{quote(run.run_id, safe='')}",
-    )
+    known = "the cost of each is known" if not unknown else f"the cost of {unknown} is not known"
+    return f"{words}; {known}. Runs that no objective counts (cancelled, excluded) are among them."
 
 
 def _window_words(start: datetime, end: datetime, zone: tzinfo) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter
 
 from gradwatch_slo.problems import printable
 
@@ -70,6 +71,21 @@ class Picture:
     title: str
     description: str
     svg: Markup
+
+
+class Ticks(Formatter):
+    """The words at an axis, of all its ticks at once: ``words`` tells them apart (`apart.py`)."""
+
+    def __init__(self, words: Callable[[Sequence[float]], list[str]]) -> None:
+        self._words = words
+
+    def __call__(self, value: float, pos: int | None = None) -> str:  # noqa: ARG002 - matplotlib's own
+        """Return that of one by itself."""
+        return self._words([value])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Return those of all."""
+        return self._words([float(each) for each in values])
 
 
 @contextmanager

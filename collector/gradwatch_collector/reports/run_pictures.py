@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from gradwatch import conventions as c
 from gradwatch_collector.api.layer_map import LayerMap, layer_map
 from gradwatch_collector.api.layer_maps import nonfinite_marks
-from gradwatch_collector.reports import wording
+from gradwatch_collector.reports import apart, wording
 from gradwatch_collector.reports.pictures import (
     BAD,
     GRID,
@@ -23,6 +23,7 @@ from gradwatch_collector.reports.pictures import (
     SECOND_LINE,
     Doubles,
     Picture,
+    Ticks,
     drawing,
     is_wide,
     picture,
@@ -89,13 +90,13 @@ def _loss_picture(loss: Sequence[Curve], rate: Sequence[Curve], bad: Doubles, sp
     with drawing(_HEIGHT + 1.0 if rate else _HEIGHT) as figure:
         if rate:
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-            _draw(lower, rate, wording.number, SECOND_LINE)
+            _draw(lower, rate, apart.numbers, SECOND_LINE)
             lower.set_ylabel("learning rate")
             _steps(lower, span)
         else:
             upper = figure.subplots()
             _steps(upper, span)
-        _draw(upper, loss, wording.number)
+        _draw(upper, loss, apart.numbers)
         upper.set_ylabel("loss")
         _mark(upper, bad)
         title = "Loss and learning rate" if rate else "Loss"
@@ -107,7 +108,7 @@ def _norm_picture(norms: Sequence[Curve], bad: Doubles, span: _Span) -> Picture:
     title = "Global gradient norm, before clipping"
     with drawing(_HEIGHT) as figure:
         axes = figure.subplots()
-        _draw(axes, norms, wording.number)
+        _draw(axes, norms, apart.numbers)
         _steps(axes, span)
         _mark(axes, bad)
         return picture(figure, "norm", title, _described("The norm", norms, wording.number, bad))
@@ -116,7 +117,7 @@ def _norm_picture(norms: Sequence[Curve], bad: Doubles, span: _Span) -> Picture:
 def _duration_picture(durations: Sequence[Curve], span: _Span) -> Picture:
     with drawing(_HEIGHT) as figure:
         axes = figure.subplots()
-        _draw(axes, durations, wording.duration)
+        _draw(axes, durations, apart.durations)
         _steps(axes, span)
         told = _described("The time of a step", durations, wording.duration, np.empty(0))
         return picture(figure, "duration", "Step time", told)
@@ -129,8 +130,8 @@ def _headroom_picture(curves: Sequence[Curve], span: _Span) -> Picture:
     with drawing(_HEIGHT) as figure:
         axes = figure.subplots()
         if others:
-            _draw(axes, others, wording.share, GRID)
-        _draw(axes, [tightest], wording.share)
+            _draw(axes, others, apart.numbers, GRID)
+        _draw(axes, [tightest], apart.numbers)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
         axes.axhline(_HEADROOM_WANTED, color=BAD, linestyle=":", linewidth=1)
@@ -143,7 +144,9 @@ def _headroom_picture(curves: Sequence[Curve], span: _Span) -> Picture:
         )
 
 
-def _draw(axes: Axes, curves: Sequence[Curve], words: _Words, colour: str = LINE) -> None:
+def _draw(
+    axes: Axes, curves: Sequence[Curve], words: Callable[[Sequence[float]], list[str]], colour: str = LINE
+) -> None:
     """Draw each curve as a line, a few values as points as well; rolled-up stretches by their means."""
     for curve in curves[:_MOST_LINES]:
         known = np.isfinite(curve.steps)
@@ -151,7 +154,7 @@ def _draw(axes: Axes, curves: Sequence[Curve], words: _Words, colour: str = LINE
         axes.plot(x, y, color=colour, marker="." if len(x) <= _FEW else "", markersize=6)
     if is_wide(np.concatenate([curve.values for curve in curves])):
         axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+    axes.yaxis.set_major_formatter(Ticks(words))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
 
 
