@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from gradwatch_slo import markdown
-from gradwatch_slo.movement import compared_json, movement, sli_change
+from gradwatch_slo.movement import budget, compared_json, movement, sli_change
 from gradwatch_slo.report import ObjectiveReport, to_json
 from gradwatch_slo.tables import print_table
 from gradwatch_slo.verdict import Verdict
-from gradwatch_slo.wording import group, length, percent, target_percent, whole_percent
+from gradwatch_slo.wording import budget_percent, group, length, sli_percent, target_percent
 
 _STYLES: Final = {
     Verdict.MET: "green",
@@ -78,14 +78,21 @@ def cells(report: ObjectiveReport) -> tuple[str, ...]:
 
 
 def sli(report: ObjectiveReport) -> str:
-    """Return the share of good events; a dash where nothing was counted."""
-    return "-" if report.share is None else percent(report.share)
+    """Return the share of good events; a dash where nothing was counted.
+
+    It reads as the target, or as that of the window before, only if it is.
+    """
+    if report.share is None:
+        return "-"
+    before = report.previous and report.previous.share
+    return sli_percent(report.share, report.target, *(() if before is None else (before,)))
 
 
 def budget_left(report: ObjectiveReport) -> str:
     """Return what is left of the budget, as time too where that means something."""
-    left = report.budget_time_left
-    return whole_percent(report.budget_remaining) + (f" ({length(left)})" if left else "")
+    left, before = report.budget_time_left, report.previous
+    share = budget_percent(budget(report), *(() if before is None else (budget(before),)))
+    return share + (f" ({length(left)})" if left else "")
 
 
 def _bar(report: ObjectiveReport) -> Text:

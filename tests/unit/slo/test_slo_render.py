@@ -67,7 +67,20 @@ def test_json_is_the_list_of_reports(reports: list[ObjectiveReport]) -> None:
     assert printed["warnings"] == ["mine cannot be evaluated"]
 
 
-def test_a_share_is_cut_and_not_rounded_up_to_all() -> None:
-    printed = render_markdown([report(1, 30_001, target=Decimal("0.9999"))])
-    assert "| 99.99 % | 99.99 % |" in printed
-    assert "1 of 30001 runs failed; the budget allows 3" in printed
+@pytest.mark.parametrize(
+    ("bad", "total", "target", "cells"),
+    [
+        # Cut and not rounded: it must not read as all.
+        (4, 100_000, "0.9", "| 99.99 % | 90 % | 99.96 % "),
+        (1, 30_001, "0.9999", "| 99.996 % | 99.99 % | 67 % "),
+        (300_001, 30_000_000, "0.99", "| 98.99 % | 99 % | -0.0003 % "),
+        (299_999, 30_000_000, "0.99", "| 99.000003 % | 99 % | 0.0003 % "),
+        (1000, 1000, "0.9", "| 0 % | 90 % | -900 % "),
+        (99_999, 100_000, "0.9", "| 0.001 % | 90 % | -900 % "),
+        (0, 1000, "0.9", "| 100 % | 90 % | 100 % "),
+    ],
+)
+def test_a_number_reads_as_its_target_as_all_or_as_none_only_if_it_is(
+    bad: int, total: int, target: str, cells: str
+) -> None:
+    assert cells in render_markdown([report(bad, total, target=Decimal(target))])
