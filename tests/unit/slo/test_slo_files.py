@@ -102,4 +102,4 @@ def test_what_is_useless_is_an_error_when_strict(tmp_path: Path) -> None:
 def test_rules_cannot_be_written_where_there_is_no_folder(tmp_path: Path) -> None:
     done = slo("rules", "-o", tmp_path / "none" / "rules.yaml")
     assert done.exit_code == 1
-    assert done.stderr == f"Error: cannot write {tmp_path}/none/rules.yaml: No such file or directory\n"
+    assert done.stderr == f"Error: {tmp_path}/none/rules.yaml cannot be written: No such file or directory\n"
