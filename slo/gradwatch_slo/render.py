@@ -34,7 +34,8 @@ def render_table(reports: Sequence[ObjectiveReport], console: Console) -> None:
         name, grouped, verdict, sli, target, budget, *words = map(Text, cells(report))
         verdict.stylize(_STYLES[report.verdict])
         if console.is_terminal:
-            budget = Text.assemble(_bar(report), " ", budget)
+            signs = "#-" if console.options.ascii_only else "█░"
+            budget = Text.assemble(_bar(report, *signs), " ", budget)
             change = sli_change(report)
             if change:
                 words[-1].stylize("green" if change > 0 else "red")
@@ -95,7 +96,7 @@ def budget_left(report: ObjectiveReport) -> str:
     return share + (f" ({length(left)})" if left else "")
 
 
-def _bar(report: ObjectiveReport) -> Text:
+def _bar(report: ObjectiveReport, left: str, spent: str) -> Text:
     full = round(max(0.0, min(1.0, report.budget_remaining)) * _BAR_WIDTH)
-    bar = Text("█" * full, style="green" if report.budget_remaining > 0.25 else "yellow")
-    return bar.append("░" * (_BAR_WIDTH - full), style="red" if report.budget_remaining < 0 else "dim")
+    bar = Text(left * full, style="green" if report.budget_remaining > 0.25 else "yellow")
+    return bar.append(spent * (_BAR_WIDTH - full), style="red" if report.budget_remaining < 0 else "dim")

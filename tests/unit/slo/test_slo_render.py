@@ -46,6 +46,13 @@ def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveRep
     assert "██████████\x1b[0m 100 %" in printed
 
 
+def test_a_terminal_that_knows_no_blocks_has_bars_too() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    render_table([report(1, 20)], Console(file=out, force_terminal=True, width=200, color_system=None))
+    out.seek(0)
+    assert "#####----- 50 %" in out.read()
+
+
 def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal() -> None:
     found = reports_of(objective(group_by=("job",)), {("[red]a|b[/red]\n\x1b[2J",): Counts(1, 0)})
     for printed in (table(found), table(found, force_terminal=True, width=200)):
