@@ -130,6 +130,25 @@ def test_the_links_lead_where_they_are_asked_to() -> None:
             assert rule["annotations"]["dashboard_url"] == "https://grafana/d/gradwatch-executive"
 
 
+@pytest.mark.parametrize("option", ["--runbook-url", "--grafana-url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{{",
+        "https://a/{{ $labels.slo }}",
+        "javascript:alert(1)",
+        "https://",
+        "https:///x",
+        "wiki",
+        "https://a\x00",
+    ],
+)
+def test_what_is_no_address_of_a_page_is_refused(option: str, url: str) -> None:
+    done = CliRunner().invoke(main, ["slo", "rules", option, url])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "expected an address such as" in done.stderr
+
+
 # --- Burn rates ---
 
 
