@@ -46,6 +46,12 @@ def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveRep
     assert "██████████\x1b[0m 100 %" in printed
 
 
+@pytest.mark.parametrize(("bad", "bar"), [(0, "\x1b[32m██████████"), (14, "\x1b[32m███"), (15, "\x1b[33m██")])
+def test_a_bar_is_green_while_more_than_a_quarter_of_the_budget_is_left(bad: int, bar: str) -> None:
+    printed = table([report(bad, 200)], force_terminal=True, width=200, color_system="standard", no_color=False)
+    assert f"{bar}\x1b[0m" in printed
+
+
 def test_a_terminal_that_knows_no_blocks_has_bars_too() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     render_table([report(1, 20)], Console(file=out, force_terminal=True, width=200, color_system=None))
