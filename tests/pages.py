@@ -1,9 +1,23 @@
-"""Pages as a browser would read them."""
+"""Pages as a browser would read them, and Markdown as GitHub would."""
 
 from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+
+from markdown_it import MarkdownIt
+
+# What must be shown as it is.
+HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
+HOSTILE += " https://evil.example www.evil.example a@b.c @acme/everyone #1"
+# What GitHub makes links and mentions of, wherever it is within one text.
+LIVE = re.compile(r"://|www\.|@[^\s]|#\d", re.IGNORECASE)
+
+
+def live(markdown: str) -> list[str]:
+    """Return the texts of Markdown that would become links or mentions; links that it makes itself are none."""
+    page = Page(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+    return [text for text in page.texts if LIVE.search(text)]
 
 
 class Page(HTMLParser):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import sys
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -35,8 +38,45 @@ COMMANDS: Final = {
 }
 
 
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class _Utf8(click.types.StringParamType):
+    """Text; names of files, and what is passed on to another command, may be any bytes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it; bytes that are no text arrive as surrogates, which no database takes."""
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"found {os.fsencode(text)!r}, expected UTF-8", param, ctx)
+        return text
+
+
+def _expect_text(command: click.Command) -> None:
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = _Utf8()
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        _expect_text(each)
+
+
 class LazyGroup(click.Group):
     """A group that imports a subcommand when it is asked for."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run a command: letters that the output lacks are escaped, and where it finds no room is one line."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return super().main(*arguments, **settings)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            sys.stdout = None  # what is left in its buffer would fail once more, and make the exit code 120
+            click.ClickException(f"what is written finds no room: {error.strerror}").show()
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of the subcommands."""
@@ -54,6 +94,7 @@ class LazyGroup(click.Group):
                 f"`gradwatch {cmd_name}` needs the package {error.name!r}: pip install 'gradwatch[collector]'"
             ) from error
         assert isinstance(command, click.Command)
+        _expect_text(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

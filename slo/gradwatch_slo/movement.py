@@ -8,7 +8,7 @@ from typing import Any
 
 from gradwatch_slo.budget import budget_remaining
 from gradwatch_slo.report import ObjectiveReport, to_json
-from gradwatch_slo.wording import percent, points, whole_percent
+from gradwatch_slo.wording import budget_percent, points, sli_percent
 
 # Of the window before, what differs; name, group and target do not.
 _OF_PREVIOUS = ("sli", "good", "bad", "total", "verdict", "interval", "budget_remaining", "window", "summary")
@@ -27,7 +27,12 @@ def budget_change(report: ObjectiveReport) -> Fraction | None:
     before = report.previous
     if before is None or not before.total or not report.total:
         return None
-    return _budget(report) - _budget(before)
+    return budget(report) - budget(before)
+
+
+def budget(report: ObjectiveReport) -> Fraction:
+    """Return what is left of the budget, exactly."""
+    return budget_remaining(report.lost, report.total, report.target)
 
 
 def movement(report: ObjectiveReport) -> str:
@@ -54,13 +59,14 @@ def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
     change = sli_change(report)
     if change is None:
         if before.share is not None:
-            yield f"{percent(before.share)} in the window before, {before.verdict.value}"
+            yield f"{sli_percent(before.share, before.target)} in the window before, {before.verdict.value}"
         else:
             yield "nothing was counted in the window before"
         return
     assert before.share is not None  # or there were no change
-    was = percent(before.share)
+    assert report.share is not None
     if change:
+        was = sli_percent(before.share, before.target, report.share)
         yield f"SLI {'up' if change > 0 else 'down'} {points(change)} from {was}"
     else:
         yield "SLI unchanged"
@@ -68,9 +74,9 @@ def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
         yield f"still {report.verdict.value}"
     else:
         yield f"{before.verdict.value} before, {report.verdict.value} now"
-    left, left_before = whole_percent(report.budget_remaining), whole_percent(before.budget_remaining)
-    yield f"budget left {left}, as before" if left == left_before else f"budget left {left} after {left_before}"
-
-
-def _budget(report: ObjectiveReport) -> Fraction:
-    return budget_remaining(report.lost, report.total, report.target)
+    left, was_left = budget(report), budget(before)
+    told = budget_percent(left, was_left)
+    if left == was_left:
+        yield f"budget left {told}, as before"
+    else:
+        yield f"budget left {told} after {budget_percent(was_left, left)}"

@@ -112,7 +112,7 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
             if not all(_told_apart(objective, other) for other in named[objective.name]):
                 message = (
                     f"found a second {objective.name}, expected another name, or a field of groupBy of which"
-                    " each selects values that the other does not"
+                    " one selects a single value, and the other does not select it"
                 )
                 catalogue.problems.append(document.problem(("metadata", "name"), message))
             named[objective.name].append(objective)
@@ -126,11 +126,12 @@ def objectives_of(documents: Sequence[Document]) -> ObjectiveSet:
 def _told_apart(one: Objective, other: Objective) -> bool:
     """Return whether nothing that is shown of one could be of the other: as tiers are, which share a name.
 
-    What is not in both's ``group_by`` is no label on `/metrics`, and an alert of one would be about both.
+    What is not in both's ``group_by`` is no label on `/metrics`, and an alert of one would be about both. Of a
+    field with several values neither a rule has the label, nor a report by other fields the group.
     """
     limits, others = dict(one.selection.fields), dict(other.selection.fields)
     return any(
-        set(limits[name]).isdisjoint(others[name])
+        set(limits[name]).isdisjoint(others[name]) and 1 in (len(limits[name]), len(others[name]))
         for name in one.group_by
         if name in other.group_by and name in limits and name in others
     )

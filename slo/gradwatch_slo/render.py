@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from gradwatch_slo import markdown
-from gradwatch_slo.movement import compared_json, movement, sli_change
+from gradwatch_slo.movement import budget, compared_json, movement, sli_change
 from gradwatch_slo.report import ObjectiveReport, to_json
 from gradwatch_slo.tables import print_table
 from gradwatch_slo.verdict import Verdict
-from gradwatch_slo.wording import group, length, percent, target_percent, whole_percent
+from gradwatch_slo.wording import budget_percent, group, length, sli_percent, target_percent
 
 _STYLES: Final = {
     Verdict.MET: "green",
@@ -34,7 +34,8 @@ def render_table(reports: Sequence[ObjectiveReport], console: Console) -> None:
         name, grouped, verdict, sli, target, budget, *words = map(Text, cells(report))
         verdict.stylize(_STYLES[report.verdict])
         if console.is_terminal:
-            budget = Text.assemble(_bar(report), " ", budget)
+            signs = "#-" if console.options.ascii_only else "█░"
+            budget = Text.assemble(_bar(report, *signs), " ", budget)
             change = sli_change(report)
             if change:
                 words[-1].stylize("green" if change > 0 else "red")
@@ -78,17 +79,24 @@ def cells(report: ObjectiveReport) -> tuple[str, ...]:
 
 
 def sli(report: ObjectiveReport) -> str:
-    """Return the share of good events; a dash where nothing was counted."""
-    return "-" if report.share is None else percent(report.share)
+    """Return the share of good events; a dash where nothing was counted.
+
+    It reads as the target, or as that of the window before, only if it is.
+    """
+    if report.share is None:
+        return "-"
+    before = report.previous and report.previous.share
+    return sli_percent(report.share, report.target, *(() if before is None else (before,)))
 
 
 def budget_left(report: ObjectiveReport) -> str:
     """Return what is left of the budget, as time too where that means something."""
-    left = report.budget_time_left
-    return whole_percent(report.budget_remaining) + (f" ({length(left)})" if left else "")
+    left, before = report.budget_time_left, report.previous
+    share = budget_percent(budget(report), *(() if before is None else (budget(before),)))
+    return share + (f" ({length(left)})" if left else "")
 
 
-def _bar(report: ObjectiveReport) -> Text:
+def _bar(report: ObjectiveReport, left: str, spent: str) -> Text:
     full = round(max(0.0, min(1.0, report.budget_remaining)) * _BAR_WIDTH)
-    bar = Text("█" * full, style="green" if report.budget_remaining > 0.25 else "yellow")
-    return bar.append("░" * (_BAR_WIDTH - full), style="red" if report.budget_remaining < 0 else "dim")
+    bar = Text(left * full, style="green" if report.budget_remaining > 0.25 else "yellow")
+    return bar.append(spent * (_BAR_WIDTH - full), style="red" if report.budget_remaining < 0 else "dim")

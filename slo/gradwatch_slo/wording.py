@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -10,14 +11,30 @@ from fractions import Fraction
 from gradwatch_slo.problems import printable
 
 
-def percent(share: Fraction) -> str:
-    """Return a share with at most two decimals, cut and not rounded: 99.996 % must not read as 100 %."""
-    return f"{_hundredths(share):f} %"
+def percent(share: Fraction, *others: Fraction) -> str:
+    """Return a share with at most two decimals, cut and not rounded: 99.996 % must not read as 100 %.
+
+    There are more where it would else read as one of ``others`` that it is not.
+    """
+    return _distinct(share, others, 2, math.floor)
+
+
+def budget_percent(share: Fraction, *others: Fraction) -> str:
+    """Return what is left of a budget, rounded to whole per cents; unspent and spent only if it is.
+
+    There are decimals where it would else read as one of ``others`` that it is not.
+    """
+    return _distinct(share, (Fraction(0), Fraction(1), *others), 0, round)
+
+
+def sli_percent(share: Fraction, target: Decimal, *others: Fraction) -> str:
+    """Return the share of good events beside its target; it reads as the target, or as none, only if it is."""
+    return percent(share, Fraction(0), Fraction(target), *others)
 
 
 def points(change: Fraction) -> str:
     """Return by how many percentage points a share changed, without the sign; cut and not rounded."""
-    cut = _hundredths(abs(change))
+    cut = Decimal(int(abs(change) * 10_000)) / 100
     if change and not cut:
         return "less than 0.01 points"
     return f"{cut:f} point{'' if cut == 1 else 's'}"
@@ -53,5 +70,12 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _hundredths(share: Fraction) -> Decimal:
-    return Decimal(int(share * 10_000)) / 100
+def _distinct(
+    share: Fraction, others: Iterable[Fraction], places: int, whole: Callable[[Fraction], int]
+) -> str:
+    scale = 100 * 10**places
+    told = whole(share * scale)
+    if any(whole(other * scale) == told for other in others if other != share):
+        return _distinct(share, others, places + 1, whole)
+    digits = f"{Decimal(f'{told}E-{places}'):f}"
+    return f"{digits.rstrip('0').rstrip('.') if places else digits} %"

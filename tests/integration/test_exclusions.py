@@ -86,6 +86,45 @@ def test_a_run_is_excluded_with_who_and_why_and_included_again(database: Engine,
     assert "the run drill (withdrawn)" in gradwatch("slo", "exclusions", "--all").stdout
 
 
+def test_what_is_still_excluded_under_another_number_is_not_said_to_be_counted(
+    database: Engine, gradwatch: Gradwatch
+) -> None:
+    fill(database, run(Status.FAILED, started=ago(3), run_id="drill"))
+    day, before = (f"{ago(days):%Y-%m-%d}" for days in (3, 5))
+    for words in (
+        ("--run", "drill"),
+        ("--run", "drill"),
+        ("--from", before, "--to", day, "--group", "team=vision"),
+        ("--from", before, "--to", day, "--group", "team=audio"),
+        ("--from", "2100-01-01", "--to", "2100-01-03"),
+        ("--from", "2100-01-02", "--to", "2100-01-04"),
+    ):
+        assert gradwatch("slo", "exclude", *words, "--reason", "a test").exit_code == 0
+    first = "withdrawn: the run drill; still excluded under number 2, 3\n"
+    assert gradwatch("slo", "include", "1").stdout == first
+    assert (
+        gradwatch("slo", "include", "2").stdout == "withdrawn: the run drill; still excluded under number 3\n"
+    )
+    assert counted(gradwatch) == (0, 0)
+    assert gradwatch("slo", "include", "3").stdout.startswith("counted again: team=vision from")
+    assert counted(gradwatch) == (0, 1)
+    assert gradwatch("slo", "include", "5").stdout.endswith(
+        "; still excluded, at least in part, under number 6\n"
+    )
+    assert gradwatch("slo", "include", "6").stdout.startswith("counted again: all from 2100")
+
+
+def test_the_name_of_a_run_steers_no_terminal(database: Engine, gradwatch: Gradwatch) -> None:
+    fill(database, run(Status.FAILED, started=ago(3), run_id="\x1b[2Jx", team="\x1b[31m"))
+    done = gradwatch("slo", "exclude", "--run", "\x1b[2Jx", "--reason", "a test")
+    assert done.stdout == "excluded the run \\x1b[2Jx (number 1)\n"
+    assert gradwatch("slo", "include", "1").stdout == "counted again: the run \\x1b[2Jx\n"
+    period = ("--from", "2026-01-01", "--to", "2026-01-02", "--group", "team=\x1b[31m")
+    assert gradwatch("slo", "exclude", *period, "--reason", "a test").stdout.startswith(
+        "excluded team=\\x1b[31m from"
+    )
+
+
 def test_days_are_excluded_whole_and_for_a_team_only(database: Engine, gradwatch: Gradwatch) -> None:
     day = ago(5).replace(hour=0, minute=0, second=0, microsecond=0)
     for ended in (day - timedelta(seconds=1), day, day + DAY - timedelta(seconds=1), day + DAY):

@@ -23,16 +23,16 @@ from gradwatch_collector.runs.clocks import Clock
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import transaction
 from gradwatch_collector.storage.retention import Policy, prune
+from gradwatch_slo.problems import printable
 from tests.batches import SECOND, at, event, frame, scalar
 from tests.browser import chromium, needs_chromium
 from tests.collector_process import collector, train
-from tests.pages import Page
+from tests.pages import HOSTILE, Page, live
 from tests.told_runs import flight_record, look, tell_run
 
 NAN = float("nan")
 DAY = 86_400 * 1_000_000_000
 GONE_BAD = [2.0, 1.5, 1.2, 1.0, NAN, NAN]
-HOSTILE = "<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層"
 
 TRAINED_TO_NAN = """
 import os, torch, gradwatch
@@ -200,11 +200,17 @@ def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: 
     assert text.count("alert(1)") > 10
     assert "\x1b" not in text
     assert "\u202e" not in text
-    assert r"<script>alert(1)</script>\x1b[31m$x_1$ |*a*|\u202e層" in {each.strip() for each in page.texts}
+    assert printable(HOSTILE) in {each.strip() for each in page.texts}
     markdown = report(database_url, "bad")
     assert "\x1b" not in markdown
     assert not re.search(r"(?<!\\)<script", markdown)
     assert not re.search(r"(?<!\\)\|\*", markdown)
+    assert not live(markdown)
+    compared = CliRunner().invoke(
+        main, ["runs", "compare", "bad", "--format", "markdown", "--db", database_url]
+    )
+    assert "evil" in compared.stdout
+    assert not live(compared.stdout)
 
 
 def test_what_a_slow_clock_told_is_placed_by_the_collectors(database: Engine, database_url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from gradwatch.assets import asset_dir
 from gradwatch_collector.commands.kubernetes import alertmanager_config, prometheus_rule
+from gradwatch_collector.commands.web_address import WEB_ADDRESS
 
 # Expressions and sentences are not to be folded.
 _ONE_LINE: Final = 10_000
@@ -62,11 +62,14 @@ def dashboards() -> None:
 @click.option(
     "--collector-url",
     default=None,
-    metavar="URL",
+    type=WEB_ADDRESS,
     help="Where browsers reach the collector, whose run pages panels lead to [default: http://127.0.0.1:4318].",
 )
 @click.option(
-    "--runbook-url", default=None, metavar="URL", help="Folder of runbooks that panels lead to [default: ours]."
+    "--runbook-url",
+    default=None,
+    type=WEB_ADDRESS,
+    help="Folder of runbooks that panels lead to [default: ours].",
 )
 def export_dashboards(directory: Path, collector_url: str | None, runbook_url: str | None) -> None:
     """Copy dashboards and provisioning files into DIRECTORY.
@@ -76,7 +79,7 @@ def export_dashboards(directory: Path, collector_url: str | None, runbook_url: s
       gradwatch dashboards export /etc/gradwatch/dashboards --collector-url https://gradwatch.example.org
     """
     addresses = {"collector": collector_url, "runbooks": runbook_url}
-    told = {name: _web_address(url) for name, url in addresses.items() if url is not None}
+    told = {name: url for name, url in addresses.items() if url is not None}
     _export("dashboards", directory)
     if told:
         try:
@@ -84,12 +87,6 @@ def export_dashboards(directory: Path, collector_url: str | None, runbook_url: s
                 _set_constants(path, told)
         except OSError as error:
             raise _cannot_write(directory, error) from error
-
-
-def _web_address(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/]\S*", url):
-        raise click.BadParameter(f"{url!r} is not an address such as https://gradwatch.example.org")
-    return url.rstrip("/")
 
 
 def _set_constants(path: Path, values: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from gradwatch_collector.commands.slo_interruptions import interruptions_command
 from gradwatch_collector.commands.slo_report import report_command
 from gradwatch_collector.commands.slo_simulate import simulate_command
 from gradwatch_collector.commands.slo_summarise import summarise_command
+from gradwatch_collector.commands.web_address import WEB_ADDRESS
 from gradwatch_slo.burn_rules import is_alerted
 from gradwatch_slo.lint import lint
 from gradwatch_slo.rules import GRAFANA_URL, render_rules
@@ -76,9 +77,15 @@ def validate(named: tuple[Path, ...], files: tuple[Path, ...], strict: bool) -> 
 @files_option
 @output_option
 @click.option(
-    "--runbook-url", default=RUNBOOK_BASE_URL, show_default=True, help="Absolute URL of the folder of runbooks."
+    "--runbook-url",
+    default=RUNBOOK_BASE_URL,
+    show_default=True,
+    type=WEB_ADDRESS,
+    help="Absolute URL of the folder of runbooks.",
 )
-@click.option("--grafana-url", default=GRAFANA_URL, show_default=True, help="Absolute URL of Grafana.")
+@click.option(
+    "--grafana-url", default=GRAFANA_URL, show_default=True, type=WEB_ADDRESS, help="Absolute URL of Grafana."
+)
 def rules(files: tuple[Path, ...], path: Path | None, runbook_url: str, grafana_url: str) -> None:
     """Write Prometheus recording and alerting rules for objectives.
 

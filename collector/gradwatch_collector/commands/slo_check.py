@@ -72,19 +72,18 @@ def check_command(
         warnings = [*not_summarised(connection, about, as_of), *unknown_pinned(connection, about)]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    deciding = dict(_EXIT_CODES)
-    if insufficient == "ok":
-        del deciding[Verdict.INSUFFICIENT_DATA]
-    told = [report for verdict in deciding for report in reports if report.verdict is verdict]
+    counts = Counter(report.verdict for report in reports)
+    passing = {Verdict.INSUFFICIENT_DATA} if insufficient == "ok" else set()
+    decided = next((verdict for verdict in _EXIT_CODES if counts[verdict] and verdict not in passing), None)
     for skipped in unevaluated:
         click.echo(f"error: {printable(str(skipped))}")
-    for report in told:
-        click.echo(_line(report))
+    for report in reports:
+        if report.verdict is decided:
+            click.echo(_line(report))
     if unevaluated:
         context.exit(_ERROR)
-    if told:
-        context.exit(deciding[told[0].verdict])
-    counts = Counter(report.verdict for report in reports)
+    if decided is not None:
+        context.exit(_EXIT_CODES[decided])
     click.echo("ok: " + ", ".join(f"{counts[each]} {each.value}" for each in Verdict if counts[each]))
 
 

@@ -19,11 +19,13 @@ from gradwatch_collector.objectives.exclusions import (
     What,
     exclude,
     load_exclusions,
+    still_excluding,
     withdraw,
 )
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_collector.storage.database import transaction
 from gradwatch_slo.periods import read_span
+from gradwatch_slo.problems import printable
 from gradwatch_slo.report import rfc3339
 from gradwatch_slo.tables import print_table
 
@@ -99,9 +101,15 @@ def include_command(database: str, number: int) -> None:
     try:
         with transaction(engine) as connection:
             found = withdraw(connection, number, now=time.time_ns())
+            others = still_excluding(connection, found.what)
     except UnknownExclusionError as error:
         raise click.ClickException(f"{error}: see `gradwatch slo exclusions`") from error
-    click.echo(f"counted again: {_words(found.what)}")
+    if others:
+        numbers = ", ".join(str(each.exclusion_id) for each in others)
+        part = "" if found.what.single_run is not None else ", at least in part,"
+        click.echo(f"withdrawn: {_words(found.what)}; still excluded{part} under number {numbers}")
+    else:
+        click.echo(f"counted again: {_words(found.what)}")
 
 
 @click.command("exclusions")
@@ -150,8 +158,8 @@ def _json(each: Exclusion) -> dict[str, object]:
 
 def _words(what: What) -> str:
     if what.single_run is not None:
-        return f"the run {what.single_run}"
+        return f"the run {printable(what.single_run)}"
     assert what.start is not None
     assert what.end is not None
     group = ", ".join(f"{name}={' or '.join(values)}" for name, values in what.fields.items())
-    return f"{group or 'all'} from {rfc3339(moment(what.start))} to {rfc3339(moment(what.end))}"
+    return f"{printable(group) or 'all'} from {rfc3339(moment(what.start))} to {rfc3339(moment(what.end))}"

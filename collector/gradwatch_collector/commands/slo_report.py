@@ -29,6 +29,7 @@ from gradwatch_collector.commands.slo_options import (
     window_option,
     zone_option,
 )
+from gradwatch_collector.commands.web_address import WEB_ADDRESS
 from gradwatch_collector.objectives.comparing import compare_with_previous
 from gradwatch_collector.objectives.evaluation import count_objectives
 from gradwatch_collector.objectives.pinned import unknown_pinned
@@ -44,12 +45,6 @@ from gradwatch_slo.render_csv import render_csv
 from gradwatch_slo.report import ObjectiveReport
 
 
-def _url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise click.BadParameter(f"found {url!r}, expected one that begins with http:// or https://")
-    return url
-
-
 @click.command("report")
 @database_option
 @format_option("table", "markdown", "json", "csv", "html")
@@ -61,9 +56,7 @@ def _url(_context: click.Context, _parameter: click.Parameter, url: str | None) 
 @as_of_option
 @click.option("--compare", type=click.Choice(["previous"]), help="Beside the window before.")
 @prices_option
-@click.option(
-    "--url", metavar="URL", callback=_url, help="Of a collector: the page (html) links to its runs there."
-)
+@click.option("--url", type=WEB_ADDRESS, help="Of a collector: the page (html) links to its runs there.")
 def report_command(
     database: str,
     output: str,

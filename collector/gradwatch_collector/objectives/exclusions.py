@@ -90,6 +90,15 @@ def withdraw(connection: Connection, exclusion_id: int, *, now: int) -> Exclusio
     return found
 
 
+def still_excluding(connection: Connection, what: What) -> list[Exclusion]:
+    """Return what excludes it, or a part of it, now; the oldest first."""
+    return [
+        each
+        for each in reversed(load_exclusions(connection))
+        if each.withdrawn_at is None and _overlap(connection, each.what, what)
+    ]
+
+
 def load_exclusions(connection: Connection) -> list[Exclusion]:
     """Return all there ever were, newest first."""
     rows = connection.execute(select(schema.exclusion).order_by(_exclusion.exclusion_id.desc()))
@@ -113,6 +122,21 @@ def _exclusion_of(row: Any) -> Exclusion:
         actor=row.actor,
         recorded_at=row.recorded_at,
         withdrawn_at=row.withdrawn_at,
+    )
+
+
+def _overlap(connection: Connection, one: What, other: What) -> bool:
+    if one.period is None or other.period is None:
+        both = select(_run.run_id).where(_concerned(one), _concerned(other)).limit(1)
+        return connection.execute(both).first() is not None
+    # There may be no run in it yet.
+    (start, end, _), (other_start, other_end, _) = one.period, other.period
+    return (
+        start < other_end
+        and other_start < end
+        and not any(
+            set(one.fields[name]).isdisjoint(other.fields[name]) for name in one.fields.keys() & other.fields
+        )
     )
 
 

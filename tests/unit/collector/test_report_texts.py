@@ -17,6 +17,7 @@ from gradwatch_collector.runs.comparison import Compared
 from gradwatch_slo import markdown
 from gradwatch_slo.cost import CPU_HOST, Held, PriceTable, cost_of
 from gradwatch_slo.problems import printable
+from tests.pages import LIVE
 
 HOUR = 3600 * 1_000_000_000
 
@@ -94,11 +95,19 @@ def rendered(text: str) -> str:
     return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
 
 
-@given(st.text(st.sampled_from("ab_ *`[]()<>|~&;#!\\$-+.1\n\r\t\x1b\u202e\ud800é層"), max_size=20) | st.text())
+pieces = st.sampled_from(
+    [*"ab_ *`[]()<>|~&;#!\\$-+.1/:@w\n\r\t\x1b\u202e\ud800é層", "https://", "www.", "<!-- -->"]
+)
+
+
+@given(st.lists(pieces, max_size=20).map("".join) | st.text())
 @example("&amp; &#42;")
-def test_any_text_is_itself_in_markdown(text: str) -> None:
+@example("https://evil.example HTTP://e.f WWW.e.f a@b.c @acme/everyone mailto:a@b.c acme/x#1")
+def test_any_text_is_itself_in_markdown_and_neither_link_nor_mention(text: str) -> None:
     (shown,) = re.findall(r"\A<p>x(.*)y</p>\n\Z", rendered(f"x{markdown.escaped(text)}y"), re.DOTALL)
-    assert html.unescape(shown) == printable(text)
+    parts = [html.unescape(part) for part in shown.split("<!-- -->")]
+    assert "".join(parts) == printable(text)
+    assert not any(LIVE.search(part) for part in parts)
 
 
 @given(st.text(st.sampled_from("a|\\`*<_ "), min_size=1))

@@ -58,5 +58,5 @@ def test_one_address_leaves_the_other_as_it_is(tmp_path: Path) -> None:
 def test_what_is_no_address_of_a_page_is_refused_before_anything_is_written(tmp_path: Path, url: str) -> None:
     told = export(tmp_path / "here", "--collector-url", url)
     assert told.exit_code == 2
-    assert "is not an address" in told.output
+    assert "expected an address such as" in told.output
     assert not (tmp_path / "here").exists()

@@ -414,7 +414,7 @@ def test_every_file_in_the_folder_is_shipped_and_names_a_shipped_service() -> No
 
 NAMES = "spec.indicator.spec.ratioMetric"
 SPEC = f"{NAMES}.raw.metricSource.spec"
-SECOND = "metadata.name: found a second my-slo, expected another name, or a field of groupBy of which each selects values that the other does not"
+SECOND = "metadata.name: found a second my-slo, expected another name, or a field of groupBy of which one selects a single value, and the other does not select it"
 VALUE = "spec.indicator.spec.thresholdMetric.metricSource.spec"
 
 
@@ -424,6 +424,10 @@ def raw(spec: str) -> str:
 
 def of_tier(tiers: str, group_by: str) -> str:
     return raw(f"{{unit: run, measure: success, where: {{tier: [{tiers}]}}, groupBy: {group_by}}}")
+
+
+def of_jobs(jobs: str) -> str:
+    return raw(f"{{unit: run, measure: success, where: {{job: [{jobs}]}}, groupBy: [job]}}")
 
 
 def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> None:
@@ -571,6 +575,7 @@ def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> 
         (f"{of_tier('production', '[]')}---\n{of_tier('experiment', '[]')}", f"14: {SECOND}"),
         (f"{of_tier('production', '[tier]')}---\n{of_tier('experiment', '[team]')}", f"14: {SECOND}"),
         (f"{of_tier('production', '[tier]')}---\n{of_tier('production, experiment', '[tier]')}", f"14: {SECOND}"),
+        (f"{of_jobs('a, b')}---\n{of_jobs('c, d')}", f"14: {SECOND}"),
         (f"{of_tier('production', '[tier]')}---\n{raw('{unit: run, measure: success, groupBy: [tier]}')}", f"14: {SECOND}"),
         (f"{HEAD}kind: Service\nmetadata: {{name: a}}\n---\n{HEAD}kind: Service\nmetadata: {{name: a}}\n", "7: metadata.name: found a second Service 'a', expected each name once"),
         (ALL_KINDS.replace("unit: run", "unit: rnu"), "18: spec.ratioMetric.raw.metricSource.spec.unit: found 'rnu', expected one of run, step, checkpoint, epoch, slice; did you mean 'run'?"),

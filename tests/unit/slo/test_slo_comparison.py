@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from rich.console import Console
@@ -22,14 +23,14 @@ from gradwatch_slo.caveats import thin_budgets
 from gradwatch_slo.counts import Counts, Group
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import Selection
-from gradwatch_slo.movement import compared_json, movement
+from gradwatch_slo.movement import budget, compared_json, movement
 from gradwatch_slo.regrouping import grouped, narrowed
-from gradwatch_slo.render import render_json, render_markdown, render_table
+from gradwatch_slo.render import budget_left, render_json, render_markdown, render_table, sli
 from gradwatch_slo.render_csv import render_csv
 from gradwatch_slo.report import ObjectiveReport, reports_of
 from gradwatch_slo.schemas import load_schema
 from gradwatch_slo.slices import Slicing
-from gradwatch_slo.wording import length
+from gradwatch_slo.wording import length, target_percent
 
 BETTER = "uncertain before, met now"
 PRODUCTION = Selection((("tier", ("production",)),))
@@ -54,7 +55,12 @@ def compared(now: tuple[int, int], before: tuple[int, int]) -> ObjectiveReport:
         (
             (10_000, 100_000),
             (10_001, 100_000),
-            f"SLI up less than 0.01 points from 89.99 %; {BETTER}; budget left 0 %, as before",
+            f"SLI up less than 0.01 points from 89.99 %; {BETTER}; budget left 0 % after -0.01 %",
+        ),
+        (
+            (201, 2000),
+            (100, 1000),
+            "SLI down 0.05 points from 90 %; met before, uncertain now; budget left -0.5 % after 0 %",
         ),
         ((0, 0), (3, 30), "90 % in the window before, met"),
         ((1, 20), (0, 0), "nothing was counted in the window before"),
@@ -88,7 +94,42 @@ def test_slices_that_are_lost_in_part_move_by_as_much_as_they_are() -> None:
 counts = st.builds(Counts, st.integers(0, 2000), st.integers(0, 2000))
 
 
-@given(counts, counts, st.decimals(0, "0.999999999999", places=12))
+targets = st.decimals(0, "0.999999999999", places=12)
+
+
+@given(counts, counts, targets)
+@example(Counts(1799, 201), Counts(900, 100), Decimal("0.9"))
+@example(Counts(999_999, 0), Counts(999_998, 0), Decimal("0.999999"))
+def test_what_differs_reads_differently_and_the_same_way_round(
+    now: Counts, before: Counts, target: Decimal
+) -> None:
+    # What is compared has counted something in both windows.
+    was = report(before.bad, before.total + 1, target=target)
+    found = replace(report(now.bad, now.total + 1, target=target), previous=was)
+    assert found.share is not None
+    assert was.share is not None
+    words = movement(found)
+    shares = [(found.share, sli(found)), (Fraction(target), target_percent(target))]
+    if found.share != was.share:
+        shares.append((was.share, words.partition(" from ")[2].partition(";")[0]))
+    left, differs, left_before = words.rpartition("budget left ")[2].partition(" after ")
+    assert bool(differs) == (budget(found) != budget(was))
+    budgets = [(budget(found), left.removesuffix(", as before"))]
+    if differs:
+        budgets.append((budget(was), left_before))
+    for told in (shares, budgets):
+        ordered = sorted([*told, (Fraction(0), "0 %"), (Fraction(1), "100 %")])
+        for (one, text), (other, other_text) in itertools.pairwise(ordered):
+            assert (number(text) < number(other_text)) == (one < other)
+            assert (text == other_text) == (one == other)
+    assert budget_left(found).startswith(budgets[0][1])
+
+
+def number(text: str) -> Fraction:
+    return Fraction(text.removesuffix(" %"))
+
+
+@given(counts, counts, targets)
 def test_the_json_of_any_comparison_satisfies_its_schema(now: Counts, before: Counts, target: Decimal) -> None:
     each = replace(
         report(now.bad, now.total, target=target), previous=report(before.bad, before.total, target=target)

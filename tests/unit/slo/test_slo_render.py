@@ -46,6 +46,19 @@ def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveRep
     assert "██████████\x1b[0m 100 %" in printed
 
 
+@pytest.mark.parametrize(("bad", "bar"), [(0, "\x1b[32m██████████"), (14, "\x1b[32m███"), (15, "\x1b[33m██")])
+def test_a_bar_is_green_while_more_than_a_quarter_of_the_budget_is_left(bad: int, bar: str) -> None:
+    printed = table([report(bad, 200)], force_terminal=True, width=200, color_system="standard", no_color=False)
+    assert f"{bar}\x1b[0m" in printed
+
+
+def test_a_terminal_that_knows_no_blocks_has_bars_too() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    render_table([report(1, 20)], Console(file=out, force_terminal=True, width=200, color_system=None))
+    out.seek(0)
+    assert "#####----- 50 %" in out.read()
+
+
 def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal() -> None:
     found = reports_of(objective(group_by=("job",)), {("[red]a|b[/red]\n\x1b[2J",): Counts(1, 0)})
     for printed in (table(found), table(found, force_terminal=True, width=200)):
@@ -67,7 +80,20 @@ def test_json_is_the_list_of_reports(reports: list[ObjectiveReport]) -> None:
     assert printed["warnings"] == ["mine cannot be evaluated"]
 
 
-def test_a_share_is_cut_and_not_rounded_up_to_all() -> None:
-    printed = render_markdown([report(1, 30_001, target=Decimal("0.9999"))])
-    assert "| 99.99 % | 99.99 % |" in printed
-    assert "1 of 30001 runs failed; the budget allows 3" in printed
+@pytest.mark.parametrize(
+    ("bad", "total", "target", "cells"),
+    [
+        # Cut and not rounded: it must not read as all.
+        (4, 100_000, "0.9", "| 99.99 % | 90 % | 99.96 % "),
+        (1, 30_001, "0.9999", "| 99.996 % | 99.99 % | 67 % "),
+        (300_001, 30_000_000, "0.99", "| 98.99 % | 99 % | -0.0003 % "),
+        (299_999, 30_000_000, "0.99", "| 99.000003 % | 99 % | 0.0003 % "),
+        (1000, 1000, "0.9", "| 0 % | 90 % | -900 % "),
+        (99_999, 100_000, "0.9", "| 0.001 % | 90 % | -900 % "),
+        (0, 1000, "0.9", "| 100 % | 90 % | 100 % "),
+    ],
+)
+def test_a_number_reads_as_its_target_as_all_or_as_none_only_if_it_is(
+    bad: int, total: int, target: str, cells: str
+) -> None:
+    assert cells in render_markdown([report(bad, total, target=Decimal(target))])

@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from slo_reports import NOW
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
 from gradwatch_slo.burn_rules import BURN_RULES
 from gradwatch_slo.durations import Duration
-from gradwatch_slo.objective import Objective, load_objectives
+from gradwatch_slo.objective import Objective, load_objectives, objectives_of
 from gradwatch_slo.objectives import default_objectives
+from gradwatch_slo.problems import ObjectiveFileError
+from gradwatch_slo.reader import parse_documents
+from gradwatch_slo.regrouping import grouped
+from gradwatch_slo.report import reports_of
 from gradwatch_slo.rules import ALERT_NAMES, burn_rules, look_backs, render_rules
 from gradwatch_slo.windows import TimeWindow
 
@@ -125,6 +130,25 @@ def test_the_links_lead_where_they_are_asked_to() -> None:
             assert rule["annotations"]["dashboard_url"] == "https://grafana/d/gradwatch-executive"
 
 
+@pytest.mark.parametrize("option", ["--runbook-url", "--grafana-url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{{",
+        "https://a/{{ $labels.slo }}",
+        "javascript:alert(1)",
+        "https://",
+        "https:///x",
+        "wiki",
+        "https://a\x00",
+    ],
+)
+def test_what_is_no_address_of_a_page_is_refused(option: str, url: str) -> None:
+    done = CliRunner().invoke(main, ["slo", "rules", option, url])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "expected an address such as" in done.stderr
+
+
 # --- Burn rates ---
 
 
@@ -180,6 +204,60 @@ def test_runs_are_too_few_for_burn_rates_unless_a_policy_asks() -> None:
     assert burn_rules(production) == []
     assert look_backs(production) == ["6h", "1h"]
     assert look_backs(experiments) == ["6h"]
+
+
+# --- Several SLOs of one name ---
+
+OF_ONE_NAME = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: finite}
+spec:
+  service: training
+  indicator:
+    metadata: {name: finite}
+    spec:
+      ratioMetric:
+        rawType: failure
+        raw:
+          metricSource:
+            type: gradwatch
+            spec: {unit: step, measure: nonfinite, where: WHERE, groupBy: FIELDS}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.99}]
+"""
+
+
+def of_one_name(where: dict[str, list[str]], fields: list[str]) -> str:
+    return OF_ONE_NAME.replace("WHERE", str(where)).replace("FIELDS", str(fields))
+
+
+def some(*values: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), unique=True, min_size=1)
+
+
+wheres = st.fixed_dictionaries(
+    {}, optional={"job": some("a", "b", "c", "d"), "tier": some("production", "experiment")}
+)
+
+
+@given(st.lists(st.builds(of_one_name, wheres, some("job", "tier")), min_size=2, max_size=6))
+@example([of_one_name({"job": jobs}, ["job"]) for jobs in (["a", "b"], ["c", "d"])])
+def test_slos_may_share_a_name_only_if_alerts_and_rows_of_reports_tell_whose_they_are(files: list[str]) -> None:
+    text = ""
+    for file in files:
+        try:
+            objectives_of(parse_documents(f"{text}---{file}".encode(), "finite.yaml"))
+        except ObjectiveFileError:
+            continue
+        text += f"---{file}"
+    objectives = list(objectives_of(parse_documents(text.encode(), "finite.yaml")).objectives)
+    alerts = [(rule.get("alert"), rule["labels"]) for rule in rules(objectives) if "alert" in rule]
+    assert all(alerts.count(each) == 1 for each in alerts)
+    for shown in (objectives, [grouped(each, ("team",)) for each in objectives]):
+        groups = [each.group for one in shown for each in reports_of(one, one.window.at(NOW), {})]
+        assert all(groups.count(each) == 1 for each in groups)
 
 
 # --- Text in rules ---

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from fractions import Fraction
+from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from slo_reports import objective
 
@@ -40,13 +42,13 @@ def only(each: Any, past: History) -> Simulated:
 
 
 def policy(
-    operator: Operator, threshold: int, look_back: Duration, alert_after: Duration | None = None
+    name: Operator, threshold: int, look_back: Duration, alert_after: Duration | None = None
 ) -> BurnRateAlert:
     """An alert policy that is named by how it compares."""
     return BurnRateAlert(
-        policy=operator,
+        policy=name,
         severity="ticket",
-        operator=operator,
+        operator=name,
         threshold=Decimal(threshold),
         look_back=look_back,
         alert_after=alert_after,
@@ -195,8 +197,26 @@ def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
         assert len(by_rule["5 % of the budget in 6 h"].episodes) == times
 
 
+@given(
+    st.sampled_from(get_args(Operator)), st.decimals(0, 10, places=2), st.integers(0, 12), st.integers(1, 12)
+)
+@example("gte", Decimal("1.5"), 1, 10)
+@example("lt", Decimal("1.5"), 1, 10)
+@example("gt", Decimal("1.5"), 1, 10)
+@example("lte", Decimal("1.5"), 2, 10)
+def test_a_policy_fires_whenever_the_burn_rate_compares_as_it_says(
+    name: Operator, threshold: Decimal, bad: int, total: int
+) -> None:
+    bad = min(bad, total)
+    asked = dataclasses.replace(policy(name, 0, Duration(1, "h")), threshold=threshold)
+    _, found = simulate(objective(window=DAY, alerts=(asked,)), history({2: Counts(total - bad, bad)}, 30))
+    rate = Fraction(bad, total) / Fraction(1, 10)
+    compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}[name]
+    assert bool(found.episodes) is compare(rate, Fraction(threshold))
+
+
 @pytest.mark.parametrize(
-    ("operator", "threshold", "fires"),
+    ("name", "threshold", "fires"),
     [
         ("gt", "13.4400000000000001", True),
         ("gt", "1e30", False),
@@ -207,9 +227,9 @@ def test_rates_are_compared_exactly_and_as_the_rules_do() -> None:
     ],
 )
 def test_no_number_that_may_be_written_is_too_fine_or_too_large(
-    operator: Operator, threshold: str, fires: bool
+    name: Operator, threshold: str, fires: bool
 ) -> None:
-    asked = dataclasses.replace(policy(operator, 0, Duration(1, "h")), threshold=Decimal(threshold))
+    asked = dataclasses.replace(policy(name, 0, Duration(1, "h")), threshold=Decimal(threshold))
     strict = objective(window=DAY, target=Decimal("0.999999999999"), alerts=(asked,))
     _, found = simulate(strict, history({2: Counts(10**6, 3)}, 30))
     assert bool(found.episodes) is fires
