@@ -73,4 +73,4 @@ def _words(report: ObjectiveReport, before: ObjectiveReport) -> Iterator[str]:
 
 
 def _budget(report: ObjectiveReport) -> Fraction:
-    return budget_remaining(report.lost, report.total, report.target)
+    return budget_remaining(report.bad, report.total, report.target)

@@ -29,7 +29,6 @@ from gradwatch_collector.reports.objective_pictures import (
 from gradwatch_collector.reports.page import render_page
 from gradwatch_collector.reports.pictures import Picture
 from gradwatch_collector.runs.facts import moment, nanos
-from gradwatch_slo.budget import budget_allows
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.indicators import Convergence
 from gradwatch_slo.movement import movement, sli_change
@@ -39,7 +38,7 @@ from gradwatch_slo.render import budget_left, sli
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.verdict import Verdict
 from gradwatch_slo.windows import Window
-from gradwatch_slo.wording import counted, group, length, percent, target_percent, whole_percent
+from gradwatch_slo.wording import amount, counted, group, length, percent, target_percent, whole_percent
 
 # A page that can be sent: pictures of the sickest, and no more rows than people read.
 _MOST_PICTURED: Final = 12
@@ -217,10 +216,10 @@ def _told(
 
 def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     low, high = (percent(Fraction(each)) for each in report.interval)
-    yield "Good", f"{report.good} of {report.total}, {sli(report)}; the true rate may be {low} to {high}"
+    rate = f"{sli(report)}; the true rate may be {low} to {high}"
+    yield "Good", f"{amount(report.good)} of {report.total}, {rate}"
     yield "Target", target_percent(report.target)
-    allowed = budget_allows(report.total, report.target)
-    budget = f"{counted(allowed, 'bad event')} allowed, {report.bad} seen: "
+    budget = f"{counted(report.allowed, 'bad event')} allowed, {amount(report.bad)} seen: "
     yield "Budget", f"{budget}{whole_percent(report.budget_remaining)} left"
     whole, left = report.budget_time, report.budget_time_left
     if whole is not None and left is not None:
