@@ -501,14 +501,18 @@ SLO_VERDICT: Final = Family(
     (*SLO_LABELS, "verdict"),
 )
 SLO_SLI: Final = Family(
-    "gradwatch_slo_sli_ratio", "gauge", "Good / counted events in the window.", SLO_LABELS
+    "gradwatch_slo_sli_ratio", "gauge",
+    "Good / counted events in the window; with `RatioTimeslices` the mean of its time slices.", SLO_LABELS,
 )
 SLO_TARGET: Final = Family("gradwatch_slo_target_ratio", "gauge", "The objective's target.", SLO_LABELS)
 SLO_BUDGET_REMAINING: Final = Family(
-    "gradwatch_slo_budget_remaining_ratio", "gauge", "1 - bad / (n (1 - target)); may be negative.", SLO_LABELS
+    "gradwatch_slo_budget_remaining_ratio", "gauge",
+    "1 - bad / (n (1 - target)); may be negative. With `RatioTimeslices` of time slices.", SLO_LABELS,
 )
 SLO_EVENTS: Final = Family(
-    "gradwatch_slo_events", "gauge", "Counted events in the window, by quality (`good`, `bad`).",
+    "gradwatch_slo_events", "gauge",
+    "What the p-value is of: counted events in the window, by quality (`good`, `bad`). With `Timeslices` these"
+    " are time slices, with `RatioTimeslices` what was counted in them.",
     (*SLO_LABELS, "quality"),
 )
 SLO_P_VALUE: Final = Family(

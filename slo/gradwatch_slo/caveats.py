@@ -23,12 +23,12 @@ def thin_budgets(reports: Sequence[ObjectiveReport]) -> Iterator[str]:
             key = (report.name, report.target, report.group.get("tier") or "")
             objectives.setdefault(key, []).append(report)
     for (name, target, tier), counting in objectives.items():
-        thin = [report for report in counting if one_spends_all(report.total, target)]
+        thin = [report for report in counting if one_spends_all(report.events.total, target)]
         if not thin:
             continue
         if len(counting) == 1:
             about = group(thin[0].group)
-            where = f"{counted(thin[0].total, 'event')} in the window, and"
+            where = f"{counted(thin[0].events.total, 'event')} in the window, and"
         else:
             about = group({"tier": tier} if tier else {})
             where = f"in {len(thin)} of {len(counting)} groups"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 # The values of an objective's ``group_by``, in its order; what is not known of a run is None.
 Group = tuple[str | None, ...]
+# How bad time slices that may be so in part were in all, exactly, and how many they are.
+Lost = tuple[Fraction, int]
 
 
 @dataclass(frozen=True, slots=True)

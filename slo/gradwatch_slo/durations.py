@@ -59,6 +59,11 @@ class Duration:
         return self.unit in "mh"
 
     @property
+    def months(self) -> int:
+        """How many months it has: none, if it has a fixed length on the clock."""
+        return self.count * _MONTHS.get(self.unit, 0)
+
+    @property
     def nominal(self) -> timedelta:
         """Its length where one number has to do: months have 30 days, quarters 90, years 365."""
         return self.count * _NOMINAL[self.unit]
@@ -70,7 +75,7 @@ class Duration:
         """
         if self.unit in _LENGTHS:
             return moment + times * self.count * _LENGTHS[self.unit]
-        months = moment.year * 12 + moment.month - 1 + times * self.count * _MONTHS[self.unit]
+        months = moment.year * 12 + moment.month - 1 + times * self.months
         year, month = divmod(months, 12)
         return moment.replace(year=year, month=month + 1, day=min(moment.day, monthrange(year, month + 1)[1]))
 
@@ -79,7 +84,7 @@ class Duration:
         if self.unit in _LENGTHS:
             return (moment - anchor) // (self.count * _LENGTHS[self.unit])
         months = (moment.year - anchor.year) * 12 + moment.month - anchor.month
-        periods = months // (self.count * _MONTHS[self.unit])
+        periods = months // self.months
         return periods if self.shift(anchor, periods) <= moment else periods - 1
 
 

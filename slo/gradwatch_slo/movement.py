@@ -32,7 +32,7 @@ def budget_change(report: ObjectiveReport) -> Fraction | None:
 
 def budget(report: ObjectiveReport) -> Fraction:
     """Return what is left of the budget, exactly."""
-    return budget_remaining(report.lost, report.total, report.target)
+    return budget_remaining(report.bad, report.total, report.target)
 
 
 def movement(report: ObjectiveReport) -> str:

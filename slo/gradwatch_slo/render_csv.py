@@ -7,10 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Final, get_args
 
-from gradwatch_slo.budget import budget_allows
 from gradwatch_slo.movement import budget_change, movement, sli_change
 from gradwatch_slo.problems import printable
-from gradwatch_slo.report import ObjectiveReport, rfc3339
+from gradwatch_slo.report import ObjectiveReport, number, rfc3339
 from gradwatch_slo.source import GroupField
 
 _Cell = str | int | float | None
@@ -44,12 +43,12 @@ def _row(report: ObjectiveReport) -> dict[str, _Cell]:
         "verdict": report.verdict.value,
         "sli": report.sli,
         "target": float(report.target),
-        "good": report.good,
-        "bad": report.bad,
+        "good": number(report.good),
+        "bad": number(report.bad),
         "total": report.total,
         "interval_low": report.interval[0],
         "interval_high": report.interval[1],
-        "budget_allows": budget_allows(report.total, report.target),
+        "budget_allows": number(report.allowed),
         "budget_remaining": report.budget_remaining,
         "budget_seconds": None if whole is None else whole.total_seconds(),
         "budget_seconds_left": None if left is None else left.total_seconds(),
@@ -66,8 +65,8 @@ def _compared(report: ObjectiveReport) -> dict[str, _Cell]:
     return {
         "previous_verdict": before.verdict.value,
         "previous_sli": before.sli,
-        "previous_good": before.good,
-        "previous_bad": before.bad,
+        "previous_good": number(before.good),
+        "previous_bad": number(before.bad),
         "previous_total": before.total,
         "previous_budget_remaining": before.budget_remaining,
         "previous_from": rfc3339(before.window.start),

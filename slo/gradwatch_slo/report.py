@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gradwatch_slo.budget import budget_allows, budget_remaining, budget_time
-from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.counts import Counts, Group, Lost
 from gradwatch_slo.indicators import (
     Convergence,
     CountRatio,
@@ -23,25 +23,27 @@ from gradwatch_slo.indicators import (
     UnitRatio,
 )
 from gradwatch_slo.objective import Objective
-from gradwatch_slo.slices import Slicing
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import FEWEST_EVENTS, Verdict, alerts, verdict
 from gradwatch_slo.windows import Window
+from gradwatch_slo.wording import amount, counted
 
 # What is true of a value that does not compare so.
 _OTHERWISE: Final[Mapping[Operator, str]] = {"gt": "<=", "gte": "<", "lt": ">=", "lte": ">"}
 
 
-NOTHING_LOST: Final[Mapping[Group, Fraction]] = MappingProxyType({})
+NOTHING_LOST: Final[Mapping[Group, Lost]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveReport:
     """How one objective stands for one group of runs. ``sli`` is None when nothing was counted.
 
-    ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target). ``share``: the SLI
-    before it was rounded. These two are not in the JSON. ``previous``: how it stood in the window before, where
-    that was asked for.
+    ``good``, ``bad``, ``allowed`` (how many may be bad) are whole numbers, but of time slices that may be bad
+    in part what these add up to, exactly. ``events``: those in such slices, else ``good`` and ``bad``.
+    ``interval``: Wilson 95 %. ``p_value``: exact binomial P(X >= bad | total, 1 - target) of the events.
+    ``share``: the SLI before it was rounded. ``previous``: how it stood in the window before, where that was
+    asked for.
     """
 
     name: str
@@ -49,9 +51,11 @@ class ObjectiveReport:
     group: Mapping[str, str | None]
     target: Decimal
     sli: float | None
-    good: int
-    bad: int
+    good: int | Fraction
+    bad: int | Fraction
     total: int
+    allowed: int | Fraction
+    events: Counts
     verdict: Verdict
     interval: tuple[float, float]
     budget_remaining: float
@@ -64,12 +68,8 @@ class ObjectiveReport:
     @property
     def alerting(self) -> bool:
         """Whether the bad events are reason enough to notify somebody."""
-        return alerts(self.bad, self.p_value)
-
-    @property
-    def lost(self) -> Fraction:
-        """How many events were bad, exactly: of time slices as much as they were."""
-        return Fraction(0) if self.share is None else self.total * (1 - self.share)
+        # The second implies the first, but where many bad ones may be in one of many time slices.
+        return self.budget_remaining < 0 and alerts(self.events.bad, self.p_value)
 
     @property
     def budget_time(self) -> timedelta | None:
@@ -82,7 +82,7 @@ class ObjectiveReport:
         whole = self.budget_time
         if whole is None:
             return None
-        left = max(Fraction(), budget_remaining(self.lost, self.total, self.target))
+        left = max(Fraction(), budget_remaining(self.bad, self.total, self.target))
         return timedelta(microseconds=int(whole // timedelta(microseconds=1) * left))
 
 
@@ -90,11 +90,12 @@ def reports_of(
     objective: Objective,
     window: Window,
     counts: Mapping[Group, Counts],
-    lost: Mapping[Group, Fraction] = NOTHING_LOST,
+    lost: Mapping[Group, Lost] = NOTHING_LOST,
 ) -> list[ObjectiveReport]:
     """Return how an objective stands for each group, given what was counted in the window.
 
-    ``lost``: how many events were bad, where some were so in part and the counts tell whole ones (time slices).
+    ``lost``: of time slices that may be bad in part, where it is these that are judged; the counts are then of
+    the events in them.
 
     When the objective's selection limits every field of ``group_by``, each of its values is reported, counted
     or not; else the groups of which something was counted, sorted. An objective never vanishes: where nothing
@@ -133,43 +134,45 @@ def _pinned(objective: Objective) -> dict[str, str]:
 
 
 def _report(
-    objective: Objective, group: Mapping[str, str | None], window: Window, counts: Counts, lost: Fraction | None
+    objective: Objective, group: Mapping[str, str | None], window: Window, events: Counts, lost: Lost | None
 ) -> ObjectiveReport:
-    good, bad, total = counts.good, counts.bad, counts.total
-    exactly = bad if lost is None else lost
-    share = Fraction(total - exactly) / total if total else None
+    target = objective.target
+    bad, total = lost or (events.bad, events.total)
+    good = total - bad
+    share = Fraction(good) / total if total else None
+    allowed = budget_allows(total, target) if lost is None else total * (1 - Fraction(target))
     return ObjectiveReport(
         name=objective.name,
         indicator=objective.indicator,
         group=MappingProxyType(group),
-        target=objective.target,
+        target=target,
         sli=None if share is None else float(share),
         good=good,
         bad=bad,
         total=total,
-        verdict=verdict(exactly, total, objective.target),
+        allowed=allowed,
+        events=events,
+        verdict=verdict(events.bad, events.total, target, lost),
         interval=wilson_interval(good, total),
-        budget_remaining=float(budget_remaining(exactly, total, objective.target)),
+        budget_remaining=float(budget_remaining(bad, total, target)),
         window=window,
-        summary=_summary(objective, exactly, total),
-        p_value=binomial_upper_tail(bad, total, objective.target),
+        summary=_summary(objective, events, bad, total, allowed),
+        p_value=binomial_upper_tail(events.bad, events.total, target),
         share=share,
     )
 
 
-def _summary(objective: Objective, bad: int | Fraction, total: int) -> str:
-    unit, what = _words(objective.measure) if objective.slicing is None else _words_of(objective.slicing)
-    target = objective.target
+def _summary(
+    objective: Objective, events: Counts, bad: int | Fraction, total: int, allowed: int | Fraction
+) -> str:
+    unit, what = _words(objective.measure)
+    if objective.slicing is not None:
+        of_events = f"({events.bad} of {counted(events.total, unit)} {what})"
+        unit, what = "slice", f"were lost in all {of_events}" if objective.slicing.is_in_part else "were bad"
     if total == 0:
         return f"no {unit}s counted; the budget is unspent"
-    units = unit if total == 1 else f"{unit}s"
-    said = str(int(bad)) if bad == int(bad) else f"{float(bad):.4g}"
-    sentence = f"{said} of {total} {units} {what}; the budget allows {budget_allows(total, target)}"
+    sentence = f"{amount(bad)} of {counted(total, unit)} {what}; the budget allows {amount(allowed)}"
     return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
-
-
-def _words_of(slicing: Slicing) -> tuple[str, str]:
-    return "slice", "were bad" if slicing.target is not None else "were lost in all"
 
 
 def _words(measure: Measure) -> tuple[str, str]:
@@ -196,8 +199,8 @@ def to_json(report: ObjectiveReport) -> dict[str, Any]:
         "group": dict(report.group),
         "target": float(report.target),
         "sli": report.sli,
-        "good": report.good,
-        "bad": report.bad,
+        "good": number(report.good),
+        "bad": number(report.bad),
         "total": report.total,
         "verdict": report.verdict.value,
         "interval": list(report.interval),
@@ -210,6 +213,11 @@ def to_json(report: ObjectiveReport) -> dict[str, Any]:
         },
         "summary": report.summary,
     }
+
+
+def number(count: int | Fraction) -> int | float:
+    """Return a count as JSON has it: whole ones stay whole."""
+    return float(count) if isinstance(count, Fraction) else count
 
 
 def rfc3339(moment: datetime) -> str:

@@ -116,7 +116,7 @@ def _recordings(name: str, objectives: Sequence[Objective]) -> Iterator[dict[str
 def _alerts(objective: Objective) -> Iterator[_Alert]:
     if objective.unit == "run":
         # Nobody has to get up: each run that failed has had an alert of its own.
-        yield from (_missed(part) for part in _parts(objective, TICKET))
+        yield from (_missed(part, objective) for part in _parts(objective, TICKET))
     for severity in (PAGE, TICKET):
         rules = [rule for rule in burn_rules(objective) if rule.severity == severity]
         if rules:
@@ -152,12 +152,16 @@ def _parts(objective: Objective, severity: str) -> Iterator[_Part]:
         yield _Part(tuple(matchers), tuple(labels.items()))
 
 
-def _missed(part: _Part) -> _Alert:
+def _missed(part: _Part, objective: Objective) -> _Alert:
     p_value = f"{part.of(c.SLO_P_VALUE)} < {ALERT_P_VALUE}"
     bad = f"{part.of(c.SLO_EVENTS, _equal('quality', 'bad'))} >= {FEWEST_BAD}"
+    overspent = ""
+    if objective.slicing is not None and objective.slicing.is_in_part:
+        # Their events are tested, and many bad ones in one of many slices need not overspend the budget.
+        overspent = f" and {part.of(c.SLO_BUDGET_REMAINING)} < 0"
     return _Alert(
         name=OBJECTIVE_MISSED,
-        expr=f"{p_value} and ignoring (quality) {bad}",
+        expr=f"{p_value} and ignoring (quality) {bad}{overspent}",
         labels=part.labels,
         summary=f"{_WHOSE} misses its target",
         description="With the target true, as many bad events as in its window would be seen with probability"

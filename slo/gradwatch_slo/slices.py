@@ -7,19 +7,23 @@ that rests is neither good nor bad.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
+from math import gcd
 from typing import Final
 
-from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.counts import Counts, Group, Lost
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.windows import TimeWindow, Window
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_MONTH: Final = Duration(1, "M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,50 +37,83 @@ class Slicing:
     length: Duration
     target: Decimal | None = None
 
+    @property
+    def is_in_part(self) -> bool:
+        """Whether a slice may be bad in part."""
+        return self.target is None
 
-def edges(slicing: Slicing, rule: TimeWindow, window: Window, end: datetime) -> list[datetime]:
+
+def edges(slicing: Slicing, rule: TimeWindow, window: Window, end: datetime) -> Sequence[int]:
     """Return where the slices within a window and before ``end`` begin, in order, and where the last one ends.
 
-    Days and longer ones of a calendar are those of its time zone.
+    In Unix nanoseconds. Days and longer ones of a calendar are those of its time zone; the others are evenly
+    spaced, and a ``range``, as minutes of years are millions.
     """
-    if rule.calendar_start is None:
-        length = slicing.length.nominal
-        first = _EPOCH - (_EPOCH - window.start) // length * length
-        found = [first + length * number for number in range(max(0, (end - first) // length) + 1)]
-    else:
-        zone = UTC if slicing.length.is_exact else rule.zone
-        start, found = window.start.astimezone(zone), [window.start]
-        while (following := slicing.length.shift(start, len(found)).astimezone(UTC)) <= end:
-            found.append(following)
+    start, last, length = _nanoseconds(window.start - _EPOCH), _nanoseconds(end - _EPOCH), slicing.length
+    if rule.calendar_start is None or length.is_exact:
+        step = _nanoseconds(length.nominal)
+        return range(-(-start // step) * step if window.rolling else start, last + 1, step)
+    number = rule.number_at(window.start)
+    first, unit, ahead, each = rule.start(number).astimezone(rule.zone), length, 0, 1
+    if length.months and rule.duration.months:
+        # A quarter from the 31st may begin on a 30th, but its other months begin on the 31st.
+        first, unit, ahead, each = rule.start(0), _MONTH, number * rule.duration.months, length.months
+    found = [start]
+    while (edge := _nanoseconds(unit.shift(first, ahead + len(found) * each) - _EPOCH)) <= last:
+        found.append(edge)
     return found
 
 
+def _nanoseconds(length: timedelta) -> int:
+    return length // _MICROSECOND * 1000
+
+
+def step_of(slices: Sequence[int]) -> int:
+    """Return the longest step that these slices are made of: of days an hour, where clocks change by one."""
+    return slices.step if isinstance(slices, range) else gcd(*(end - start for start, end in pairwise(slices)))
+
+
 def by_slice(
-    counts: Mapping[tuple[int, Group], Counts], begins: datetime, step: timedelta, slices: Sequence[datetime]
+    counts: Mapping[tuple[int, Group], Counts], step: int, slices: Sequence[int]
 ) -> dict[tuple[int, Group], Counts]:
-    """Return counts by slice, given those by steps from ``begins`` on that the slices are made of."""
+    """Return counts by slice, given those by the steps that the slices between these edges are made of."""
+    if isinstance(slices, range):
+        return dict(counts)
     found: defaultdict[tuple[int, Group], Counts] = defaultdict(Counts)
     for (number, group), each in counts.items():
-        place = bisect_right(slices, begins + number * step) - 1
-        if 0 <= place < len(slices) - 1:
-            found[place, group] += each
+        found[bisect_right(slices, slices[0] + number * step) - 1, group] += each
     return dict(found)
 
 
 def judged(
     slicing: Slicing, counts: Mapping[tuple[int, Group], Counts]
-) -> tuple[dict[Group, Counts], dict[Group, Fraction]]:
-    """Return good and bad slices by group, and how bad they were in all, exactly; given counts by slice."""
-    lost: dict[Group, Fraction] = {}
-    total: dict[Group, int] = {}
-    for (_, group), counted in counts.items():
-        lost[group] = lost.get(group, Fraction(0)) + _lost(slicing, counted)
-        total[group] = total.get(group, 0) + 1
-    return {group: Counts(total[group] - int(each), int(each)) for group, each in lost.items()}, lost
+) -> tuple[dict[Group, Counts], dict[Group, Lost]]:
+    """Return what was counted by slice as `reports_of` takes it, by group.
 
-
-def _lost(slicing: Slicing, counts: Counts) -> Fraction:
-    bad = Fraction(counts.bad, counts.total)
+    That is good and bad slices (``Timeslices``), or the events of all slices and how bad these were in all.
+    """
     if slicing.target is None:
-        return bad
-    return Fraction(1 - bad < Fraction(slicing.target))
+        return _in_part(counts)
+    share, whole = slicing.target.as_integer_ratio()
+    slices: Counter[Group] = Counter()
+    good: Counter[Group] = Counter()
+    for (_, group), counted in counts.items():
+        slices[group] += 1
+        good[group] += counted.good * whole >= counted.total * share
+    return {group: Counts(good[group], total - good[group]) for group, total in slices.items()}, {}
+
+
+def _in_part(counts: Mapping[tuple[int, Group], Counts]) -> tuple[dict[Group, Counts], dict[Group, Lost]]:
+    events: defaultdict[Group, Counts] = defaultdict(Counts)
+    slices: Counter[Group] = Counter()
+    # Sums of fractions are slow, and most slices have few events.
+    bad_by_total: defaultdict[Group, Counter[int]] = defaultdict(Counter)
+    for (_, group), counted in counts.items():
+        events[group] += counted
+        slices[group] += 1
+        bad_by_total[group][counted.total] += counted.bad
+    lost = {
+        group: sum((Fraction(bad, total) for total, bad in by_total.items()), Fraction())
+        for group, by_total in bad_by_total.items()
+    }
+    return dict(events), {group: (each, slices[group]) for group, each in lost.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Final
 
@@ -84,14 +85,14 @@ def _deviance(x: float, mean: float) -> float:
         total = refined
 
 
-def wilson_interval(good: int, total: int) -> tuple[float, float]:
+def wilson_interval(good: int | Fraction, total: int) -> tuple[float, float]:
     """Return the 95 % score interval of the share ``good / total``; all of [0, 1] when nothing was counted.
 
     Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """
     if total == 0:
         return 0.0, 1.0
-    share, square = good / total, _Z95 * _Z95
+    share, square = float(Fraction(good) / total), _Z95 * _Z95
     centre = (share + square / (2 * total)) / (1 + square / total)
     spread = _Z95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
     # Exact at the ends, where rounding would leave 1e-17.

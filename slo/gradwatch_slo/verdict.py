@@ -7,6 +7,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Final
 
+from gradwatch_slo.counts import Lost
 from gradwatch_slo.statistics import binomial_upper_tail
 
 FEWEST_EVENTS: Final = 5
@@ -25,16 +26,18 @@ class Verdict(StrEnum):
     INSUFFICIENT_DATA = "insufficient data"
 
 
-def verdict(bad: int | Fraction, total: int, target: Decimal) -> Verdict:
+def verdict(bad: int, total: int, target: Decimal, lost: Lost | None = None) -> Verdict:
     """Judge ``bad`` of ``total`` events against a target in [0, 1).
 
-    Of events that are bad in part (time slices) the test counts whole ones.
+    ``lost``: of the time slices that the events are in, where it is these that the target is of. What is bad in
+    part is no binomial event: what chance does is asked of the events.
     """
-    if total < FEWEST_EVENTS:
+    spent, counted = lost or (bad, total)
+    if counted < FEWEST_EVENTS:
         return Verdict.INSUFFICIENT_DATA
-    if Fraction(total - bad) / total >= Fraction(target):
+    if Fraction(counted - spent) / counted >= Fraction(target):
         return Verdict.MET
-    if bad >= FEWEST_BAD and binomial_upper_tail(int(bad), total, target) < BREACH_P_VALUE:
+    if bad >= FEWEST_BAD and binomial_upper_tail(bad, total, target) < BREACH_P_VALUE:
         return Verdict.BREACHED
     return Verdict.UNCERTAIN
 

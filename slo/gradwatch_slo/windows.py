@@ -44,17 +44,26 @@ class TimeWindow:
         """Return the window that ends at ``moment`` (rolling) or contains it (calendar)."""
         if self.calendar_start is None:
             return Window(str(self.duration), True, self.duration.shift(moment, -1), moment)
-        zone = UTC if self.duration.is_exact else self.zone
+        number = self.number_at(moment)
+        start, end = (self.start(each).astimezone(UTC) for each in (number, number + 1))
+        return Window(str(self.duration), False, start, end)
+
+    def start(self, number: int) -> datetime:
+        """Return when a window of the calendar starts by the clock on the wall, which may skip that time.
+
+        The calendar starts with that of ``number`` 0.
+        """
+        assert self.calendar_start is not None
         # Within a zone Python counts by the clock on the wall.
-        anchor = self.calendar_start.astimezone(zone)
+        return self.duration.shift(
+            self.calendar_start.astimezone(UTC if self.duration.is_exact else self.zone), number
+        )
 
-        def start(period: int) -> datetime:
-            return self.duration.shift(anchor, period).astimezone(UTC)
-
-        period = self.duration.periods_between(anchor, moment.astimezone(zone))
-        # Of an hour that clocks show twice they do not say which it is.
-        if start(period) > moment:
-            period -= 1
-        elif start(period + 1) <= moment:
-            period += 1
-        return Window(str(self.duration), False, start(period), start(period + 1))
+    def number_at(self, moment: datetime) -> int:
+        """Return which window of the calendar contains ``moment``."""
+        first = self.start(0)
+        number = self.duration.periods_between(first, moment.astimezone(first.tzinfo))
+        # Of an hour that clocks show twice they do not say which it is, and of one that they skip nothing.
+        if self.start(number).astimezone(UTC) > moment:
+            return number - 1
+        return number + (self.start(number + 1).astimezone(UTC) <= moment)

@@ -65,9 +65,16 @@ def group(values: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in values.items()) or "all"
 
 
-def counted(count: int, what: str) -> str:
+def amount(count: int | Fraction) -> str:
+    """Return a count with four decimals at most: ``3``, ``0.9333``."""
+    if count == int(count):
+        return str(int(count))
+    return f"{float(count):.4f}".rstrip("0").rstrip(".") if count >= Fraction("0.0001") else "less than 0.0001"
+
+
+def counted(count: int | Fraction, what: str) -> str:
     """Return ``1 run``, ``3 runs``."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return f"{amount(count)} {what}{'' if count == 1 else 's'}"
 
 
 def _distinct(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,11 @@ from gradwatch_collector.storage.database_clock import DatabaseClock
 from gradwatch_collector.storage.retention import EMBEDDED
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
+from gradwatch_slo.slices import Slicing
+from gradwatch_slo.statistics import binomial_upper_tail
 from tests.batches import at, batch, event, scalar, source
 from tests.schemas import valid
 
@@ -43,7 +47,12 @@ HOUR = 3600
 class Service:
     """A registry, an evaluator and /metrics over one database, with a clock that only moves when told."""
 
-    def __init__(self, database: Engine, lost_after: float = 30) -> None:
+    def __init__(
+        self,
+        database: Engine,
+        lost_after: float = 30,
+        objectives: Sequence[Objective] = default_objectives().objectives,
+    ) -> None:
         self.seconds = 0.0
         self.database = database
         self.registry = Registry(lost_after)
@@ -52,7 +61,7 @@ class Service:
         self.evaluator = Evaluator(
             database,
             self.live,
-            default_objectives().objectives,
+            objectives,
             lease=lease,
             lost_after=lost_after,
             now=lambda: at(self.seconds),
@@ -320,6 +329,31 @@ def test_objectives_are_shown_with_verdict_budget_and_p_value(service: Service) 
     assert service.samples(c.SLO_EVENTS)[labels(c.SLO_EVENTS, **slo, quality="bad")] == 6.0
     assert service.samples(c.SLO_BUDGET_REMAINING)[labels(c.SLO_BUDGET_REMAINING, **slo)] == pytest.approx(-5.0)
     assert service.samples(c.SLO_P_VALUE)[labels(c.SLO_P_VALUE, **slo)] == pytest.approx(0.000146902, rel=1e-5)
+
+
+def test_of_slices_that_are_bad_in_part_the_events_that_are_tested_are_shown(database: Engine) -> None:
+    _, of_experiments, *_ = default_objectives().objectives
+    service = Service(database, objectives=[replace(of_experiments, slicing=Slicing(Duration(1, "h")))])
+    # In each of five hours two runs end, and one of these fails; then in one hour nine, all of which fail.
+    for hour in range(6):
+        service.seconds = hour * HOUR
+        for number in range(9 if hour == 5 else 2):
+            name, failed = f"r{hour}-{number}", hour == 5 or hour == number == 0
+            told = end(name, service.seconds, "failed" if failed else "succeeded")
+            service.receive(start(name, service.seconds), told)
+    service.tick(8 * HOUR)
+    slo = {"slo": "training-success-rate", "training_job": ""}
+    shown = {
+        family: service.samples(family)[labels(family, **slo)]
+        for family in (c.SLO_SLI, c.SLO_BUDGET_REMAINING, c.SLO_P_VALUE)
+    }
+    # One hour and half of another are lost of six, and 0.6 may be; ten of 19 runs failed.
+    assert shown[c.SLO_SLI] == 4.5 / 6
+    assert shown[c.SLO_BUDGET_REMAINING] == pytest.approx(1 - 1.5 / 0.6)
+    assert shown[c.SLO_P_VALUE] == binomial_upper_tail(10, 19, of_experiments.target)
+    counted = service.samples(c.SLO_EVENTS)
+    assert [counted[labels(c.SLO_EVENTS, **slo, quality=each)] for each in ("good", "bad")] == [9, 10]
+    assert service.samples(c.SLO_VERDICT)[labels(c.SLO_VERDICT, **slo, verdict="breached")] == 1
 
 
 def test_steps_show_how_fast_they_burn_their_budget(service: Service) -> None:

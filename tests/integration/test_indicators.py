@@ -437,7 +437,7 @@ def test_days_of_two_time_zones_are_counted_apart(database: Engine) -> None:
     with database.begin() as connection:
         store_runs(connection, runs)
         found = evaluate_objectives(connection, objectives, nanos(start + 3 * DAY))
-    assert [(each.total, each.lost) for each in found] == [(1, Fraction(1, 2)), (2, Fraction(1))]
+    assert [(each.total, each.bad) for each in found] == [(1, Fraction(1, 2)), (2, Fraction(1))]
 
 
 def burning_over(look_back: Duration) -> BurnRateAlert:

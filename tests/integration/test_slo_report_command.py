@@ -383,6 +383,27 @@ def test_no_picture_of_runs_contradicts_what_is_told_of_slices(
         assert said is (pictures == 0)
 
 
+def test_what_is_lost_of_slices_is_told_with_its_part_in_every_format(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    store_two_months(database)
+    file = tmp_path / "objectives.yaml"
+    file.write_text(SLICED.replace("Timeslices", "RatioTimeslices").replace(", timeSliceTarget: 0.5", ""))
+    asked = ("-f", str(file), "--window", "2025-09", "--compare", "previous")
+    # On one day the runs of both teams failed, on another one of the two did; on 20 days some ended.
+    (only,) = objectives(database_url, *asked)
+    assert (only["good"], only["bad"], only["total"], only["sli"]) == (18.5, 1.5, 20, 0.925)
+    assert (only["previous"]["bad"], only["verdict"]) == (0, "met")
+    said = "1.5 of 20 slices were lost in all (3 of 25 runs failed); the budget allows 8"
+    assert only["summary"] == said
+    (row,) = csv.DictReader(io.StringIO(report(database_url, *asked, "--format", "csv").stdout))
+    assert (row["good"], row["bad"], row["budget_allows"]) == ("18.5", "1.5", "8.0")
+    assert said in report(database_url, *asked, "--format", "markdown").stdout
+    _, told = page(database_url, *asked)
+    assert any(text.strip().startswith("18.5 of 20, 92.5 %") for text in told.texts)
+    assert any(text.strip().startswith("8 bad events allowed, 1.5 seen: 81 % left") for text in told.texts)
+
+
 def test_nothing_in_telemetry_is_more_than_text(database: Engine, database_url: str) -> None:
     texts = dict.fromkeys(("job", "model", "dataset", "team"), HOSTILE)
     store(

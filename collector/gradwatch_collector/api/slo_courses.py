@@ -41,7 +41,7 @@ def list_courses(
 def _course_json(report: ObjectiveReport, course: Course) -> Json:
     spent = [0, *accumulate(each.bad for each in course.counts)]
     # What goes on and is known to be bad is no part of any stretch.
-    spent[-1] = report.bad
+    spent[-1] = report.events.bad
     return {
         "name": report.name,
         "group": dict(report.group),

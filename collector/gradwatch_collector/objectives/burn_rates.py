@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -68,6 +69,7 @@ def _rates(tallies: Tallies, objective: Objective, look_back: str, now: int) -> 
         ended = tallies.over(indicator, nanos(since), now + 1)
         return {group: (each.bad, each.total) for group, each in ended.items()}
     window = objective.window.at(as_of)
-    slices = [edge for edge in edges(objective.slicing, objective.window, window, as_of) if edge >= since]
-    counts, lost = count_slices(tallies, objective, objective.slicing, slices)
-    return {group: (lost[group], each.total) for group, each in counts.items()}
+    slices = edges(objective.slicing, objective.window, window, as_of)
+    within = slices[bisect_left(slices, nanos(since)) :]
+    counts, lost = count_slices(tallies, objective, objective.slicing, within)
+    return {group: lost.get(group, (each.bad, each.total)) for group, each in counts.items()}

@@ -5,36 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fractions import Fraction
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection
 
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.indicator import Indicator
-from gradwatch_collector.objectives.judging import nanoseconds
 from gradwatch_collector.runs.facts import moment, nanos
-from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.counts import Counts, Group, Lost
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import NOTHING_LOST, ObjectiveReport, reports_of
-from gradwatch_slo.slices import Slicing, by_slice, edges, judged
+from gradwatch_slo.slices import Slicing, by_slice, edges, judged, step_of
 from gradwatch_slo.windows import TimeWindow, Window
 
 # What datetimes can tell apart.
 _MOMENT: Final = timedelta(microseconds=1)
-_HOUR: Final = timedelta(hours=1)
-_MINUTE: Final = timedelta(minutes=1)
-_NOTHING: Final = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What was counted for an objective in a window, by group; for ``lost`` see `reports_of`."""
+    """What was counted for an objective in a window, by group; what both are see `reports_of`."""
 
     objective: Objective
     window: Window
     counts: Mapping[Group, Counts]
-    lost: Mapping[Group, Fraction]
+    lost: Mapping[Group, Lost]
 
     def reports(self) -> list[ObjectiveReport]:
         """Return how it stands for each group."""
@@ -85,7 +80,7 @@ def count_objectives(
     return found
 
 
-_Counts = tuple[Mapping[Group, Counts], Mapping[Group, Fraction]]
+_Counts = tuple[Mapping[Group, Counts], Mapping[Group, Lost]]
 
 
 def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime, *, past: bool) -> _Counts:
@@ -103,22 +98,11 @@ def _count(tallies: Tallies, objective: Objective, window: Window, as_of: dateti
     return {each: ended.get(each, Counts()) + going_on.get(each, Counts()) for each in groups}, NOTHING_LOST
 
 
-def count_slices(
-    tallies: Tallies, objective: Objective, slicing: Slicing, slices: Sequence[datetime]
-) -> _Counts:
+def count_slices(tallies: Tallies, objective: Objective, slicing: Slicing, slices: Sequence[int]) -> _Counts:
     """Judge the slices between these edges (:func:`~gradwatch_slo.slices.edges`)."""
-    if len(slices) < 2:
+    if not slices or slices[0] == slices[-1]:
         return {}, {}
-    begins, step = slices[0], _step(slicing, slices)
-    counted = tallies.by_period(
-        Indicator.of(objective), nanos(begins), nanoseconds(step), (0, (slices[-1] - begins) // step)
-    )
-    return judged(slicing, by_slice(counted, begins, step, slices))
-
-
-def _step(slicing: Slicing, slices: Sequence[datetime]) -> timedelta:
-    """Return what all slices are made of: hours, which are kept, if that can be."""
-    if all((edge - slices[0]) % _HOUR == _NOTHING for edge in slices):
-        return _HOUR
-    # Days are moved by half an hour here and there.
-    return slicing.length.nominal if slicing.length.is_exact else _MINUTE
+    step = step_of(slices)
+    periods = 0, (slices[-1] - slices[0]) // step
+    counted = tallies.by_period(Indicator.of(objective), slices[0], step, periods)
+    return judged(slicing, by_slice(counted, step, slices))

@@ -49,7 +49,7 @@ def budget_picture(report: ObjectiveReport, course: Course, name: str, zone: tzi
     """Draw what was left of the window's budget, of all that it allows, from its start to its end."""
     spent = [0, *accumulate(each.bad for each in course.counts)]
     # What goes on and is known to be bad is no part of any stretch.
-    spent[-1] = report.bad
+    spent[-1] = report.events.bad
     left = [float(budget_remaining(bad, report.total, report.target)) for bad in spent]
     with drawing(_HEIGHT) as figure:
         axes = figure.subplots()

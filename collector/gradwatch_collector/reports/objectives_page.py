@@ -29,7 +29,6 @@ from gradwatch_collector.reports.page import render_page
 from gradwatch_collector.reports.pictures import Picture
 from gradwatch_collector.reports.runs_to_look_at import runs_told
 from gradwatch_collector.runs.facts import moment, nanos
-from gradwatch_slo.budget import budget_allows
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.indicators import Convergence
 from gradwatch_slo.movement import movement, sli_change
@@ -39,7 +38,7 @@ from gradwatch_slo.render import budget_left, sli
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.verdict import Verdict
 from gradwatch_slo.windows import Window
-from gradwatch_slo.wording import counted, group, length, percent, target_percent, whole_percent
+from gradwatch_slo.wording import amount, counted, group, length, percent, target_percent, whole_percent
 
 # A page that can be sent: pictures and runs of the sickest, and no more rows than people read.
 _MOST_PICTURED: Final = 12
@@ -99,7 +98,7 @@ def objectives_page(
     reports = sorted(reports, key=lambda each: _sickness(each[1]))
     courses = cache(partial(Courses, Tallies(connection)))
     pictured = [each for each in reports if each[1].total][:_MOST_PICTURED]
-    sick = [each for each in reports if each[1].lost][:_MOST_PICTURED]
+    sick = [each for each in reports if each[1].bad][:_MOST_PICTURED]
     start, end = _span([report.window for _, report in reports], as_of)
     spent = None
     if options.prices is not None:
@@ -182,7 +181,7 @@ def _bad_runs(
         course = courses(Indicator.of(objective), edges).of(tuple(report.group.values()))
         # What goes on and is known to be bad is no part of any stretch; slices are of what has ended.
         ended = sum(each.bad for each in course.counts)
-        going_on = report.bad - ended if objective.slicing is None else 0
+        going_on = report.events.bad - ended if objective.slicing is None else 0
         runs = worst_runs(connection, objective, report.group, course, going_on=going_on, now=nanos(as_of))
         yield objective, runs
 
@@ -212,10 +211,10 @@ def _told(objective: Objective, report: ObjectiveReport, zone: tzinfo) -> Object
 
 def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     low, high = (percent(Fraction(each)) for each in report.interval)
-    yield "Good", f"{report.good} of {report.total}, {sli(report)}; the true rate may be {low} to {high}"
+    rate = f"{sli(report)}; the true rate may be {low} to {high}"
+    yield "Good", f"{amount(report.good)} of {report.total}, {rate}"
     yield "Target", target_percent(report.target)
-    allowed = budget_allows(report.total, report.target)
-    budget = f"{counted(allowed, 'bad event')} allowed, {report.bad} seen: "
+    budget = f"{counted(report.allowed, 'bad event')} allowed, {amount(report.bad)} seen: "
     yield "Budget", f"{budget}{whole_percent(report.budget_remaining)} left"
     whole, left = report.budget_time, report.budget_time_left
     if whole is not None and left is not None:

@@ -114,7 +114,11 @@ def _objective_families(reports: Iterable[ObjectiveReport]) -> Iterator[Metric]:
     yield _family(c.SLO_BUDGET_REMAINING, [(ls, float(r.budget_remaining)) for r, ls in labelled])
     yield _family(
         c.SLO_EVENTS,
-        [s for r, ls in labelled for s in (((*ls, "good"), float(r.good)), ((*ls, "bad"), float(r.bad)))],
+        [
+            ((*ls, quality), float(counted))
+            for r, ls in labelled
+            for quality, counted in (("good", r.events.good), ("bad", r.events.bad))
+        ],
     )
     yield _family(c.SLO_P_VALUE, [(ls, r.p_value) for r, ls in labelled])
 

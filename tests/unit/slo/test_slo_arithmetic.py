@@ -162,6 +162,12 @@ def test_an_alert_needs_two_bad_events_and_a_small_p_value(bad: int, p_value: fl
 
 
 @given(counts(st.integers(0, 200)), targets)
+def test_what_is_met_is_never_surprising_enough_for_an_alert(count: tuple[int, int], target: Decimal) -> None:
+    if alerts(count[0], binomial_upper_tail(*count, target)):
+        assert budget_remaining(*count, target) < 0
+
+
+@given(counts(st.integers(0, 200)), targets)
 def test_a_burn_rate_is_what_is_spent_of_the_budget_of_the_same_events(
     count: tuple[int, int], target: Decimal
 ) -> None:

@@ -80,7 +80,7 @@ def test_slices_that_are_lost_in_part_move_by_as_much_as_they_are() -> None:
     each = objective(target=Decimal("0.9"), slicing=Slicing(Duration(1, "h")))
 
     def of(lost: Fraction) -> ObjectiveReport:
-        (only,) = reports_of(each, each.window.at(NOW), {(): Counts(6 - int(lost), int(lost))}, {(): lost})
+        (only,) = reports_of(each, each.window.at(NOW), {(): Counts(9, 3)}, {(): (lost, 6)})
         return only
 
     found = replace(of(Fraction(3, 2)), previous=of(Fraction(1, 4)))

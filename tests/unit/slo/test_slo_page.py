@@ -15,17 +15,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slo_reports import NOW, objective
 
 from gradwatch_collector.runs.step_health import HEALTHY
 from gradwatch_slo.budget import budget_allows, budget_remaining, burn_rate
 from gradwatch_slo.burn_rules import BURN_RULES
+from gradwatch_slo.counts import Counts, Group
+from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import RUN_VALUES, UNIT_FAULTS
 from gradwatch_slo.objective import objectives_of
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.reader import parse_documents
+from gradwatch_slo.report import reports_of
+from gradwatch_slo.slices import Slicing, judged
 from gradwatch_slo.source import GradwatchSource, Where
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.verdict import alerts, verdict
+from gradwatch_slo.wording import amount
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "slo.md").read_text()
@@ -41,10 +47,13 @@ def percent(text: str) -> Fraction:
     return Fraction(text.removesuffix(" %")) / 100
 
 
+def decimal(share: Fraction) -> Decimal:
+    return Decimal(share.numerator) / share.denominator
+
+
 @pytest.mark.parametrize("row", table("n"), ids=lambda row: f"{row[1]}-of-{row[0]}-at-{row[2]}")
 def test_an_example_is_as_it_was_worked_by_hand(row: list[str]) -> None:
-    total, bad, share = int(row[0]), int(row[1]), percent(row[2])
-    target = Decimal(share.numerator) / share.denominator
+    total, bad, target = int(row[0]), int(row[1]), decimal(percent(row[2]))
     p_value = binomial_upper_tail(bad, total, target)
     low, high = wilson_interval(total - bad, total)
     assert row[3:] == [
@@ -56,6 +65,48 @@ def test_an_example_is_as_it_was_worked_by_hand(row: list[str]) -> None:
         f"{float(budget_remaining(bad, total, target) * 100):g} %",
         f"{low:.3f} to {high:.3f}",
     ]
+
+
+def by_slice(text: str) -> dict[tuple[int, Group], Counts]:
+    """``0/4, 2 x 1/10``: one slice with four good events, two with one bad and nine good ones."""
+    found: dict[tuple[int, Group], Counts] = {}
+    for part in text.split(", "):
+        times, _, counted = part.rpartition(" x ")
+        bad, total = map(int, counted.split("/"))
+        for _ in range(int(times or 1)):
+            found[len(found), ()] = Counts(total - bad, bad)
+    return found
+
+
+@pytest.mark.parametrize(
+    "row", table("bad of all, slice by slice"), ids=lambda row: f"{row[0]} {row[1]} at {row[2]}"
+)
+def test_an_example_of_slices_is_as_it_was_worked_by_hand(row: list[str]) -> None:
+    method, _, good_enough = row[1].replace("`", "").partition(", ")
+    assert method == ("Timeslices" if good_enough else "RatioTimeslices")
+    slicing = Slicing(Duration(1, "d"), decimal(percent(good_enough)) if good_enough else None)
+    each = objective(target=decimal(percent(row[2])), slicing=slicing)
+    (found,) = reports_of(each, each.window.at(NOW), *judged(slicing, by_slice(row[0])))
+    assert found.share is not None
+    assert row[3:] == [
+        str(found.total),
+        amount(found.bad),
+        f"{float(found.share * 100):g} %",
+        f"{found.events.bad} of {found.events.total}",
+        f"{found.p_value:.4f}",
+        found.verdict.value,
+        "yes" if found.alerting else "no",
+        amount(found.allowed),
+        f"{found.budget_remaining * 100:g} %",
+        f"{found.interval[0]:.3f} to {found.interval[1]:.3f}",
+    ]
+
+
+def test_the_terms_of_the_worked_example_of_slices_are_those_of_the_binomial_distribution() -> None:
+    none, one = 0.8**5, 5 * 0.2 * 0.8**4
+    for term in (none, one, 1 - none - one):
+        assert f"{term:.4f}" in PAGE
+    assert 1 - none - one == pytest.approx(binomial_upper_tail(2, 5, Decimal("0.8")))
 
 
 def test_the_terms_of_the_worked_example_are_those_of_the_binomial_distribution() -> None:
@@ -145,7 +196,7 @@ def test_the_figures_that_are_shown_are_those_that_are_simulated(verdicts: Modul
     assert len(rows) == len(verdicts.TARGETS) * len(verdicts.RULES)
     for row in rows:
         share = percent(row[0])
-        target = Decimal(share.numerator) / share.denominator
+        target = decimal(share)
         (rule,) = (each for each in verdicts.RULES if each.name == row[1])
         rng, said = np.random.default_rng(1), rule.table(target)
         seen = verdicts.alarms(rng, float(share), said, years)

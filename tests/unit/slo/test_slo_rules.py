@@ -29,6 +29,7 @@ from gradwatch_slo.reader import parse_documents
 from gradwatch_slo.regrouping import grouped
 from gradwatch_slo.report import reports_of
 from gradwatch_slo.rules import ALERT_NAMES, burn_rules, look_backs, render_rules
+from gradwatch_slo.slices import Slicing
 from gradwatch_slo.windows import TimeWindow
 
 HERE = Path(__file__).with_name("rules")
@@ -42,7 +43,11 @@ def of_steps() -> list[Objective]:
     return list(load_objectives([HERE / "steps.yaml"]).objectives)
 
 
-GOLDEN = {"runs": of_runs, "steps": of_steps}
+def of_slices() -> list[Objective]:
+    return list(load_objectives([HERE / "slices.yaml"]).objectives)
+
+
+GOLDEN = {"runs": of_runs, "steps": of_steps, "slices": of_slices}
 
 
 def promtool(*arguments: str | Path) -> None:
@@ -60,6 +65,18 @@ def rules(objectives: list[Objective]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_rules_are_those_that_were_looked_at(name: str) -> None:
     assert render_rules(GOLDEN[name]()) == (HERE / f"{name}.rules.yaml").read_text()
+
+
+def test_only_of_slices_that_may_be_bad_in_part_a_rule_reads_the_budget_too() -> None:
+    (in_part,) = of_slices()
+    whole = replace(in_part, slicing=Slicing(Duration(1, "d"), Decimal("0.9")))
+    reads = [
+        "budget_remaining" in rule["expr"]
+        for each in (in_part, whole)
+        for rule in rules([each])
+        if "alert" in rule
+    ]
+    assert reads == [True, False]
 
 
 @pytest.mark.prometheus

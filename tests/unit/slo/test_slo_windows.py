@@ -126,6 +126,8 @@ def test_a_calendar_window_begins_when_the_clocks_of_its_zone_say_so(
 @example(Duration(1, "d"), datetime(2011, 1, 1), "Pacific/Apia", utc("2011-12-30 09:59"))
 @example(Duration(1, "d"), datetime(2011, 1, 1), "Pacific/Apia", utc("2011-12-30 10:00"))
 @example(Duration(1, "d"), datetime(2026, 1, 1, 2, 30), "Europe/Berlin", utc("2026-10-25 01:10"))
+# Clocks show 3:10 and skipped 2:30: the day begins at 3:30.
+@example(Duration(1, "d"), datetime(2026, 1, 1, 2, 30), "Europe/Berlin", utc("2026-03-29 01:10"))
 def test_windows_of_a_time_zone_follow_each_other_without_a_gap(
     duration: Duration, start: datetime, zone: str, moment: datetime
 ) -> None:

@@ -3,7 +3,7 @@
 import { ApiError, read } from "./api.js";
 import { Chart, colour } from "./charts.js";
 import { facts, fill, h, table } from "./dom.js";
-import { localTime, moment, percent } from "./format.js";
+import { count, localTime, moment, percent } from "./format.js";
 import { again, calmly, follow } from "./live.js";
 import { verdict } from "./standing.js";
 
@@ -128,7 +128,7 @@ function wordsOf(objective) {
       h("span", { style: `width:${Math.max(0, Math.min(1, left)) * 100}%` })),
     facts([
       ["Budget left", left < 0 ? [percent(left), h("small", {}, "overspent")] : percent(left)],
-      ["Good", `${objective.good} of ${objective.total}`],
+      ["Good", `${count(objective.good)} of ${count(objective.total)}`],
       ["SLI", objective.total ? [percent(objective.sli), h("small", {}, `the true rate may be ${percent(low)} to ${percent(high)}`)] : null],
       ["Target", percent(objective.target)],
       ["Window", [objective.window.duration, h("small", {}, `from ${moment(objective.window.from)}`)]],
