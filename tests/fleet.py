@@ -6,10 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 
 from gradwatch import conventions as c
-from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched, transaction
 from gradwatch_slo.runs import Status
 from tests.batches import event
@@ -35,13 +34,9 @@ def store_fleet(database: Engine, count: int) -> None:
         )
         for number in range(count)
     ]
-    copied = ("run_id", "attempt", "status", "reason", "rank_count", "started_at", "ended_at")
-    attempts = [{**{name: row[name] for name in copied}, "will_retry": False, "evidence": {}} for row in rows]
     with transaction(database) as connection:
         for some in batched(rows, most=1_000):
             store_runs(connection, some)
-        for some in batched(attempts, most=1_000):
-            connection.execute(insert(schema.attempt), some)
 
 
 def tell_wide_run(
