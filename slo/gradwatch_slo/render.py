@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime, tzinfo
 from typing import Any, Final
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from gradwatch_slo.movement import budget, compared_json, movement, sli_change
 from gradwatch_slo.report import ObjectiveReport, to_json
 from gradwatch_slo.tables import print_table
 from gradwatch_slo.verdict import Verdict
-from gradwatch_slo.wording import budget_percent, group, length, sli_percent, target_percent
+from gradwatch_slo.wording import budget_percent, group, length, minute, sli_percent, target_percent
 
 _STYLES: Final = {
     Verdict.MET: "green",
@@ -25,27 +26,44 @@ _STYLES: Final = {
 _BAR_WIDTH: Final = 10
 _HEADINGS: Final = ("Objective", "Group", "Verdict", "SLI", "Target", "Budget left", "Summary")
 _COMPARED: Final = "Since the window before"
+_BAR: Final = ""
+# Where a terminal is narrow, sentences and the group go under their row.
+_BELOW: Final = ("Group", "Summary", _COMPARED)
+_SPARED: Final = (_COMPARED, "Summary", _BAR, "Group", "Target", "SLI", "Budget left")
+_LEAST: Final = {"Objective": 24, "Group": 16, "Summary": 30, _COMPARED: 30}
 
 
-def render_table(reports: Sequence[ObjectiveReport], console: Console) -> None:
+def title(reports: Sequence[ObjectiveReport], as_of: datetime, zone: tzinfo) -> str:
+    """Return what reports are of: the moment, and the windows."""
+    windows = dict.fromkeys(report.window for report in reports)
+    spans = (f"{each.duration} ({minute(each.start, zone)} to {minute(each.end, zone)})" for each in windows)
+    return ", over ".join([f"Objectives as of {minute(as_of, zone)} {zone}", *filter(None, [", ".join(spans)])])
+
+
+def render_table(reports: Sequence[ObjectiveReport], console: Console, title: str = "") -> None:
     """Print a table: colours and bars on a terminal; in a pipe plain aligned lines, none cut or wrapped."""
-    rows: list[list[Text]] = []
-    for report in reports:
-        name, grouped, verdict, sli, target, budget, *words = map(Text, cells(report))
-        verdict.stylize(_STYLES[report.verdict])
-        if console.is_terminal:
-            signs = "#-" if console.options.ascii_only else "█░"
-            budget = Text.assemble(_bar(report, *signs), " ", budget)
+    names = list(headings(reports))
+    rows = [list(map(Text, cells(report))) for report in reports]
+    if console.is_terminal:
+        place = names.index("Budget left")
+        names.insert(place, _BAR)
+        for report, row in zip(reports, rows, strict=True):
+            row[names.index("Verdict")].stylize(_STYLES[report.verdict])
             change = sli_change(report)
             if change:
-                words[-1].stylize("green" if change > 0 else "red")
-        rows.append([name, grouped, verdict, sli, target, budget, *words])
-    print_table(console, headings(reports), rows)
+                row[-1].stylize("green" if change > 0 else "red")
+            row.insert(place, _bar(report, *("#-" if console.options.ascii_only else "█░")))
+    if title:
+        console.print(Text(title), soft_wrap=not console.is_terminal)
+    print_table(console, names, rows, spared=_SPARED, below=_BELOW, least=_LEAST)
 
 
-def render_markdown(reports: Sequence[ObjectiveReport]) -> str:
-    """Return a GitHub-flavoured Markdown table."""
-    return markdown.table(headings(reports), map(cells, reports)) + "\n"
+def render_markdown(reports: Sequence[ObjectiveReport], title: str = "", warnings: Sequence[str] = ()) -> str:
+    """Return a GitHub-flavoured Markdown table, under a heading and above a list of warnings."""
+    lines = [f"# {markdown.escaped(title)}\n"] if title else []
+    lines.append(markdown.table(headings(reports), map(cells, reports)))
+    lines += ["", *(f"- {markdown.escaped(warning)}" for warning in warnings)] if warnings else []
+    return "\n".join(lines) + "\n"
 
 
 def report_json(reports: Sequence[ObjectiveReport], warnings: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,6 +14,15 @@ from gradwatch_slo.source import GroupField
 
 _Cell = str | int | float | None
 _FIELDS: Final[tuple[str, ...]] = get_args(GroupField)
+_COLUMNS: Final = (
+    *("objective", "indicator", *_FIELDS, "verdict", "sli", "target", "good", "bad", "total"),
+    *("interval_low", "interval_high", "budget_allows", "budget_remaining", "budget_seconds"),
+    *("budget_seconds_left", "window", "from", "to", "summary"),
+)
+_COMPARED: Final = (
+    *("previous_verdict", "previous_sli", "previous_good", "previous_bad", "previous_total"),
+    *("previous_budget_remaining", "previous_from", "previous_to", "sli_change", "budget_change", "change"),
+)
 # What spreadsheets take for the beginning of a formula.
 _FORMULA: Final = ("=", "+", "-", "@")
 
@@ -25,12 +34,12 @@ def render_csv(reports: Sequence[ObjectiveReport]) -> str:
     """
     is_compared = any(report.previous for report in reports)
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for index, report in enumerate(reports):
+    columns = (*_COLUMNS, *(_COMPARED if is_compared else ()))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for report in reports:
         row = {**_row(report), **(_compared(report) if is_compared else {})}
-        if index == 0:
-            writer.writerow(row)
-        writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in row.values()])
+        writer.writerow({name: _text(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
     return out.getvalue()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 
@@ -58,6 +58,11 @@ def length(time: timedelta) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def minute(at: datetime, zone: tzinfo) -> str:
+    """Return a moment to the minute, as clocks of a time zone show it: ``2026-10-05 12:00``."""
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
 
 
 def group(values: Mapping[str, str | None]) -> str:

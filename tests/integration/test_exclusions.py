@@ -191,6 +191,21 @@ def test_a_simulation_tells_when_alerts_would_have_fired(database: Engine, gradw
     assert "| exact test |" in gradwatch("slo", "simulate", "--format", "markdown").stdout
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 120, 200])
+def test_a_simulation_fits_on_any_terminal(database: Engine, database_url: str, columns: int) -> None:
+    fill(
+        database,
+        *(run(Status.FAILED, started=ago(days), lasted=HOUR) for days in (80, 80, 80, 80, 300, 300, 300)),
+    )
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(columns)}
+    done = CliRunner().invoke(main, ["slo", "simulate", "--db", database_url], env=terminal)
+    lines = [re.sub("\x1b[^m]*m", "", line) for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert "(4 of 4 bad)" in " ".join(line.strip() for line in lines)
+    assert sum("times" in line for line in lines) == 1
+    assert any(line.startswith("training-success-rate ") for line in lines) or columns == 40
+
+
 def test_an_alert_that_fires_since_before_what_is_asked_is_told(database: Engine, gradwatch: Gradwatch) -> None:
     fill(database, *(run(Status.FAILED, started=ago(20), lasted=HOUR) for _ in range(4)))
     (found,) = json.loads(gradwatch("slo", "simulate", "--days", "5", "--format", "json").stdout)

@@ -195,6 +195,59 @@ def test_people_read_the_same_as_programs(database: Engine, database_url: str, t
         assert sentence in file.read_text()
 
 
+ELSEWHERE = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: elsewhere}
+spec:
+  service: training
+  indicator:
+    metadata: {name: elsewhere}
+    spec:
+      ratioMetric:
+        counter: true
+        good: {metricSource: {type: Prometheus, spec: {query: good}}}
+        total: {metricSource: {type: Prometheus, spec: {query: total}}}
+  timeWindow: [{duration: 28d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.9}]
+"""
+
+
+def test_people_are_told_of_which_moment_and_window_a_report_is(database: Engine, database_url: str) -> None:
+    store(database, *(ended(OCTOBER + n * DAY) for n in range(1, 4)))
+    asked = ("--window", "2025-10", "--time-zone", "Europe/Berlin")
+    said = "Objectives as of 2025-10-31 23:59 Europe/Berlin, over 1M (2025-10-01 00:00 to 2025-11-01 00:00)"
+    assert report(database_url, *asked).stdout.splitlines()[0] == said
+    told = report(database_url, *asked, "--format", "markdown")
+    assert told.stdout.splitlines()[0] == f"# {said}"
+    warnings = [line.removeprefix("warning: ") for line in told.stderr.splitlines()]
+    assert told.stdout.splitlines()[-len(warnings) :] == [f"- {each}" for each in warnings]
+
+
+def test_what_cannot_be_evaluated_is_told_of_in_every_format(
+    database_url: str, database: Engine, tmp_path: Path
+) -> None:
+    file = tmp_path / "elsewhere.yaml"
+    file.write_text(ELSEWHERE)
+    asked = ("-f", str(file), "--format")
+    assert report(database_url, *asked, "csv").stdout.startswith("objective,indicator,job,")
+    assert "\n- elsewhere cannot be evaluated" in report(database_url, *asked, "markdown").stdout
+    assert report(database_url, *asked, "table").stdout.startswith("Objectives as of ")
+
+
+def test_a_file_gets_no_colours_whatever_the_environment_asks_for(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    store_two_months(database)
+    command = ["slo", "report", "--db", database_url, "--window", "2025-10"]
+    colours = {"FORCE_COLOR": "1", "COLUMNS": "60"}
+    assert "\x1b[" in CliRunner().invoke(main, command, env=colours).stdout
+    file = tmp_path / "report.txt"
+    CliRunner().invoke(main, [*command, "-o", str(file)], env=colours)
+    assert file.read_text() == CliRunner().invoke(main, command).stdout
+
+
 STEPS = """
 apiVersion: openslo/v1
 kind: SLO

@@ -34,13 +34,14 @@ from gradwatch_collector.objectives.comparing import compare_with_previous
 from gradwatch_collector.objectives.evaluation import count_objectives
 from gradwatch_collector.objectives.pinned import unknown_pinned
 from gradwatch_collector.objectives.unsummarised import not_summarised
+from gradwatch_collector.runs.facts import moment
 from gradwatch_collector.storage.database import of_one_moment
 from gradwatch_slo.caveats import thin_budgets
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.periods import ChosenWindow
 from gradwatch_slo.regrouping import grouped
-from gradwatch_slo.render import render_json, render_markdown, render_table
+from gradwatch_slo.render import render_json, render_markdown, render_table, title
 from gradwatch_slo.render_csv import render_csv
 from gradwatch_slo.report import ObjectiveReport
 
@@ -103,12 +104,13 @@ def report_command(
     elif output == "csv":
         write_output(render_csv(reports), path)
     elif output == "markdown":
-        write_output(render_markdown(reports), path)
+        write_output(render_markdown(reports, title(reports, moment(now), zone), warnings), path)
     elif path is None:
-        render_table(reports, Console())
+        render_table(reports, Console(), title(reports, moment(now), zone))
     else:
         plain = io.StringIO()
-        render_table(reports, Console(file=plain))
+        # Even where the environment asks for colours.
+        render_table(reports, Console(file=plain, force_terminal=False), title(reports, moment(now), zone))
         write_output(plain.getvalue(), path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -23,12 +23,16 @@ from gradwatch_slo.objective import Objective
 from gradwatch_slo.report import rfc3339
 from gradwatch_slo.simulation import Episode, History, Simulated, simulate
 from gradwatch_slo.tables import print_table
-from gradwatch_slo.wording import counted
+from gradwatch_slo.wording import counted, minute
 from gradwatch_slo.wording import group as group_words
 
 _DAYS: Final = 366
 _NANOS_A_DAY: Final = 86_400 * 1_000_000_000
 _HEADINGS: Final = ("Objective", "Group", "Alert", "Since", "Events", "Bad", "Fired", "By chance", "When")
+# Where a terminal is narrow.
+_BELOW: Final = ("Group", "When")
+_SPARED: Final = ("When", "Group", "Since", "Events", "Bad", "By chance")
+_LEAST: Final = {"Objective": 24, "Group": 16, "Alert": 14, "When": 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ def simulate_command(
     elif output == "markdown":
         click.echo(markdown.table(_HEADINGS, [_cells(row, zone) for row in rows]))
     else:
-        print_table(Console(), _HEADINGS, [_cells(row, zone) for row in rows], right={"Events", "Bad"})
+        cells = [_cells(row, zone) for row in rows]
+        right = {"Events", "Bad"}
+        print_table(Console(), _HEADINGS, cells, right=right, spared=_SPARED, below=_BELOW, least=_LEAST)
 
 
 def _rows(objective: Objective, by_group: Mapping[tuple[str | None, ...], History]) -> Iterator[_Row]:
@@ -108,20 +114,16 @@ def _cells(row: _Row, zone: ZoneInfo) -> tuple[str, ...]:
 
 
 def _when(episode: Episode, history: History, zone: ZoneInfo) -> str:
-    start = _time(episode.start or history.start, zone)
+    start = minute(episode.start or history.start, zone)
     if episode.start is None:
         start = f"since before {start}"
     if episode.end is None:
         lasted = "and goes on"
     elif episode.start is None:
-        lasted = f"until {_time(episode.end, zone)}"
+        lasted = f"until {minute(episode.end, zone)}"
     else:
         lasted = f"for {_length(episode.end - episode.start)}"
     return f"{start} {lasted} ({episode.bad} of {episode.total} bad)"
-
-
-def _time(at: datetime, zone: ZoneInfo) -> str:
-    return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
 
 
 def _length(length: timedelta) -> str:

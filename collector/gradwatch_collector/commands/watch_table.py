@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradwatch_slo.problems import printable
+from gradwatch_slo.tables import widths_within
 
 HEADINGS: Final = ("RUN", "JOB", "STATUS", "STEP", "LOSS", "SO FAR", "STEP TAKES", "HEARD", "OPEN FINDINGS")
 RIGHT: Final = ("STEP", "LOSS", "STEP TAKES", "HEARD")
@@ -19,7 +20,6 @@ MOST_BARS: Final = 24
 _SPARED: Final = ("HEARD", "STEP TAKES", "JOB")
 # Cut where there is no room; before they are shorter than that, what can be spared is left out.
 _CUT: Final = {"RUN": 20, "JOB": 12, "OPEN FINDINGS": 18}
-_GAP: Final = 2
 _EDGES: Final = 2
 
 Row = Sequence[Text | str]
@@ -36,7 +36,10 @@ def fitted(rows: Sequence[Row], width: int) -> Table:
     Numbers, statuses and courses are never cut. Names lose their middle, as those of a job begin alike.
     """
     cells = [dict(zip(HEADINGS, map(_text, row), strict=True)) for row in rows]
-    widths = _widths(cells, width)
+    natural = {
+        heading: max([cell_len(heading), *(row[heading].cell_len for row in cells)]) for heading in HEADINGS
+    }
+    widths = widths_within(natural, width - _EDGES, spared=_SPARED, least=_CUT)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for heading, wide in widths.items():
         table.add_column(
@@ -49,25 +52,6 @@ def fitted(rows: Sequence[Row], width: int) -> Table:
     for row in cells:
         table.add_row(*(_cut(row[heading], heading, wide) for heading, wide in widths.items()))
     return table
-
-
-def _widths(rows: Sequence[dict[str, Text]], width: int) -> dict[str, int]:
-    """Return how wide the columns are that there is room for."""
-    widths = {
-        heading: max([cell_len(heading), *(row[heading].cell_len for row in rows)]) for heading in HEADINGS
-    }
-    for spared in _SPARED:
-        if _total({heading: min(wide, _CUT.get(heading, wide)) for heading, wide in widths.items()}) <= width:
-            break
-        del widths[spared]
-    cut = [heading for heading in _CUT if heading in widths]
-    while _total(widths) > width and max(widths[heading] for heading in cut) > 1:
-        widths[max(cut, key=widths.__getitem__)] -= 1
-    return widths
-
-
-def _total(widths: Mapping[str, int]) -> int:
-    return sum(widths.values()) + _GAP * (len(widths) - 1) + _EDGES
 
 
 def _text(cell: Text | str) -> Text:

@@ -2,16 +2,25 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
-from slo_reports import objective, of_production, report
+from slo_reports import NOW, objective, of_production, report
 from slo_reports import reports as reports_of
 
 from gradwatch_slo.counts import Counts
-from gradwatch_slo.render import render_json, render_markdown, render_table
+from gradwatch_slo.durations import Duration
+from gradwatch_slo.render import cells, headings, render_json, render_markdown, render_table, title
 from gradwatch_slo.report import ObjectiveReport, to_json
+from gradwatch_slo.tables import print_table
+from gradwatch_slo.verdict import Verdict
+from gradwatch_slo.windows import TimeWindow
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def test_in_a_pipe_the_table_is_plain_aligned_lines(reports: list[ObjectiveRepor
 def test_on_a_terminal_the_table_has_colours_and_bars(reports: list[ObjectiveReport]) -> None:
     printed = table(reports, force_terminal=True, width=200, color_system="standard", no_color=False)
     assert "\x1b[1;31mbreached" in printed
-    assert "░░░░░░░░░░\x1b[0m -900 %" in printed
-    assert "██████████\x1b[0m 100 %" in printed
+    assert "░░░░░░░░░░\x1b[0m  -900 %" in printed
+    assert "██████████\x1b[0m  100 %" in printed
 
 
 @pytest.mark.parametrize(("bad", "bar"), [(0, "\x1b[32m██████████"), (14, "\x1b[32m███"), (15, "\x1b[33m██")])
@@ -56,7 +65,31 @@ def test_a_terminal_that_knows_no_blocks_has_bars_too() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     render_table([report(1, 20)], Console(file=out, force_terminal=True, width=200, color_system=None))
     out.seek(0)
-    assert "#####----- 50 %" in out.read()
+    assert "#####-----  50 %" in out.read()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_on_a_terminal_of_any_width_no_verdict_no_number_and_no_word_is_broken(width: int) -> None:
+    found = [replace(each, previous=each) for each in [*of_production(3, 30), *of_production(1, 2000)]]
+    printed = table(found, force_terminal=True, width=width, color_system=None)
+    lines = printed.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    for verdict in Verdict:
+        rows = [line for line in lines if line.startswith("t") and f"  {verdict.value}" in line]
+        assert len(rows) == sum(each.verdict is verdict for each in found)
+    assert not re.search(r"[0-9]\n *%", printed)
+    whole = {word for each in found for cell in (*headings(found), *cells(each)) for word in cell.split()}
+    assert {word.rstrip(";") for word in re.sub("[─█░]", "", printed).split()} <= {
+        word.rstrip(";") for word in whole
+    }
+
+
+def test_a_narrow_terminal_spares_target_and_sli_and_tells_groups_apart(reports: list[ObjectiveReport]) -> None:
+    printed = table(reports, force_terminal=True, width=56, color_system=None)
+    heading, _, first, second, *_ = printed.splitlines()
+    assert heading.split() == ["Objective", "Verdict", "Budget", "left"]
+    assert first.split() == ["training-success-rate", "breached", "-900", "%"]
+    assert second.startswith("  tier=production; 3 of 30 runs failed; the budget")
 
 
 def test_names_from_telemetry_are_text_that_steers_neither_markup_nor_terminal() -> None:
@@ -72,6 +105,36 @@ def test_markdown_is_a_table_of_the_same_cells(reports: list[ObjectiveReport]) -
         "| --- | --- | --- | --- | --- | --- | --- |",
         f"| training-success-rate | tier=production | breached | 90 % | 99 % | -900 % | {reports[0].summary} |",
     ]
+
+
+def test_a_report_says_of_which_moment_and_windows_it_is() -> None:
+    week = reports_of(objective(window=TimeWindow(Duration(1, "w"))), {})
+    said = title([report(1, 20), report(1, 2), *week], NOW + timedelta(seconds=59), ZoneInfo("Europe/Berlin"))
+    assert said == (
+        "Objectives as of 2026-03-29 14:00 Europe/Berlin, over 28d (2026-03-01 13:00 to 2026-03-29 14:00), "
+        "1w (2026-03-22 13:00 to 2026-03-29 14:00)"
+    )
+    assert title([], NOW, ZoneInfo("UTC")) == "Objectives as of 2026-03-29 12:00 UTC"
+
+
+def test_markdown_has_a_heading_and_its_warnings_at_the_end(reports: list[ObjectiveReport]) -> None:
+    first, *_, blank, one, other = render_markdown(reports, "Objectives", ["<b>", "a@b.c"]).split("\n")[:-1]
+    assert (first, blank, one, other) == ("# Objectives", "", r"- \<b\>", "- a@<!-- -->b.c")
+
+
+def test_names_wrap_between_their_parts_and_numbers_stay_with_their_unit() -> None:
+    def printed(cell: str, width: int) -> list[str]:
+        out = io.StringIO()
+        print_table(Console(file=out, force_terminal=True, width=width, color_system=None), ("A",), [(cell,)])
+        return out.getvalue().splitlines()[2:]
+
+    assert printed("team=vision/model-of-mine", 14) == ["team=vision/", "model-of-mine"]
+    assert printed("10 % of the budget in 72 h", 22) == ["10 % of the budget in", "72 h"]
+    assert printed("10 % of the budget in 72 h", 2) == [
+        *("10", "%", "of", "th", "e", "bu", "dg", "et", "in", "72", "h"),
+    ]
+    assert printed("層層層 層", 5) == ["層層", "層 層"]
+    assert printed("層", 1) == ["層"]
 
 
 def test_json_is_the_list_of_reports(reports: list[ObjectiveReport]) -> None:
