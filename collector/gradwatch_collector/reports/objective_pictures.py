@@ -29,10 +29,11 @@ from gradwatch_collector.reports.pictures import (
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.budget import budget_remaining
 from gradwatch_slo.counts import Counts
+from gradwatch_slo.movement import budget
 from gradwatch_slo.problems import printable
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.statistics import wilson_interval
-from gradwatch_slo.wording import counted, percent, target_percent, whole_percent
+from gradwatch_slo.wording import budget_percent, counted, percent, target_percent, whole_percent
 
 _HEIGHT: Final = 2.2
 _NANOS: Final = 1e9
@@ -68,7 +69,7 @@ def budget_picture(report: ObjectiveReport, course: Course, name: str, zone: tzi
             [(each - moment(start)).total_seconds() for each, _ in ticks], [day for _, day in ticks]
         )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: whole_percent(value)))
-        words = f"From 100 % at the start of the window to {whole_percent(report.budget_remaining)}."
+        words = f"From 100 % at the start of the window to {budget_percent(budget(report))}."
         if report.budget_remaining < 0:
             first = next((edge for edge, value in zip(course.edges, left, strict=True) if value < 0), None)
             words += f" It was overspent by {moment(first):%Y-%m-%d %H:%M} UTC." if first is not None else ""

@@ -31,14 +31,14 @@ from gradwatch_collector.reports.runs_to_look_at import runs_told
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.indicators import Convergence
-from gradwatch_slo.movement import movement, sli_change
+from gradwatch_slo.movement import budget, movement, sli_change
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.periods import MOMENT
 from gradwatch_slo.render import budget_left, sli
 from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.verdict import Verdict
 from gradwatch_slo.windows import Window
-from gradwatch_slo.wording import amount, counted, group, length, percent, target_percent, whole_percent
+from gradwatch_slo.wording import amount, budget_percent, counted, group, length, percent, target_percent
 
 # A page that can be sent: pictures and runs of the sickest, and no more rows than people read.
 _MOST_PICTURED: Final = 12
@@ -214,8 +214,8 @@ def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     rate = f"{sli(report)}; the true rate may be {low} to {high}"
     yield "Good", f"{amount(report.good)} of {report.total}, {rate}"
     yield "Target", target_percent(report.target)
-    budget = f"{counted(report.allowed, 'bad event')} allowed, {amount(report.bad)} seen: "
-    yield "Budget", f"{budget}{whole_percent(report.budget_remaining)} left"
+    events = f"{counted(report.allowed, 'bad event')} allowed, {amount(report.bad)} seen"
+    yield "Budget", f"{events}: {budget_percent(budget(report))} left"
     whole, left = report.budget_time, report.budget_time_left
     if whole is not None and left is not None:
         rest = f"{length(left)} of them left" if left else "all of it spent"
