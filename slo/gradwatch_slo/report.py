@@ -171,7 +171,8 @@ def _summary(
         unit, what = "slice", f"were lost in all {of_events}" if objective.slicing.is_in_part else "were bad"
     if total == 0:
         return f"no {unit}s counted; the budget is unspent"
-    sentence = f"{amount(bad)} of {counted(total, unit)} {what}; the budget allows {amount(allowed)}"
+    seen, most = amount(bad, allowed), amount(allowed, bad)
+    sentence = f"{seen} of {counted(total, unit)} {what}; the budget allows {most}"
     return sentence if total >= FEWEST_EVENTS else f"{sentence}; too few to judge, {FEWEST_EVENTS} are needed"
 
 

@@ -16,7 +16,7 @@ def percent(share: Fraction, *others: Fraction) -> str:
 
     There are more where it would else read as one of ``others`` that it is not.
     """
-    return _distinct(share, others, 2, math.floor)
+    return _percent(share, others, 2, math.floor)
 
 
 def budget_percent(share: Fraction, *others: Fraction) -> str:
@@ -24,7 +24,7 @@ def budget_percent(share: Fraction, *others: Fraction) -> str:
 
     There are decimals where it would else read as one of ``others`` that it is not.
     """
-    return _distinct(share, (Fraction(0), Fraction(1), *others), 0, round)
+    return _percent(share, (Fraction(0), Fraction(1), *others), 0, round)
 
 
 def sli_percent(share: Fraction, target: Decimal, *others: Fraction) -> str:
@@ -70,11 +70,12 @@ def group(values: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name}={printable(value or 'unknown')}" for name, value in values.items()) or "all"
 
 
-def amount(count: int | Fraction) -> str:
-    """Return a count with four decimals at most: ``3``, ``0.9333``."""
-    if count == int(count):
-        return str(int(count))
-    return f"{float(count):.4f}".rstrip("0").rstrip(".") if count >= Fraction("0.0001") else "less than 0.0001"
+def amount(count: int | Fraction, *others: int | Fraction) -> str:
+    """Return a count with four decimals at most, cut and not rounded: ``3``, ``0.9333``.
+
+    There are more where it would else read as one of ``others`` that it is not, or as none.
+    """
+    return _apart(Fraction(count), [Fraction(other) for other in (0, *others)], 4, math.floor)
 
 
 def counted(count: int | Fraction, what: str) -> str:
@@ -82,12 +83,14 @@ def counted(count: int | Fraction, what: str) -> str:
     return f"{amount(count)} {what}{'' if count == 1 else 's'}"
 
 
-def _distinct(
-    share: Fraction, others: Iterable[Fraction], places: int, whole: Callable[[Fraction], int]
-) -> str:
-    scale = 100 * 10**places
-    told = whole(share * scale)
-    if any(whole(other * scale) == told for other in others if other != share):
-        return _distinct(share, others, places + 1, whole)
+def _apart(value: Fraction, others: Iterable[Fraction], places: int, whole: Callable[[Fraction], int]) -> str:
+    """Return a number with so many decimals, or as many as it takes not to read as one that it is not."""
+    told = whole(value * 10**places)
+    if any(whole(other * 10**places) == told for other in others if other != value):
+        return _apart(value, others, places + 1, whole)
     digits = f"{Decimal(f'{told}E-{places}'):f}"
-    return f"{digits.rstrip('0').rstrip('.') if places else digits} %"
+    return digits.rstrip("0").rstrip(".") if places else digits
+
+
+def _percent(share: Fraction, others: Iterable[Fraction], places: int, whole: Callable[[Fraction], int]) -> str:
+    return f"{_apart(100 * share, [100 * other for other in others], places, whole)} %"

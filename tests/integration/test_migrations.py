@@ -29,7 +29,7 @@ from gradwatch_collector.findings.silences import About, silence
 from gradwatch_collector.objectives.counters import keep_counted
 from gradwatch_collector.objectives.exclusions import What, exclude
 from gradwatch_collector.objectives.indicator import Indicator
-from gradwatch_collector.records import Batch, Received, SpanRecord
+from gradwatch_collector.records import Batch, EventRecord, Received, SpanRecord
 from gradwatch_collector.runs.registry import Registry
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import database as db
@@ -41,7 +41,8 @@ from gradwatch_collector.storage.segments import DAY
 from gradwatch_collector.storage.series import SeriesIds
 from gradwatch_collector.storage.writing import store
 from gradwatch_slo.indicators import Selection, SuccessRate
-from tests.batches import at, batch, event, scalar, source
+from tests.batches import SECOND, at, batch, event, scalar, source
+from tests.told_runs import tell as tell_at
 
 DAYS = 86_400
 
@@ -143,6 +144,24 @@ def test_what_runs_of_before_were_compared_with_follows_from_what_came_of_it(dat
             ).order_by(known.run_id)
         ).all()
     assert found == [(pytest.approx(0.2), 10.0, -0.25, True), (None, None, None, True)]
+
+
+def test_a_target_of_before_stays_when_a_later_attempt_reaches_it_again(database: Engine) -> None:
+    def told(attempt: int, started: float, *events: EventRecord) -> None:
+        sender = source("run", attempt=attempt, instance=str(attempt), target="val_loss<=0.5")
+        for each in (event(c.RUN_STARTED, started), *events):
+            tell_at(database, batch(sender, each), (each.time - at(0)) / SECOND + 0.1)
+
+    told(1, 0, event(c.TARGET_REACHED, 100, 1), event(c.RUN_ENDED, 200, 2, STATUS="failed"))
+    db.downgrade(database, "0013_views_for_dashboards")
+    with database.connect() as connection:
+        (clock,) = connection.scalars(select(schema.process.c.clock))
+    assert not any(name.startswith("reached") for name in clock)  # what older collectors do not know
+    db.upgrade(database)
+    told(2, 300, event(c.TARGET_REACHED, 5000, 1), event(c.RUN_ENDED, 6000, 2, STATUS="succeeded"))
+    with database.connect() as connection:
+        (row,) = connection.execute(select(schema.run)).mappings()
+    assert (row["attempt"], row["target_reached_at"]) == (2, at(100))
 
 
 def test_tokens_of_before_may_do_what_they_could(database: Engine) -> None:

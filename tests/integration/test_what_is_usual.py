@@ -13,6 +13,7 @@ from sqlalchemy import Engine, insert, select
 
 from gradwatch import conventions as c
 from gradwatch.cli import main
+from gradwatch_collector.objectives import summaries
 from gradwatch_collector.objectives.baselines import quality_before, usual
 from gradwatch_collector.objectives.evaluation import evaluate_objectives
 from gradwatch_collector.objectives.exclusions import What, exclude
@@ -25,6 +26,7 @@ from gradwatch_slo.cost import PriceTable
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import Selection, Threshold
 from gradwatch_slo.objective import Objective
+from gradwatch_slo.report import ObjectiveReport
 from gradwatch_slo.runs import Status
 from gradwatch_slo.windows import TimeWindow
 from tests.batches import at, batch, frame, source
@@ -145,6 +147,21 @@ def summarise(database: Engine, prices: PriceTable | None = None, *, days: float
         pass
 
 
+def judged(database: Engine, measure: Threshold) -> ObjectiveReport:
+    """Of the runs of a day."""
+    asked = Objective(
+        name="cost",
+        indicator="cost",
+        target=Decimal("0.9"),
+        window=TimeWindow(Duration(28, "d")),
+        measure=measure,
+        selection=Selection(),
+    )
+    with database.connect() as connection:
+        (report,) = evaluate_objectives(connection, [asked], at(DAY))
+    return report
+
+
 def told(database: Engine, run_id: str) -> Any:
     with database.connect() as connection:
         rows = connection.execute(select(schema.run_summary).where(schema.run_summary.c.run_id == run_id))
@@ -221,6 +238,37 @@ def test_a_cost_is_compared_with_those_of_its_own_currency_only(database: Engine
     assert (told(database, "run-5").currency, told(database, "run-5").step_cost_ratio) == ("JPY", None)
 
 
+def test_a_cost_that_is_just_so_many_times_the_usual_is_no_more(database: Engine) -> None:
+    """6/5 of 17/3600 a step: neither is a number with 16 digits."""
+    for number, seconds in enumerate([100] * 5 + [120] * 6):
+        tell_run(
+            database, f"run-{number}", 2000 * number, seconds=seconds, losses=[1.0] * 20, devices=["cuda:0"],
+            resource=GPU,
+        )  # fmt: skip
+    summarise(database, euros("3.40"))
+    for measure, good in (
+        (Threshold("step_cost_ratio", "lte", Decimal("1.2")), 6),
+        (Threshold("step_cost_ratio", "gt", Decimal("1.2")), 0),
+        (Threshold("step_cost_ratio", "lte", Decimal("1.2"), baseline_run="run-0"), 10),
+        (Threshold("step_cost_ratio", "gt", Decimal("1.2"), baseline_run="run-0"), 0),
+        (Threshold("step_cost_ratio", "gte", Decimal("1.2"), baseline_run="run-0"), 6),
+        (Threshold("step_cost_ratio", "lt", Decimal("1.2"), baseline_run="run-0"), 4),
+    ):
+        assert judged(database, measure).good == good, measure
+
+
+def test_a_run_of_before_currencies_were_kept_is_read_again_by_what_was_usual_then(database: Engine) -> None:
+    tell_history(database, 6)
+    summarise(database, euros("3.60"))
+    with transaction(database) as connection:
+        connection.execute(schema.run_summary.update().values(currency=None))
+        for number in range(3):
+            exclude(connection, What(single_run=f"run-{number}"), "a broken switch", now=at(50 * DAY))
+    tell_more(database, "run-5")
+    summarise(database, euros("3.60"))
+    assert told(database, "run-5").step_cost_ratio == 1
+
+
 def test_a_cost_from_before_currencies_were_kept_is_taken_for_one_of_today(database: Engine) -> None:
     tell_history(database, 6)
     summarise(database, euros("3.60"))
@@ -238,16 +286,7 @@ def test_a_pinned_run_is_compared_with_costs_of_its_own_currency_only(database: 
     tell_history(database, 3, first=2)
     summarise(database, euros("3.60", currency))
     pinned = Threshold("step_cost_ratio", "lte", Decimal("1.2"), baseline_run="run-0")
-    asked = Objective(
-        name="cost",
-        indicator="cost",
-        target=Decimal("0.9"),
-        window=TimeWindow(Duration(28, "d")),
-        measure=pinned,
-        selection=Selection(),
-    )
-    with database.connect() as connection:
-        (report,) = evaluate_objectives(connection, [asked], at(DAY))
+    report = judged(database, pinned)
     assert (report.good, report.total) == ((4, 4) if currency == "EUR" else (1, 1))
 
 
@@ -277,6 +316,29 @@ def test_what_is_usual_is_looked_up_anew_with_the_rest(database: Engine, databas
     assert told(database, "run-5").step_cost_ratio == 1
     summarise(database, euros("3.60"), days=10_000)
     assert told(database, "run-5").step_cost_ratio is None
+
+
+def test_what_is_due_already_is_summarised_anew_in_its_turn(database: Engine, database_url: str) -> None:
+    tell_history(database, 6)
+    summarise(database, euros("3.60"))
+    tell_more(database, "run-5")
+    words = ("slo", "summarise", "--from", _day(0), "--to", _day(0), "--db", database_url)
+    assert CliRunner().invoke(main, words).exit_code == 0
+    summarise(database, euros("7.20"), days=10_000)
+    assert told(database, "run-5").step_cost_ratio == 1
+
+
+def test_a_run_of_which_nothing_is_known_goes_before_those_that_are_read_again(
+    database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "_RUNS_AT_ONCE", 2)
+    tell_history(database, 4)
+    summarise(database, euros("3.60"))
+    words = ("slo", "summarise", "--from", _day(0), "--to", _day(0), "--db", database_url)
+    assert CliRunner().invoke(main, words).exit_code == 0
+    tell_history(database, 1, first=4)
+    assert not summarise_due(database, lambda: transaction(database), euros("7.20"), at(10_000 * DAY))
+    assert [told(database, f"run-{number}").step_cost for number in (0, 1, 4)] == [20, 10, 20]
 
 
 def test_only_runs_that_ended_within_the_days_are_summarised_anew(database: Engine, database_url: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from fractions import Fraction
 
 from sqlalchemy import Connection, select
@@ -15,9 +14,9 @@ from sqlalchemy import Connection, select
 from gradwatch_collector.objectives.baselines import threshold
 from gradwatch_collector.objectives.judging import Pinned
 from gradwatch_collector.runs.quality import WORST, Aim
-from gradwatch_collector.runs.written import rounded, written
+from gradwatch_collector.runs.written import place, rounded, written
 from gradwatch_collector.storage import schema
-from gradwatch_slo.indicators import COMPARISONS, Measure, RunValue, Threshold, pinned_run
+from gradwatch_slo.indicators import COMPARISONS, Measure, Threshold, pinned_run
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.problems import printable
 
@@ -46,7 +45,7 @@ def load_pinned(connection: Connection, measure: Measure) -> Pinned | None:
         return Pinned(run_id, granted=threshold([row.took]) if is_known else None)
     return Pinned(
         run_id,
-        bound=_bound(measure.value, measure.bound, row.value),
+        bound=_bound(measure, row.value),
         aim=Aim.of(row.target) if measure.value == "quality_delta" else None,
         currency=row.currency if measure.value == "step_cost_ratio" else None,
     )
@@ -65,13 +64,20 @@ def unknown_pinned(connection: Connection, objectives: Iterable[Objective]) -> I
         )
 
 
-def _bound(value: RunValue, bound: Decimal, pinned: float | None) -> float | None:
-    """Return what the value of a run by itself is compared with, so that nothing is rounded before that."""
+def _bound(measure: Threshold, pinned: float | None) -> float | None:
+    """Return what the value of a run by itself is compared with."""
     if pinned is None or not math.isfinite(pinned):
         return None
-    if value == "quality_delta":
-        # Whatever came after one that diverged would be better.
-        limit = None if pinned == WORST else written(pinned) + Fraction(bound)
+    against, bound = written(pinned), Fraction(measure.bound)
+    if measure.value == "quality_delta":
+        if pinned == WORST:
+            return None  # whatever came after one that diverged would be better
+        limit = against + bound
+        unit = place(against, limit)
+    elif pinned <= 0:
+        return None
     else:
-        limit = written(pinned) * Fraction(bound) if pinned > 0 else None
-    return None if limit is None else rounded(limit)
+        limit = against * bound
+        unit = place(limit)
+    # What is not told apart by twelve digits is the same: at most so much, and no more than it.
+    return rounded(limit + unit / 2 if measure.operator in ("lte", "gt") else limit - unit / 2)

@@ -22,7 +22,7 @@ from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.runs.quality import WORST
 from gradwatch_collector.runs.summary import Summary, summarise
 from gradwatch_collector.runs.turns import take_all_turns, take_turns
-from gradwatch_collector.runs.written import rounded, written
+from gradwatch_collector.runs.written import difference, ratio
 from gradwatch_collector.service import audit
 from gradwatch_collector.storage import schema
 from gradwatch_collector.storage.database import batched, of_one_moment
@@ -61,7 +61,8 @@ def summarise_due(
             select(_due.run_id)
             .join(schema.run_summary, known.run_id == _due.run_id, isouter=True)
             .where(_due.told_at <= case((known.run_id.is_(None), now - SETTLES_AFTER), else_=now - AGAIN_AFTER))
-            .order_by(_due.due_id)
+            # Of those first nothing is known: others may be many, once they are summarised anew.
+            .order_by(known.run_id.is_not(None), _due.due_id)
             .limit(_RUNS_AT_ONCE)
         ).all()
     for run_id in dict.fromkeys(told):
@@ -88,7 +89,8 @@ def summarise_anew(connection: Connection, start: int, end: int, *, now: int) ->
     known = schema.run_summary.c
     of_them = known.run_id.in_(select(_run.run_id).where(ended))
     connection.execute(update(schema.run_summary).where(of_them).values(compared=False))
-    # In their order: what is usual is made of those before.
+    # In their order, whatever is due already: what is usual is made of those before.
+    connection.execute(delete(schema.summary_due).where(_due.run_id.in_(select(_run.run_id).where(ended))))
     due = select(_run.run_id, literal(now, BigInteger)).where(ended).order_by(_run.ended_at, _run.run_id)
     connection.execute(insert(schema.summary_due).from_select(["run_id", "told_at"], due))
     audit.record(connection, audit.operator(), "slo.summarised", "runs", {"start": start, "end": end}, now=now)
@@ -126,8 +128,10 @@ def _usual(connection: Connection, run: RunRow, summary: Summary) -> _Usual:
     before = connection.execute(
         select(schema.run_summary).where(known.run_id == run.run_id, known.compared)
     ).one_or_none()
-    costs_alike = before is not None and before.currency == summary.currency
     # Of what was stored before currencies were it is taken to be the same.
+    costs_alike = before is not None and (
+        before.currency == summary.currency or (before.currency is None and before.step_cost is not None)
+    )
     same_currency = known.currency.is_(None) | (known.currency == summary.currency)
     return _Usual(
         before.collective_p95_usual if before is not None else usual(connection, run, "collective_p95"),
@@ -150,13 +154,13 @@ def _compared(summary: Summary, usually: _Usual) -> Mapping[str, Any]:
 
 
 def _ratio(value: float | None, usually: float | None) -> float | None:
-    return None if value is None or not usually else rounded(written(value) / written(usually))
+    return None if value is None or not usually else ratio(value, usually)
 
 
 def _delta(quality: float | None, before: float | None) -> float | None:
     if quality is None or before is None:
         return None
-    return WORST if quality == WORST else rounded(written(quality) - written(before))
+    return WORST if quality == WORST else difference(quality, before)
 
 
 def _write(connection: Connection, run_id: str, values: Mapping[str, Any] | None) -> None:

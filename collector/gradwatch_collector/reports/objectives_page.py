@@ -212,9 +212,11 @@ def _told(objective: Objective, report: ObjectiveReport, zone: tzinfo) -> Object
 def _facts(report: ObjectiveReport, zone: tzinfo) -> Iterator[tuple[str, str]]:
     low, high = (percent(Fraction(each)) for each in report.interval)
     rate = f"{sli(report)}; the true rate may be {low} to {high}"
-    yield "Good", f"{amount(report.good)} of {report.total}, {rate}"
+    yield "Good", f"{amount(report.good, report.total)} of {report.total}, {rate}"
     yield "Target", target_percent(report.target)
-    events = f"{counted(report.allowed, 'bad event')} allowed, {amount(report.bad)} seen"
+    plural = "" if report.allowed == 1 else "s"
+    events = f"{amount(report.allowed, report.bad)} bad event{plural} allowed"
+    events += f", {amount(report.bad, report.allowed)} seen"
     yield "Budget", f"{events}: {budget_percent(budget(report))} left"
     whole, left = report.budget_time, report.budget_time_left
     if whole is not None and left is not None:

@@ -1,7 +1,8 @@
-"""Arithmetic with numbers as they are written: 0.8 less 0.7 is 0.1, and not 0.10000000000000009.
+"""Arithmetic with measured numbers: 0.8 less 0.7 is 0.1, and not 0.10000000000000009.
 
-Bounds of objectives are decimals, and a value that is exactly at one must not fall to either side of it by how
-binary fractions are rounded.
+Bounds of objectives are decimals, and a value that is just at one must not fall to either side of it by how
+binary fractions are rounded. So numbers are taken as they are written, the shortest decimals that are read as
+them; and since those have 16 digits, and thirds need more, what comes of two is known to twelve.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fractions import Fraction
 from typing import Final
 
 _GREATEST: Final = Fraction(sys.float_info.max)
+_DIGITS: Final = 12
 
 
 def written(value: float) -> Fraction:
@@ -26,6 +28,29 @@ def rounded(value: Fraction) -> float:
     return float(max(-_GREATEST, min(_GREATEST, value)))
 
 
+def difference(value: float, other: float) -> float:
+    """Return by how much the first is more, to twelve digits of the larger of them."""
+    one, two = written(value), written(other)
+    return rounded(_to(one - two, place(one, two)))
+
+
+def ratio(value: float, other: float) -> float:
+    """Return the first by the second, which is not 0, to twelve digits."""
+    exact = written(value) / written(other)
+    return rounded(_to(exact, place(exact)))
+
+
+def place(*values: Fraction) -> Fraction:
+    """Return what the twelfth digit of the largest of these counts, or a tenth of that; 0 of zeros."""
+    largest = max(map(abs, values))
+    digits = len(str(largest.numerator)) - len(str(largest.denominator))
+    return Fraction(10) ** (digits - _DIGITS) if largest else Fraction(0)
+
+
+def _to(value: Fraction, unit: Fraction) -> Fraction:
+    return round(value / unit) * unit if unit else value
+
+
 def median(values: Iterable[float]) -> float:
     """Return the median; there must be one. Of two in the middle it is the mean."""
     return rounded(statistics.median(map(written, values)))
@@ -36,5 +61,5 @@ def mean(values: Iterable[tuple[float, int]]) -> float:
     counts: Counter[float] = Counter()
     for value, count in values:
         counts[value] += count
-    total = sum((written(value) * count for value, count in counts.items()), Fraction())
-    return rounded(total / counts.total())
+    total = sum((written(value) * count for value, count in counts.items()), Fraction()) / counts.total()
+    return rounded(_to(total, place(total)))

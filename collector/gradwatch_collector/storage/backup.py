@@ -37,6 +37,8 @@ def back_up(engine: Engine, path: Path) -> None:
         _sync(partial)
         partial.rename(path)
         _sync(path.parent)
+    except UnicodeEncodeError as error:
+        raise DatabaseError(f"found {os.fsencode(path)!r}, expected a name in UTF-8 for SQLite") from error
     except (SQLAlchemyError, OSError, sqlite3.Error) as error:
         partial.unlink(missing_ok=True)
         raise DatabaseError(f"cannot write {path}: {error}") from error
