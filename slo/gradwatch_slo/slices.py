@@ -42,6 +42,13 @@ class Slicing:
         """Whether a slice may be bad in part."""
         return self.target is None
 
+    def is_bad(self, counts: Counts) -> bool:
+        """Whether a slice of these is bad, at least in part."""
+        if self.target is None:
+            return counts.bad > 0
+        share, whole = self.target.as_integer_ratio()
+        return counts.good * whole < counts.total * share
+
 
 def edges(slicing: Slicing, rule: TimeWindow, window: Window, end: datetime) -> Sequence[int]:
     """Return where the slices within a window and before ``end`` begin, in order, and where the last one ends.
@@ -94,13 +101,12 @@ def judged(
     """
     if slicing.target is None:
         return _in_part(counts)
-    share, whole = slicing.target.as_integer_ratio()
     slices: Counter[Group] = Counter()
-    good: Counter[Group] = Counter()
+    bad: Counter[Group] = Counter()
     for (_, group), counted in counts.items():
         slices[group] += 1
-        good[group] += counted.good * whole >= counted.total * share
-    return {group: Counts(good[group], total - good[group]) for group, total in slices.items()}, {}
+        bad[group] += slicing.is_bad(counted)
+    return {group: Counts(total - bad[group], bad[group]) for group, total in slices.items()}, {}
 
 
 def _in_part(counts: Mapping[tuple[int, Group], Counts]) -> tuple[dict[Group, Counts], dict[Group, Lost]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -55,6 +56,10 @@ def test_a_backup_overwrites_nothing_and_leaves_nothing_behind_when_it_fails(
     assert nowhere.returncode == 1
     assert nowhere.stderr.startswith("Error: cannot write")
     assert "Traceback" not in nowhere.stderr
+    no_text = gradwatch("db", "backup", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.db"), "--db", database)
+    assert no_text.returncode == 1
+    assert no_text.stderr.startswith("Error: found b'")
+    assert no_text.stderr.endswith("xff.db', expected a name in UTF-8 for SQLite\n")
 
 
 @pytest.mark.postgresql

@@ -367,6 +367,37 @@ def test_objectives_of_time_slices_have_runs_to_look_at(
     assert looked_at(text) == {"broken": ["mine: failed after 1h00m"]}
 
 
+@pytest.mark.parametrize("method", ["Timeslices", "RatioTimeslices"])
+def test_of_slices_the_runs_of_bad_ones_are_shown(
+    database: Engine, database_url: str, tmp_path: Path, method: str
+) -> None:
+    runs = [
+        ended(OCTOBER + day * DAY + (n + 1) * HOUR, run_id=f"day-{day}-{n}")
+        | ({"status": Status.FAILED} if day == 3 or n == 0 else {})
+        for day in range(8)
+        for n in range(10)
+    ]
+    store(database, *runs)
+    asked = "target: 0.95, timeSliceWindow: 1d" + (", timeSliceTarget: 0.9" if method == "Timeslices" else "")
+    shown = list(
+        looked_at(page(database_url, tmp_path / "mine.yaml", objective("success", asked=asked, method=method)))
+    )
+    # A single failure spends nothing of a day that is good with nine of ten.
+    newest = [f"day-{day}-0" for day in (7, 6, 5, 4)]
+    assert shown == ([f"day-3-{n}" for n in (9, 8, 7, 6)] if method == "Timeslices" else newest)
+
+
+def test_a_budget_that_is_nearly_as_it_was_is_told_so(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    store(
+        database, *(ended(OCTOBER + n * MINUTE, run_id=f"run-{n}") for n in range(3000)), failed(OCTOBER + DAY)
+    )
+    told = Page(page(database_url, tmp_path / "mine.yaml", objective("success"))).texts
+    assert any("300 bad events allowed, 1 seen: 99.7 % left" in each for each in told)
+    assert any("From 100 % at the start of the window to 99.7 %" in each for each in told)
+
+
 def test_whatever_the_stretches_the_newest_bad_runs_are_found_or_those_with_most_bad_steps(
     database: Engine,
 ) -> None:
@@ -391,7 +422,7 @@ def test_whatever_the_stretches_the_newest_bad_runs_are_found_or_those_with_most
             by_most, newest = (
                 worst_runs(
                     connection, each, {"tier": "production"},
-                    Courses(Tallies(connection), Indicator.of(each), edges).of(()),
+                    Courses(Tallies(connection), Indicator.of(each), edges).of(()).stretches,
                     going_on=0, now=edges[-1],
                 )
                 for each in objectives

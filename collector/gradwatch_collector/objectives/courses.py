@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Final
 
 from gradwatch_collector.objectives.changes import HOUR
-from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.counting import Stretch, Tallies
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_slo.counts import Counts, Group
 
@@ -26,6 +26,11 @@ class Course:
 
     edges: tuple[int, ...]
     counts: tuple[Counts, ...]
+
+    @property
+    def stretches(self) -> dict[Stretch, Counts]:
+        """What was counted by stretch."""
+        return dict(zip(pairwise(self.edges), self.counts, strict=True))
 
 
 class Courses:

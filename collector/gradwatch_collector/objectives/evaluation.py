@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection
 
-from gradwatch_collector.objectives.counting import Tallies
+from gradwatch_collector.objectives.counting import Stretch, Tallies
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.runs.facts import moment, nanos
 from gradwatch_slo.counts import Counts, Group, Lost
@@ -84,13 +86,10 @@ _Counts = tuple[Mapping[Group, Counts], Mapping[Group, Lost]]
 
 
 def _count(tallies: Tallies, objective: Objective, window: Window, as_of: datetime, *, past: bool) -> _Counts:
-    indicator = Indicator.of(objective)
-    # A rolling window includes its end, a calendar one ends before the next; and nothing of the future counts.
-    end = as_of + _MOMENT if window.rolling else min(window.end, as_of + _MOMENT)
+    indicator, end = Indicator.of(objective), _end(window, as_of)
     if objective.slicing is not None:
-        return count_slices(
-            tallies, objective, objective.slicing, edges(objective.slicing, objective.window, window, end)
-        )
+        slices = edges(objective.slicing, objective.window, window, end)
+        return count_slices(tallies, objective, objective.slicing, slices)
     # What goes on has not ended anywhere else: it belongs to the window that is open now, and to no other.
     ended = tallies.over(indicator, nanos(window.start), nanos(end))
     going_on = {} if past else tallies.open_at(indicator, nanos(as_of))
@@ -100,9 +99,32 @@ def _count(tallies: Tallies, objective: Objective, window: Window, as_of: dateti
 
 def count_slices(tallies: Tallies, objective: Objective, slicing: Slicing, slices: Sequence[int]) -> _Counts:
     """Judge the slices between these edges (:func:`~gradwatch_slo.slices.edges`)."""
+    return judged(slicing, _by_slice(tallies, objective, slices))
+
+
+def bad_slices(
+    tallies: Tallies, objective: Objective, slicing: Slicing, window: Window, as_of: datetime
+) -> Mapping[Group, Mapping[Stretch, Counts]]:
+    """Return the slices of a window that are bad, at least in part, and what was counted in each, by group."""
+    slices = edges(slicing, objective.window, window, _end(window, as_of))
+    found: defaultdict[Group, dict[Stretch, Counts]] = defaultdict(dict)
+    for (number, group), counts in sorted(_by_slice(tallies, objective, slices).items(), key=itemgetter(0)):
+        if slicing.is_bad(counts):
+            found[group][slices[number], slices[number + 1]] = counts
+    return found
+
+
+def _by_slice(
+    tallies: Tallies, objective: Objective, slices: Sequence[int]
+) -> Mapping[tuple[int, Group], Counts]:
     if not slices or slices[0] == slices[-1]:
-        return {}, {}
+        return {}
     step = step_of(slices)
     periods = 0, (slices[-1] - slices[0]) // step
     counted = tallies.by_period(Indicator.of(objective), slices[0], step, periods)
-    return judged(slicing, by_slice(counted, step, slices))
+    return by_slice(counted, step, slices)
+
+
+def _end(window: Window, as_of: datetime) -> datetime:
+    # A rolling window includes its end, a calendar one ends before the next; and nothing of the future counts.
+    return as_of + _MOMENT if window.rolling else min(window.end, as_of + _MOMENT)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Double, Row, cast, select
 
-from gradwatch_collector.objectives.courses import Course
+from gradwatch_collector.objectives.counting import Stretch
 from gradwatch_collector.objectives.exclusions import load_periods
 from gradwatch_collector.objectives.judging import (
     Judgement,
@@ -22,6 +21,7 @@ from gradwatch_collector.objectives.judging import (
 )
 from gradwatch_collector.objectives.pinned import load_pinned
 from gradwatch_collector.storage import schema
+from gradwatch_slo.counts import Counts
 from gradwatch_slo.indicators import UnitRatio
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.runs import Status
@@ -55,7 +55,7 @@ def worst_runs(
     connection: Connection,
     objective: Objective,
     group: Mapping[str, str | None],
-    course: Course,
+    stretches: Mapping[Stretch, Counts],
     *,
     going_on: int,
     now: int,
@@ -64,9 +64,10 @@ def worst_runs(
 
     Args:
         connection: Of the moment at which the objective was evaluated.
-        objective: Whatever its slicing: bad is what adds bad events.
+        objective: Bad is what adds bad events.
         group: Of its runs.
-        course: Of its window: only stretches in which something was bad are read, and no more than it takes.
+        stretches: Of its window, or its bad slices, and what was counted in each: only those in which something
+            was bad are read, and no more than it takes.
         going_on: How many runs that go on it counts as bad. They are first.
         now: Of the evaluation, Unix nanoseconds.
     """
@@ -103,12 +104,8 @@ def worst_runs(
         found = read(open_judgement, is_open, most=min(going_on, MOST_RUNS), first=(_run.started_at,))
     judgement = judge_ended(measure, pinned)
     # No run of a stretch can have more bad events than all of them have, and most measures count a run once.
-    stretches = [
-        (start, end, counts.bad if has_many else 1)
-        for (start, end), counts in zip(pairwise(course.edges), course.counts, strict=True)
-        if counts.bad
-    ]
-    for start, end, at_most in sorted(stretches, key=lambda stretch: (-stretch[2], -stretch[0])):
+    bad = [(*stretch, counts.bad if has_many else 1) for stretch, counts in stretches.items() if counts.bad]
+    for start, end, at_most in sorted(bad, key=lambda stretch: (-stretch[2], -stretch[0])):
         if len(found) == MOST_RUNS and found[-1].bad >= at_most:
             break
         found += read(

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from gradwatch_collector.objectives.counting import Tallies
 from gradwatch_collector.objectives.courses import Courses, mondays, pieces
+from gradwatch_collector.objectives.evaluation import bad_slices
 from gradwatch_collector.objectives.indicator import Indicator
 from gradwatch_collector.objectives.spending import Spending, about, spending
 from gradwatch_collector.objectives.spreads import spreads
@@ -96,7 +97,8 @@ def objectives_page(
     """Return the page. ``now``: the moment that the reports are of, Unix nanoseconds."""
     as_of, zone = moment(now), options.zone
     reports = sorted(reports, key=lambda each: _sickness(each[1]))
-    courses = cache(partial(Courses, Tallies(connection)))
+    tallies = Tallies(connection)
+    courses = cache(partial(Courses, tallies))
     pictured = [each for each in reports if each[1].total][:_MOST_PICTURED]
     sick = [each for each in reports if each[1].bad][:_MOST_PICTURED]
     start, end = _span([report.window for _, report in reports], as_of)
@@ -119,7 +121,7 @@ def objectives_page(
         is_cut=sum(report.total > 0 for _, report in reports) > len(pictured),
         cost=cost_picture(spent) if spent is not None and spent.by_team else None,
         cost_words=_cost_words(spent, _window_words(moment(start), moment(end), zone)),
-        runs=runs_told(_bad_runs(connection, sick, courses, as_of), zone, options.url),
+        runs=runs_told(_bad_runs(connection, sick, tallies, courses, as_of), zone, options.url),
         most_objectives=_MOST_PICTURED,
         most_runs=MOST_RUNS,
         as_of=_time(as_of, zone),
@@ -174,15 +176,19 @@ def _pictures(
 
 
 def _bad_runs(
-    connection: Connection, sick: _Reports, courses: _Courses, as_of: datetime
+    connection: Connection, sick: _Reports, tallies: Tallies, courses: _Courses, as_of: datetime
 ) -> Iterator[tuple[Objective, list[BadRun]]]:
     for objective, report in sick:
-        edges = tuple(pieces(*_stretch(report.window, as_of)))
-        course = courses(Indicator.of(objective), edges).of(tuple(report.group.values()))
-        # What goes on and is known to be bad is no part of any stretch; slices are of what has ended.
-        ended = sum(each.bad for each in course.counts)
-        going_on = report.events.bad - ended if objective.slicing is None else 0
-        runs = worst_runs(connection, objective, report.group, course, going_on=going_on, now=nanos(as_of))
+        values, going_on = tuple(report.group.values()), 0
+        if objective.slicing is not None:
+            slices = bad_slices(tallies, objective, objective.slicing, report.window, as_of)
+            stretches = slices.get(values, {})
+        else:
+            edges = tuple(pieces(*_stretch(report.window, as_of)))
+            stretches = courses(Indicator.of(objective), edges).of(values).stretches
+            # What goes on and is known to be bad is no part of any.
+            going_on = report.events.bad - sum(each.bad for each in stretches.values())
+        runs = worst_runs(connection, objective, report.group, stretches, going_on=going_on, now=nanos(as_of))
         yield objective, runs
 
 

@@ -29,6 +29,7 @@ from gradwatch_slo.schemas import load_schema
 from gradwatch_slo.slices import Slicing, by_slice, edges, judged, step_of
 from gradwatch_slo.statistics import binomial_upper_tail, wilson_interval
 from gradwatch_slo.windows import TimeWindow
+from gradwatch_slo.wording import amount
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -133,7 +134,13 @@ def test_four_slices_are_too_few_whatever_happened_in_them() -> None:
 
 def test_what_is_lost_of_a_slice_is_never_told_as_nothing() -> None:
     found = report(Slicing(HOURLY), "0.9", {(0, ()): Counts(99_999, 1)})
-    assert found.summary.startswith("less than 0.0001 of 1 slice were lost in all")
+    assert found.summary.startswith("0.00001 of 1 slice were lost in all")
+
+
+@pytest.mark.parametrize(("lost", "told"), [("0.99999", "0.9999"), ("1", "1"), ("1.00001", "1.00001")])
+def test_what_is_lost_reads_as_what_the_budget_allows_only_if_it_is(lost: str, told: str) -> None:
+    assert amount(Fraction(lost), 1) == told
+    assert amount(1, Fraction(lost)) == "1"
 
 
 def test_one_failure_does_not_spend_the_budget_of_slices_with_many_events() -> None:
