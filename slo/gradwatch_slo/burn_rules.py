@@ -7,7 +7,7 @@ the short one that it still goes on.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -26,16 +26,20 @@ _LEAST_RATE: Final = Fraction(9, 10)
 
 @dataclass(frozen=True, slots=True)
 class BurnRule:
-    """An alert on ``share`` of a window's budget spent within ``long``, and still over a twelfth of that."""
+    """An alert on ``share`` of a window's budget spent within ``long``, and still over a twelfth of that.
+
+    ``least``: what a look-back needs to have a burn rate.
+    """
 
     share: Fraction
     long: timedelta
     severity: str
+    least: timedelta = timedelta(0)
 
     @property
     def short(self) -> timedelta:
         """The look-back that shows that it goes on."""
-        return self.long / 12
+        return max(self.long / 12, self.least)
 
     def rate(self, window: timedelta) -> Fraction:
         """Return the burn rate that spends the share in time: 13.44 for 2 % of 28 days within an hour."""
@@ -51,25 +55,52 @@ BURN_RULES: Final = (
 )
 
 
-def fitting(target: Decimal, window: Duration) -> list[BurnRule]:
-    """Return the rules for a target over a window.
+def least_look_back(time_slice: Duration | None) -> timedelta:
+    """Return how long a look-back must be to always hold a whole slice: one may be cut, and one go on."""
+    return timedelta(0) if time_slice is None else 2 * time_slice.nominal
 
-    Left out is a rate that nothing but bad events does not reach, and one at which an objective is still met.
+
+def fitting(target: Decimal, window: Duration, time_slice: Duration | None) -> list[BurnRule]:
+    """Return the rules for a target over a window, of which slices are judged, or events (None).
+
+    Left out is a rate that nothing but bad events does not reach, one at which an objective is still met, and
+    one over less than two slices.
     """
-    most = 1 / (1 - Fraction(target))
-    return [rule for rule in BURN_RULES if _LEAST_RATE <= rule.rate(window.nominal) < most]
+    most, least = 1 / (1 - Fraction(target)), least_look_back(time_slice)
+    return [
+        replace(rule, least=least)
+        for rule in BURN_RULES
+        if _LEAST_RATE <= rule.rate(window.nominal) < most and least <= rule.long
+    ]
 
 
-def is_alerted(unit: Unit, target: Decimal, window: Duration, alerts: Iterable[BurnRateAlert]) -> bool:
+def is_alerted(
+    unit: Unit,
+    target: Decimal,
+    window: Duration,
+    time_slice: Duration | None,
+    alerts: Iterable[BurnRateAlert],
+) -> bool:
     """Return whether anybody can ever be told of an objective: by the exact test, a rule, or a policy."""
     return (
         unit == "run"
-        or bool(fitting(target, window))
-        or any(
-            alert.when_no_data or (alert.when_breaching and reachable(alert.operator, alert.threshold, target))
-            for alert in alerts
-        )
+        or bool(fitting(target, window, time_slice))
+        or any(alert.when_no_data or can_breach(alert, target, time_slice) for alert in alerts)
     )
+
+
+def can_breach(alert: BurnRateAlert, target: Decimal, time_slice: Duration | None) -> bool:
+    """Return whether a policy's alert can ever fire at a burn rate."""
+    return (
+        alert.when_breaching
+        and reachable(alert.operator, alert.threshold, target)
+        and has_rates(alert.look_back, time_slice)
+    )
+
+
+def has_rates(look_back: Duration, time_slice: Duration | None) -> bool:
+    """Return whether a look-back ever has a burn rate; one of a slice's length fits it for a mere instant."""
+    return time_slice is None or look_back.nominal > time_slice.nominal
 
 
 def reachable(operator: Operator, threshold: Decimal, target: Decimal) -> bool:

@@ -9,10 +9,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final, get_args
 
-from gradwatch_slo.burn_rules import holds_within, is_alerted, reachable
+from gradwatch_slo.burn_rules import has_rates, holds_within, is_alerted, least_look_back, reachable
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.indicators import RANGES, RunValue
-from gradwatch_slo.links import BurnRateAlert, Links, Place, PlacedAlert, PlacedIndicator, sources
+from gradwatch_slo.links import Links, Place, PlacedAlert, PlacedIndicator, sources
 from gradwatch_slo.openslo import SLO, DataSource, ObjectiveSpec, Operator
 from gradwatch_slo.problems import Problem, suggestion
 from gradwatch_slo.reader import Document
@@ -87,8 +87,7 @@ def _of_slo(document: Document, slo: SLO, links: Links) -> Iterator[Problem]:
     for placed in placed_alerts:
         yield from _of_alert(slo, placed)
     if not slo.spec.is_composite and indicators[0] is not None:
-        alerts = [placed.alert for placed in placed_alerts]
-        yield from _of_indicator(document, slo, indicators[0], links, alerts)
+        yield from _of_indicator(document, slo, indicators[0], links, placed_alerts)
 
 
 def _of_target(place: Place, objective: ObjectiveSpec) -> Iterator[Problem]:
@@ -163,7 +162,7 @@ def _of_alert(slo: SLO, placed: PlacedAlert) -> Iterator[Problem]:
 
 
 def _of_indicator(
-    document: Document, slo: SLO, indicator: PlacedIndicator, links: Links, alerts: Sequence[BurnRateAlert]
+    document: Document, slo: SLO, indicator: PlacedIndicator, links: Links, alerts: Sequence[PlacedAlert]
 ) -> Iterator[Problem]:
     """Yield what is useless of an indicator that is evaluated here, and of objectives by what it counts."""
     metrics = dict(indicator.spec.sources())
@@ -194,16 +193,21 @@ def _of_indicator(
 
 
 def _of_window(
-    document: Document, slo: SLO, window: Duration, source: GradwatchSource, alerts: Sequence[BurnRateAlert]
+    document: Document, slo: SLO, window: Duration, source: GradwatchSource, alerts: Sequence[PlacedAlert]
 ) -> Iterator[Problem]:
+    policies = [placed.alert for placed in alerts]
     for index, objective in enumerate(slo.spec.objectives):
         path = ("spec", "objectives", index)
-        target, unit = objective.ratio, source.unit
+        target, unit, time_slice = objective.ratio, source.unit, objective.time_slice_window
+        if time_slice is not None:
+            for placed in alerts:
+                yield from _of_look_back(slo.metadata.name, time_slice, placed)
         says = f"found {target.normalize():f} over {window}, expected"
-        if source.measure in FAULTS and not is_alerted(unit, target, window, alerts):
+        if source.measure in FAULTS and not is_alerted(unit, target, window, time_slice, policies):
+            slices = "" if time_slice is None else "shorter slices, "
             message = (
-                f"{says} a higher target, a longer window or an alert policy: no alert is made of it, so nobody"
-                " is told"
+                f"{says} {slices}a higher target, a longer window or an alert policy: no alert is made of it,"
+                " so nobody is told"
             )
             yield document.problem(path, message)
         most = _MOST_A_SECOND.get(unit)
@@ -215,6 +219,20 @@ def _of_window(
                 f" {fewest_events(target)} {unit}s to allow one, more than {most} a second"
             )
             yield document.problem(path, message)
+
+
+def _of_look_back(name: str, time_slice: Duration, placed: PlacedAlert) -> Iterator[Problem]:
+    """Yield a look-back that does not always hold a whole slice."""
+    look_back = placed.alert.look_back
+    if look_back.nominal >= least_look_back(time_slice):
+        return
+    if has_rates(look_back, time_slice):
+        why = "at times it holds no whole slice"
+    else:
+        fires = "always fires" if placed.alert.when_no_data else "can never fire"
+        why = f"it holds no whole slice, so the alert {fires}"
+    message = f"found {look_back}, expected at least twice the timeSliceWindow of '{name}', {time_slice}: {why}"
+    yield placed.condition.problem(("condition", "lookbackWindow"), message)
 
 
 def _of_part(name: str, place: Place, part: GradwatchSource, total: GradwatchSource) -> Iterator[Problem]:

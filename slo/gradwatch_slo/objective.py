@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from gradwatch_slo.durations import Duration
 from gradwatch_slo.files import read_files
 from gradwatch_slo.indicators import (
     UNIT_FAULTS,
@@ -61,6 +62,11 @@ class Objective:
     slicing: Slicing | None = None
     alerts: tuple[BurnRateAlert, ...] = ()
     team: str | None = None
+
+    @property
+    def time_slice(self) -> Duration | None:
+        """How long its slices of time are; None, if it judges events."""
+        return None if self.slicing is None else self.slicing.length
 
 
 @dataclass(frozen=True, slots=True)

@@ -398,11 +398,7 @@ class SLOSpec(StrictModel):
         """Yield missing or needless parts of time-sliced objectives, and doubled or missing indicators."""
         method, objectives = fields.get("budgetingMethod"), fields.get("objectives")
         yield from _one_indicator_each(fields, objectives if isinstance(objectives, list) else [])
-        needed = {
-            "Occurrences": (),
-            "Timeslices": ("timeSliceTarget", "timeSliceWindow"),
-            "RatioTimeslices": ("timeSliceWindow",),
-        }.get(method if isinstance(method, str) else "")
+        needed = _SLICED.get(method if isinstance(method, str) else "")
         if needed is None or not isinstance(objectives, list):
             return
         for index, objective in enumerate(objectives):
@@ -412,7 +408,16 @@ class SLOSpec(StrictModel):
                 if name in needed and objective.get(name) is None:
                     yield (("objectives", index), f"found no {name}, expected it with {method}")
                 if name not in needed and objective.get(name) is not None:
-                    yield (("objectives", index, name), f"found it with {method}, expected it with Timeslices")
+                    methods = " or ".join(method for method, names in _SLICED.items() if name in names)
+                    yield (("objectives", index, name), f"found it with {method}, expected it with {methods}")
+
+
+# What objectives have by the method of their budget.
+_SLICED: Final[Mapping[str, tuple[str, ...]]] = {
+    "Occurrences": (),
+    "Timeslices": ("timeSliceTarget", "timeSliceWindow"),
+    "RatioTimeslices": ("timeSliceWindow",),
+}
 
 
 def _one_indicator_each(fields: Mapping[str, Any], objectives: list[Any]) -> Iterator[Mismatch]:

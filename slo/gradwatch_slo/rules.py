@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 
 from gradwatch import conventions as c
-from gradwatch_slo.burn_rules import PAGE, TICKET, BurnRule, fitting, reachable
+from gradwatch_slo.burn_rules import PAGE, TICKET, BurnRule, can_breach, fitting
 from gradwatch_slo.durations import Duration
 from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
@@ -41,7 +41,9 @@ _LABELS: Final[Mapping[str, str]] = {"job": "training_job"} | {name: name for na
 
 def burn_rules(objective: Objective) -> list[BurnRule]:
     """Return the rules that fit an objective that counts many events, none for one that counts runs."""
-    return [] if objective.unit == "run" else fitting(objective.target, objective.window.duration)
+    if objective.unit == "run":
+        return []
+    return fitting(objective.target, objective.window.duration, objective.time_slice)
 
 
 def look_backs(objective: Objective) -> list[str]:
@@ -195,7 +197,7 @@ def _of_policy(part: _Part, alert: BurnRateAlert, objective: Objective) -> Itera
     hold = None if alert.alert_after is None else _shorthand(alert.alert_after.nominal)
     labels = (*part.labels, ("policy", alert.policy), ("notification_targets", ",".join(alert.targets)))
     # A burn rate that nothing can reach is no rule at all: promtool would take it, and nobody would notice.
-    if alert.when_breaching and reachable(alert.operator, alert.threshold, objective.target):
+    if can_breach(alert, objective.target, objective.time_slice):
         yield _Alert(
             name=ALERT_POLICY,
             expr=f"{rate} {_OPERATORS[alert.operator]} {alert.threshold:f}",

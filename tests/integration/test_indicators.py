@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -13,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
 from gradwatch_collector.objectives.baselines import baseline, threshold
 from gradwatch_collector.objectives.burn_rates import burn_rates
@@ -38,6 +39,7 @@ from gradwatch_slo.links import BurnRateAlert
 from gradwatch_slo.objective import Objective
 from gradwatch_slo.objectives import default_objectives
 from gradwatch_slo.report import ObjectiveReport
+from gradwatch_slo.rules import look_backs
 from gradwatch_slo.runs import Status
 from gradwatch_slo.slices import Slicing
 from gradwatch_slo.windows import TimeWindow
@@ -470,6 +472,33 @@ def test_the_burn_rate_of_slices_is_that_of_the_objectives_own_window(database: 
         store_runs(connection, runs)
         rates = [each.rate for each in burn_rates(connection, objectives, nanos(NOW))]
     assert rates == [0, pytest.approx(5)]
+
+
+@pytest.mark.parametrize("length", ["7m", "1h", "5h", "1d", "36h"])
+def test_whatever_the_rules_of_slices_read_is_there_at_any_time_of_a_day(database: Engine, length: str) -> None:
+    quarter = 15 * MINUTE
+    runs = [run(started=NOW - number * quarter, lasted=MINUTE) for number in range(4 * 96 + 8)]
+    runs += [run(started=NOW - number * MINUTE, lasted=SECOND) for number in range(28 * 60)]
+    summaries = [
+        {"run_id": each["run_id"], "steps": 9, "observed_steps": 9, "unhealthy_steps": 9} for each in runs
+    ]
+    of_steps = replace(objective(UnitRatio("step", "unhealthy"), unit="step"), target=Decimal("0.99"))
+    bad_only = [
+        replace(of_steps, slicing=Slicing(Duration.parse(length), target)) for target in (Decimal("0.9"), None)
+    ]
+    for each in bad_only:
+        assert look_backs(each)
+    # Before, at and after the ends of slices.
+    moments = [NOW - hours * HOUR + seconds * SECOND for hours in range(25) for seconds in (-1, 0, 1)]
+    with database.begin() as connection:
+        store_runs(connection, runs)
+        connection.execute(insert(schema.run_summary), summaries)
+        for moment in moments:
+            found = burn_rates(connection, bad_only, nanos(moment))
+            assert [each.look_back for each in found] == [
+                look_back for each in bad_only for look_back in look_backs(each)
+            ]
+            assert {each.rate for each in found} == {100}
 
 
 def test_the_burn_rate_of_slices_is_that_of_what_was_lost_of_them(database: Engine) -> None:

@@ -95,6 +95,6 @@ def rules(files: tuple[Path, ...], path: Path | None, runbook_url: str, grafana_
     """
     objectives = load_objectives(files).objectives
     for each in objectives:
-        if not is_alerted(each.unit, each.target, each.window.duration, each.alerts):
+        if not is_alerted(each.unit, each.target, each.window.duration, each.time_slice, each.alerts):
             click.echo(f"warning: {each.name}: no alert is made of it, so nobody is told", err=True)
     write_output(render_rules(objectives, runbook_url=runbook_url, grafana_url=grafana_url), path)

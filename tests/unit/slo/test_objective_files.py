@@ -501,7 +501,7 @@ def test_slos_share_a_name_where_what_they_are_grouped_by_tells_them_apart() -> 
         (slo(target="target: 0." + "9" * 50), "10: spec.objectives[0].target: found a very long number, expected at most 40 characters"),
         (slo(target="target: 0.9, targetPercent: 90"), "10: spec.objectives[0].targetPercent: found target and targetPercent, expected exactly one of target, targetPercent"),
         (slo(target="displayName: x"), "10: spec.objectives[0]: found none of them, expected exactly one of target, targetPercent"),
-        (slo(target="target: 0.9, timeSliceWindow: 5m"), "10: spec.objectives[0].timeSliceWindow: found it with Occurrences, expected it with Timeslices"),
+        (slo(target="target: 0.9, timeSliceWindow: 5m"), "10: spec.objectives[0].timeSliceWindow: found it with Occurrences, expected it with Timeslices or RatioTimeslices"),
         (slo().replace("Occurrences", "RatioTimeslices"), "10: spec.objectives[0]: found no timeSliceWindow, expected it with RatioTimeslices"),
         (slo().replace("[{target: 0.99}]", "[]"), "10: spec.objectives: found 0, expected at least 1 of them"),
         (slo().replace("[{target: 0.99}]", ""), "10: spec.objectives: found nothing, expected a list"),

@@ -357,6 +357,72 @@ def test_slices_are_enough_for_a_verdict_and_a_bad_one(
     assert warnings(text) == ([] if expected is None else [f"{found}: {expected}"])
 
 
+@pytest.mark.parametrize(
+    ("window", "length", "policy", "is_told"),
+    [
+        ("28d", "36h", "", True),
+        ("28d", "37h", "", False),
+        # Of a week only the looks back over an hour and six are rules.
+        ("7d", "3h", "", True),
+        ("7d", "4h", "", False),
+        ("28d", "2d", POLICY.replace("WHEN", "alertWhenBreaching: true").replace("1h", "4d"), True),
+        ("28d", "2d", POLICY.replace("WHEN", "alertWhenBreaching: true"), False),
+        ("28d", "2d", POLICY.replace("WHEN", "alertWhenNoData: true"), True),
+    ],
+)
+def test_an_objective_whose_slices_are_too_long_for_any_alert_is_useless(
+    tmp_path: Path, window: str, length: str, policy: str, is_told: bool
+) -> None:
+    text = slo(
+        faults("unit: step, measure: nonfinite"),
+        window=f"{{duration: {window}, isRolling: true}}",
+        method="RatioTimeslices",
+        objective=f"target: 0.99, timeSliceWindow: {length}",
+        more=policy,
+    )
+    untold = (
+        f"spec.objectives[0]: found 0.99 over {window}, expected shorter slices, a higher target, a longer window"
+        " or an alert policy: no alert is made of it, so nobody is told"
+    )
+    assert (untold in warnings(text)) is not is_told
+    file = tmp_path / "steps.yaml"
+    file.write_text(text)
+    rules = CliRunner().invoke(main, ["slo", "rules", "-f", str(file)])
+    assert ("- alert:" in rules.stdout) is is_told
+    assert rules.stderr == ("" if is_told else "warning: mine: no alert is made of it, so nobody is told\n")
+
+
+@pytest.mark.parametrize("method", ["Timeslices", "RatioTimeslices"])
+@pytest.mark.parametrize("metric", [f"ratioMetric: {{{SUCCESS}}}", faults("unit: step, measure: nonfinite")])
+@pytest.mark.parametrize(
+    ("look_back", "when", "expected"),
+    [
+        ("59m", "alertWhenBreaching: true", "it holds no whole slice, so the alert can never fire"),
+        ("1h", "alertWhenBreaching: true", "it holds no whole slice, so the alert can never fire"),
+        ("1h", "{alertWhenBreaching: true, alertWhenNoData: true}", "it holds no whole slice, so the alert always fires"),
+        ("61m", "alertWhenBreaching: true", "at times it holds no whole slice"),
+        ("119m", "alertWhenNoData: true", "at times it holds no whole slice"),
+        ("2h", "{alertWhenBreaching: true, alertWhenNoData: true}", None),
+    ],
+)  # fmt: skip
+def test_a_look_back_that_need_not_hold_a_whole_slice_is_useless(
+    method: str, metric: str, look_back: str, when: str, expected: str | None
+) -> None:
+    share = "timeSliceTarget: 0.9, " if method == "Timeslices" else ""
+    more = POLICY.replace("WHEN", when.strip("{}").replace(", ", "\n        "))
+    text = slo(
+        metric,
+        method=method,
+        objective=f"target: 0.99, {share}timeSliceWindow: 1h",
+        more=more.replace("1h", look_back),
+    )
+    at = "spec.alertPolicies[0].spec.conditions[0].spec.condition.lookbackWindow"
+    says = f"{at}: found {look_back}, expected at least twice the timeSliceWindow of 'mine', 1h"
+    assert warnings(text) == ([] if expected is None else [f"{says}: {expected}"])
+    # What others evaluate may look back in another way.
+    assert warnings(text.replace("type: gradwatch", "type: Prometheus")) == []
+
+
 @given(targets, st.decimals("-10", "20000", places=4))
 def test_a_threshold_is_reached_if_some_share_of_bad_events_reaches_it(target: Decimal, bound: Decimal) -> None:
     rates = [share / (1 - Fraction(target)) for share in (Fraction(0), Fraction(1, 2), Fraction(1))]

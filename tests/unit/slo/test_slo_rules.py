@@ -47,7 +47,11 @@ def of_slices() -> list[Objective]:
     return list(load_objectives([HERE / "slices.yaml"]).objectives)
 
 
-GOLDEN = {"runs": of_runs, "steps": of_steps, "slices": of_slices}
+def of_sliced_steps() -> list[Objective]:
+    return list(load_objectives([HERE / "sliced_steps.yaml"]).objectives)
+
+
+GOLDEN = {"runs": of_runs, "steps": of_steps, "slices": of_slices, "sliced_steps": of_sliced_steps}
 
 
 def promtool(*arguments: str | Path) -> None:
@@ -214,6 +218,33 @@ def test_rules_that_could_never_fire_or_would_tell_of_what_is_met_are_left_out(
 def test_every_rate_that_is_left_can_be_reached(target: Decimal, days: int) -> None:
     for rule in burn_rules(many(str(target), f"{days}d")):
         assert rule.rate(timedelta(days=days)) * (1 - Fraction(target)) < 1
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ("2m", ["5m", "1h", "30m", "6h", "2h", "1d", "6h", "3d"]),
+        ("3m", ["6m", "1h", "30m", "6h", "2h", "1d", "6h", "3d"]),
+        ("30m", ["1h", "6h", "2h", "1d", "6h", "3d"]),
+        ("31m", ["62m", "6h", "2h", "1d", "6h", "3d"]),
+        ("12h", ["1d", "3d"]),
+        ("1d", ["2d", "3d"]),
+        ("36h", ["3d"]),
+        ("2d", []),
+        ("1M", []),
+    ],
+)
+def test_rules_look_back_over_two_slices_at_least(length: str, expected: list[str]) -> None:
+    for target in (Decimal("0.9"), None):
+        sliced = replace(many(), slicing=Slicing(Duration.parse(length), target))
+        assert look_backs(sliced) == list(dict.fromkeys(expected))
+
+
+@pytest.mark.parametrize(("look_back", "is_made"), [("23h", False), ("1d", False), ("25h", True)])
+def test_a_policy_that_looks_back_over_no_whole_slice_is_no_rule(look_back: str, is_made: bool) -> None:
+    policy = replace(of_runs()[0].alerts[0], look_back=Duration.parse(look_back), when_breaching=True)
+    sliced = replace(many(), slicing=Slicing(Duration(1, "d")), alerts=(policy,))
+    assert ("GradwatchAlertPolicy" in {rule.get("alert") for rule in rules([sliced])}) is is_made
 
 
 def test_runs_are_too_few_for_burn_rates_unless_a_policy_asks() -> None:
