@@ -58,7 +58,7 @@ def test_no_output_holds_a_token_or_a_password(
         def failed() -> bool:
             nonlocal logged
             logged += capfd.readouterr().err
-            return "no evaluation" in logged and "cannot read" in logged
+            return "evaluation waits for the database" in logged and "cannot read" in logged
 
         eventually(failed, "the failures to be logged")
         running.process.terminate()
