@@ -178,6 +178,8 @@ def test_an_outage_of_many_runs_collectives_is_one_page(stack: Stack) -> None:
     # One that is left when the outage is over is told of then.
     for run_id in hung[1:]:
         stack.find(run_id, names.RULE_STALLED, "page", active=False)
+    # Else the outage may be told to be over before these are.
+    stack.prometheus.wait_for_evaluations(2)
     stack.find(hung[0], names.RULE_COLLECTIVE_OUTAGE, "page", active=False)
     stack.wait_until_told("page", hung[0], status="resolved", rule=names.RULE_COLLECTIVE_OUTAGE)
     stack.wait_until_told("page", hung[0], rule=names.RULE_STALLED)
