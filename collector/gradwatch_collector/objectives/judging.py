@@ -202,8 +202,13 @@ def _comparable(pinned: Pinned) -> ColumnElement[bool]:
     if pinned.aim is not None:
         others &= aims_at(pinned.aim)
     if pinned.currency is not None:
-        others &= _summary.currency.is_(None) | (_summary.currency == pinned.currency)
+        others &= same_currency(pinned.currency)
     return others
+
+
+def same_currency(currency: str | None) -> ColumnElement[bool]:
+    """Return which runs' costs are of a currency; those from before currencies were kept are taken to be."""
+    return _summary.currency.is_(None) | (_summary.currency == currency)
 
 
 def _compared(value: ColumnElement[Any], operator: Operator, bound: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gradwatch_collector.objectives.baselines import quality_before, usual
 from gradwatch_collector.objectives.changes import tell_changed
+from gradwatch_collector.objectives.judging import same_currency
 from gradwatch_collector.runs.facts import RunRow, load_runs
 from gradwatch_collector.runs.quality import WORST
 from gradwatch_collector.runs.summary import Summary, summarise
@@ -128,16 +129,14 @@ def _usual(connection: Connection, run: RunRow, summary: Summary) -> _Usual:
     before = connection.execute(
         select(schema.run_summary).where(known.run_id == run.run_id, known.compared)
     ).one_or_none()
-    # Of what was stored before currencies were it is taken to be the same.
     costs_alike = before is not None and (
         before.currency == summary.currency or (before.currency is None and before.step_cost is not None)
     )
-    same_currency = known.currency.is_(None) | (known.currency == summary.currency)
     return _Usual(
         before.collective_p95_usual if before is not None else usual(connection, run, "collective_p95"),
         before.step_cost_usual
         if before is not None and costs_alike
-        else usual(connection, run, "step_cost", same_currency),
+        else usual(connection, run, "step_cost", same_currency(summary.currency)),
         before.quality_before if before is not None else quality_before(connection, run),
     )
 
